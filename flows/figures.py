@@ -1,0 +1,185 @@
+"""The figures of a report, drawn from a study's tables alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+mpl.use("Agg")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A path as figures and tables show it."""
+
+    matcher: str
+    correction: str
+    label: str
+    color: str
+    marker: str
+
+
+CURVES = (
+    Curve("none", "none", "direct", "#8a8f98", "s"),
+    Curve("none", "repair", "direct, REPAIR", "#c9a227", "v"),
+    Curve("activation", "none", "aligned", "#c0392b", "o"),
+    Curve("activation", "repair", "aligned, REPAIR", "#1f6fb2", "D"),
+)
+
+FACTORS = ("depth", "width")
+_SERIES = ["dataset", "architecture", "normalization", "recipe", "measurement"]
+_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "figure.dpi": 130,
+}
+
+
+def main_factor(frame: pd.DataFrame) -> str:
+    """What the horizontal axis shows: of depth and width the one with more values."""
+    return max(FACTORS, key=lambda factor: frame[factor].nunique())
+
+
+def label_series(frame: pd.DataFrame, factor: str) -> pd.Series:
+    """One text per row that says all that sets its series apart, the axis' factor aside."""
+    other = next(name for name in FACTORS if name != factor)
+    varying = [name for name in [*_SERIES, other] if frame[name].nunique() > 1]
+    if not varying:
+        return pd.Series("", index=frame.index)
+    return frame[varying].apply(
+        lambda row: ", ".join(f"{name} {value}" if name in FACTORS else str(value) for name, value in row.items()),
+        axis=1,
+    )
+
+
+def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
+    """Test accuracy and loss barrier against depth or width, a panel per series; bars are 95 % intervals."""
+    factor = main_factor(ablation)
+    shown = ablation[(ablation["split"] == "test") & ablation["mean"].notna()]
+    metrics = {"accuracy_barrier": "accuracy barrier (points)", "loss_barrier": "loss barrier (nats)"}
+    shown = shown[shown["metric"].isin(list(metrics))].assign(series=lambda f: label_series(f, factor))
+    if shown.empty:
+        return None
+    panels = [(series, metric) for metric in metrics for series in sorted(shown["series"].unique())]
+    n_columns = max(2, shown["series"].nunique()) if shown["series"].nunique() > 1 else 2
+
+    def draw(axes: Axes, panel: tuple[str, str]) -> None:
+        series, metric = panel
+        of_panel = shown[(shown["series"] == series) & (shown["metric"] == metric)]
+        scale = 100 if metric.startswith("accuracy") else 1
+        values = sorted(of_panel[factor].unique())
+        positions = {value: position for position, value in enumerate(values)}
+        for curve in CURVES:
+            line = _of_curve(of_panel, curve).sort_values(factor)
+            if line.empty:
+                continue
+            reach = [line["mean"] - line["low"].fillna(line["mean"]), line["high"].fillna(line["mean"]) - line["mean"]]
+            axes.errorbar(
+                line[factor].map(positions), line["mean"] * scale, yerr=np.abs(np.array(reach)) * scale,
+                color=curve.color, marker=curve.marker, capsize=3, label=curve.label, markersize=5,
+            )  # fmt: skip
+        axes.set_xticks(range(len(values)), [str(value) for value in values])
+        axes.set_xlabel({"depth": "hidden layers", "width": "width"}[factor])
+        axes.set_ylabel(metrics[metric])
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        axes.set_title(series)
+
+    return _panels(panels, draw, n_columns)
+
+
+def draw_paths(paths: pd.DataFrame) -> bytes | None:
+    """Test accuracy along alpha, a panel per cell: the mean over pairs, and the band from the worst to the best."""
+    shown = paths[(paths["split"] == "test") & (paths["method"] == "weights")]
+    if shown.empty:
+        return None
+
+    def draw(axes: Axes, of_cell: pd.DataFrame) -> None:
+        for curve in CURVES:
+            by_alpha = _of_curve(of_cell, curve).groupby("alpha")["accuracy"]
+            if by_alpha.ngroups:
+                mean = by_alpha.mean() * 100
+                axes.plot(mean.index, mean, color=curve.color, label=curve.label)
+                axes.fill_between(
+                    mean.index, by_alpha.min() * 100, by_alpha.max() * 100, color=curve.color, alpha=0.15, linewidth=0
+                )
+        axes.set_xlabel("alpha")
+        axes.set_ylabel("test accuracy (%)")
+        axes.set_title(label_cell(of_cell, shown))
+
+    return _panels(cells_of(shown), draw, 4)
+
+
+def draw_variance(layers: pd.DataFrame) -> bytes | None:
+    """Variance of pre-activations at the midpoint over the endpoints', by layer: mean over pairs, and the goal's."""
+    shown = layers[layers["alpha"] == 0.5]
+    if shown.empty:
+        return None
+
+    def draw(axes: Axes, of_cell: pd.DataFrame) -> None:
+        goal = _of_curve(of_cell, CURVES[3]).groupby("position")["variance_ratio_target"].mean()
+        if len(goal):
+            axes.plot(goal.index + 1, goal, color="black", linestyle="--", linewidth=1, label="goal (aligned)")
+        for curve in CURVES:
+            by_layer = _of_curve(of_cell, curve).groupby("position")["variance_ratio"]
+            if by_layer.ngroups and curve.label != "direct, REPAIR":
+                mean = by_layer.mean()
+                axes.plot(
+                    mean.index + 1, mean, color=curve.color, marker=curve.marker, markersize=3.5, label=curve.label
+                )
+        axes.set_xlabel("hidden layer")
+        axes.set_ylabel("variance ratio")
+        axes.set_ylim(0, max(1.1, axes.get_ylim()[1]))
+        axes.set_title(label_cell(of_cell, shown))
+
+    return _panels(cells_of(shown), draw, 4)
+
+
+def cells_of(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of each cell and measurement, in the order of data set, width and depth."""
+    return [group for _, group in frame.groupby(["dataset", "width", "depth", "cell_id", "measurement"], sort=True)]
+
+
+def label_cell(of_cell: pd.DataFrame, among: pd.DataFrame) -> str:
+    """What sets a cell apart from the others of a study."""
+    varying = [name for name in [*_SERIES, *FACTORS] if among[name].nunique() > 1]
+    first = of_cell.iloc[0]
+    return ", ".join(f"{name} {first[name]}" if name in FACTORS else str(first[name]) for name in varying)
+
+
+def _of_curve(frame: pd.DataFrame, curve: Curve) -> pd.DataFrame:
+    return frame[(frame["matcher"] == curve.matcher) & (frame["correction"] == curve.correction)]
+
+
+def _panels(panels: Sequence, draw: Callable[[Axes, object], None], n_columns: int) -> bytes:
+    """A grid with one panel for each of `panels`, one legend for all, as PNG."""
+    n_columns = min(n_columns, len(panels))
+    n_rows = -(-len(panels) // n_columns)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(max(4.6, 3.3 * n_columns), 2.9 * n_rows + 0.4), layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
+        for axes, panel in zip(grid, panels, strict=False):
+            draw(axes, panel)
+        for axes in grid[len(panels) :]:
+            axes.set_visible(False)
+        entries: Mapping[str, object] = {
+            label: handle
+            for axes in grid[: len(panels)]
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=len(entries))
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()

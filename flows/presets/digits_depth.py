@@ -1,0 +1,16 @@
+"""Barrier against depth on scikit-learn's digits: small enough for a laptop, deep enough for the variance to collapse."""
+
+from __future__ import annotations
+
+from flows.presets.preset import Preset
+from tasks.science.recipes import DIGITS
+
+PRESET = Preset(
+    name="digits-depth",
+    question="How does the barrier of MLPs of width 128 grow with depth, and how much of it does REPAIR remove?",
+    datasets=("digits",),
+    widths=(128,),
+    depths=(4, 8, 12, 16),
+    n_seeds=4,
+    recipes={"digits": DIGITS},
+)

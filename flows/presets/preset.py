@@ -1,0 +1,71 @@
+"""A study as it comes: a grid, its recipes, how it measures, and what it is meant to show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from tasks.science.networks import build_network
+from tasks.science.specs import Cell, DataSpec, Measurement, Recipe, Request, override
+
+DEFAULT_MEASUREMENT = Measurement("default")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The grid of a study. `recipes` by the word that asks for them, the default first."""
+
+    name: str
+    question: str
+    datasets: tuple[str, ...]
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    n_seeds: int
+    recipes: dict[str, Recipe]
+    architecture: str = "mlp"
+    normalization: str = "none"
+    matchers: tuple[str, ...] = ("none", "activation")
+    corrections: tuple[str, ...] = ("none", "repair")
+    measurement: Measurement = DEFAULT_MEASUREMENT
+
+    def request(
+        self,
+        describe: Callable[[str], DataSpec],
+        datasets: Sequence[str] | None = None,
+        widths: Sequence[int] | None = None,
+        depths: Sequence[int] | None = None,
+        n_seeds: int | None = None,
+        recipe: str | None = None,
+        epochs: int | None = None,
+        alphas: int | None = None,
+    ) -> Request:
+        """What is asked of the study when some of its own values are replaced; `describe` looks a data set up.
+
+        Raises ValueError for a word or number that cannot be, before anything runs.
+        """
+        if recipe is not None and recipe not in self.recipes:
+            raise ValueError(f"{self.name} has no recipe {recipe!r}; known: {', '.join(self.recipes)}")
+        if n_seeds is not None and n_seeds < 2:
+            raise ValueError(f"seeds must be at least 2, so that there is a pair to interpolate, got {n_seeds}")
+        chosen = self.recipes[recipe] if recipe is not None else next(iter(self.recipes.values()))
+        if epochs is not None:
+            chosen = override(chosen, epochs=epochs)
+        measurement = self.measurement if alphas is None else override(self.measurement, alphas=alphas)
+        described = [describe(name) for name in dict.fromkeys(datasets or self.datasets)]
+        cells = [
+            Cell(data, self.architecture, self.normalization, width, depth, chosen)
+            for data, width, depth in product(
+                described, dict.fromkeys(widths or self.widths), dict.fromkeys(depths or self.depths)
+            )
+        ]
+        for cell in cells:
+            build_network(cell)
+        return Request(
+            study=self.name,
+            cells=tuple(cells),
+            seeds=tuple(range(n_seeds if n_seeds is not None else self.n_seeds)),
+            matchers=self.matchers,
+            corrections=self.corrections,
+            measurement=measurement,
+        )

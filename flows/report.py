@@ -1,0 +1,164 @@
+"""A study's report: its claim in a sentence, its figures, the ablation, what failed, and where it comes from."""
+
+from __future__ import annotations
+
+import base64
+from importlib import resources
+from typing import Any
+
+import jinja2
+import pandas as pd
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.context import TaskRunContext
+from rich.console import Console
+from rich.table import Table as TextTable
+
+from flows.figures import CURVES, draw_barriers, draw_paths, draw_variance, main_factor
+from infra.paths import figure_key, report_key, table_key
+from infra.runners import TASK_OPTIONS
+from infra.storage import Store, StoreError
+from infra.tables import read_provenance, read_table
+from tasks.science.specs import safe_name
+from tasks.schema import TABLES
+
+FIGURES = {
+    "barriers": "Barrier on the test split, mean over all pairs of seeds; bars are 95 % jackknife intervals over seeds.",
+    "paths": "Test accuracy along the path from A (alpha 0) to B (alpha 1): mean over pairs, and the band from the "
+    "worst to the best of them.",
+    "variance": "Variance of each hidden layer's pre-activations at the midpoint, over the mean of the two endpoints': "
+    "interpolation collapses it, REPAIR sets it to its goal.",
+}
+
+COLUMNS = {
+    "endpoint_accuracy": "endpoints %",
+    "midpoint_accuracy": "midpoint %",
+    "accuracy_barrier": "accuracy barrier, points",
+    "loss_barrier": "loss barrier, nats",
+    "accuracy_barrier_reduction": "accuracy barrier removed, %",
+}
+"""What of the ablation a person is shown first, on the test split; the rest is in the table."""
+
+
+@task(**TASK_OPTIONS)
+def report(study: str, store_url: str) -> str:
+    """Writes the report, and shows its table and main figure in the Prefect UI; returns where the page lies."""
+    store = Store(store_url)
+    where = write_report(store, study)
+    ablation = read_table(store, table_key(study, "ablation"))
+    if TaskRunContext.get() is not None:
+        rows = summarise_ablation(ablation).to_dict(orient="records")
+        create_table_artifact(rows, key=f"{study}-ablation", description=make_claim(ablation))
+        if store.exists(figure_key(study, "barriers")):
+            figure = base64.b64encode(store.read(figure_key(study, "barriers"))).decode()
+            create_markdown_artifact(
+                f"# {study}\n\n{make_claim(ablation)}\n\n![{FIGURES['barriers']}](data:image/png;base64,{figure})\n\n"
+                f"Report: `{where}`",
+                key=f"{study}-figure",
+            )
+    return where
+
+
+def write_report(store: Store, study: str) -> str:
+    """Draws figures and page from the study's tables; returns where the page lies. Raises StoreError without tables."""
+    safe_name(study)
+    if not store.exists(table_key(study, "ablation")):
+        raise StoreError(f"{store.url} holds no tables of {study}: `repairlab run {study}` makes them")
+    tables = {table.name: read_table(store, table_key(study, table.name)) for table in TABLES}
+    drawn = {
+        "barriers": draw_barriers(tables["ablation"]),
+        "paths": draw_paths(tables["paths"]),
+        "variance": draw_variance(tables["layers"]),
+    }
+    figures: list[dict[str, str]] = []
+    for name, data in drawn.items():
+        if data is not None:
+            store.replace(figure_key(study, name), data)
+            figures.append({"name": name, "caption": FIGURES[name], "png": base64.b64encode(data).decode()})
+    summary = summarise_ablation(tables["ablation"])
+    endpoints = tables["endpoints"]
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        resources.files("flows").joinpath("templates/report.html").read_text()
+    )
+    page = template.render(
+        study=study,
+        claim=make_claim(tables["ablation"]),
+        figures=figures,
+        columns=list(summary.columns),
+        rows=summary.to_numpy().tolist(),
+        missing=endpoints[endpoints["status"] != "trained"].to_dict(orient="records"),
+        n_endpoints=len(endpoints),
+        provenance=read_provenance(store, table_key(study, "ablation")),
+    )
+    store.replace(report_key(study), page.encode())
+    return store.locate(report_key(study))
+
+
+def make_claim(ablation: pd.DataFrame) -> str:
+    """What the study found, in a sentence, at the largest depth or width that has a barrier to speak of."""
+    factor = main_factor(ablation)
+    test = ablation[(ablation["split"] == "test") & (ablation["matcher"] == "activation")]
+    removed = test[(test["metric"] == "accuracy_barrier_reduction") & (test["correction"] == "repair")]
+    known = removed[removed["mean"].notna()].sort_values([factor, "dataset"])
+    if known.empty:
+        return (
+            "No cell of this study has an aligned barrier whose 95 % interval excludes zero, "
+            "so there is no share of it that REPAIR could be said to remove."
+        )
+    best = known.iloc[-1]
+    before = test[(test["cell_id"] == best["cell_id"]) & (test["metric"] == "accuracy_barrier")]
+    before = before[(before["correction"] == "none") & (before["measurement"] == best["measurement"])].iloc[0]
+    place = f"{best['depth']} hidden layers" if factor == "depth" else f"width {best['width']}"
+    return (
+        f"At {place} on {best['dataset']}, alignment alone leaves an accuracy barrier of "
+        f"{_interval(before, 100)} points; REPAIR removes {_interval(best, 100, 0)} % of it "
+        f"(means over {best['n_pairs']} pairs of {best['n_seeds']} seeds, 95 % intervals over seeds)."
+    )
+
+
+def summarise_ablation(ablation: pd.DataFrame) -> pd.DataFrame:
+    """The ablation as a person reads it: a row per cell and path, means with intervals as text, on the test split."""
+    test = ablation[ablation["split"] == "test"]
+    names = ["dataset", "normalization", "width", "depth", "recipe", "measurement"]
+    rows: list[dict[str, Any]] = []
+    for _, of_cell in test.groupby([*names, "cell_id"], sort=True):
+        for curve in CURVES:
+            of_path = of_cell[(of_cell["matcher"] == curve.matcher) & (of_cell["correction"] == curve.correction)]
+            if of_path.empty:
+                continue
+            by_metric = of_path.set_index("metric")
+            first = of_path.iloc[0]
+            row: dict[str, Any] = {name: first[name] for name in names if test[name].nunique() > 1 or name == "dataset"}
+            row["path"] = curve.label
+            for metric, title in COLUMNS.items():
+                percent = "accuracy" in metric
+                known = metric in by_metric.index and pd.notna(by_metric.loc[metric, "mean"])
+                row[title] = _interval(by_metric.loc[metric], 100 if percent else 1) if known else "–"
+            row["pairs"] = int(first["n_pairs"])
+            row["diverged"] = int(first["n_diverged"])
+            row["untrained"] = int(first["n_untrained"])
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def print_ablation(store: Store, study: str, console: Console) -> None:
+    """The claim and the ablation on a terminal."""
+    ablation = read_table(store, table_key(study, "ablation"))
+    summary = summarise_ablation(ablation)
+    if not (summary["diverged"].any() or summary["untrained"].any()):
+        summary = summary.drop(columns=["diverged", "untrained"])
+    text = TextTable(title=f"{study}: mean over pairs [95 % interval over seeds], test split")
+    for column in summary.columns:
+        text.add_column(column, justify="left" if column in ("dataset", "path", "recipe") else "right")
+    for row in summary.itertuples(index=False):
+        text.add_row(*map(str, row), end_section=row.path == CURVES[-1].label)
+    console.print(text)
+    console.print(make_claim(ablation), highlight=False)
+
+
+def _interval(row: Any, scale: float, digits: int = 1) -> str:
+    digits = digits if scale != 1 else 2
+    mean = f"{row['mean'] * scale:.{digits}f}"
+    if pd.isna(row["low"]):
+        return mean
+    return f"{mean} [{row['low'] * scale:.{digits}f}, {row['high'] * scale:.{digits}f}]"

@@ -1,0 +1,35 @@
+"""Where in a store each thing lies. These keys are a public contract."""
+
+from __future__ import annotations
+
+
+def endpoint_key(endpoint_id: str) -> str:
+    return f"endpoints/{endpoint_id}.safetensors"
+
+
+def permutation_key(merge_id: str) -> str:
+    return f"permutations/{merge_id}.safetensors"
+
+
+def row_key(table: str, row_id: str) -> str:
+    return f"rows/{table}/{row_id}.parquet"
+
+
+def table_key(study: str, table: str) -> str:
+    return f"studies/{study}/{table}.parquet"
+
+
+def requests_prefix(study: str) -> str:
+    return f"studies/{study}/requests"
+
+
+def request_key(study: str, request_id: str) -> str:
+    return f"{requests_prefix(study)}/{request_id}.json"
+
+
+def report_key(study: str) -> str:
+    return f"studies/{study}/report.html"
+
+
+def figure_key(study: str, figure: str) -> str:
+    return f"studies/{study}/figures/{figure}.png"

@@ -1,0 +1,119 @@
+"""From paths to barriers, and from barriers of many pairs to means with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from tasks import schema
+from tasks.science.barrier import barrier, midpoint_barrier
+from tasks.science.statistics import UNDEFINED, Interval, mean_interval, reduction_interval
+
+BARRIER_METRICS = ("loss_barrier", "accuracy_barrier", "midpoint_loss_barrier", "midpoint_accuracy_barrier")
+VALUE_METRICS = ("endpoint_loss", "endpoint_accuracy", "midpoint_loss", "midpoint_accuracy")
+
+_GROUP = ["cell_id", "matcher", "correction", "measurement"]
+
+
+def tabulate_barriers(paths: pd.DataFrame) -> pd.DataFrame:
+    """One row per path and split. The chord lies between the raw endpoints, also for corrected paths.
+
+    Accuracy barriers are rises of the error rate, as fractions. A path whose raw endpoints were not measured is left
+    out: it has no chord yet.
+    """
+    columns = [*schema.PAIR, "correction", "measurement", "split"]
+    rows: list[dict[str, Any]] = []
+    curves = {
+        key: curve.sort_values("alpha")
+        for key, curve in paths[paths["method"] == "weights"].groupby(
+            ["merge_id", "measurement", "split", "correction"], sort=True
+        )
+    }
+    for (merge_id, measurement, split, _), curve in curves.items():  # pyright: ignore
+        raw = curves.get((merge_id, measurement, split, "none"))
+        if raw is None:
+            continue
+        alphas = curve["alpha"].to_numpy()
+        row: dict[str, Any] = {name: curve[name].iloc[0] for name in columns}
+        for metric, values, ends in (
+            ("loss_barrier", curve["loss"].to_numpy(), raw["loss"].to_numpy()),
+            ("accuracy_barrier", 1 - curve["accuracy"].to_numpy(), 1 - raw["accuracy"].to_numpy()),
+        ):
+            chord = (float(ends[0]), float(ends[-1]))
+            row[metric] = barrier(values, alphas, chord)
+            row[f"midpoint_{metric}"] = midpoint_barrier(values, alphas, chord)
+        rows.append(row)
+    return pd.DataFrame(rows, columns=[*columns, *BARRIER_METRICS])
+
+
+def summarise(
+    groups: Sequence[dict[str, Any]], paths: pd.DataFrame, barriers: pd.DataFrame, endpoints: pd.DataFrame
+) -> pd.DataFrame:
+    """The ablation: per cell, matcher, correction, measurement and split, each metric's mean over pairs.
+
+    Every group that was asked for has its rows, with nulls where no pair of it was measured, so that the counts of
+    diverged and untrained endpoints always stand beside it.
+    """
+    curves = {key: frame for key, frame in paths.groupby([*_GROUP, "split"])}
+    heights = {key: frame.set_index("merge_id") for key, frame in barriers.groupby([*_GROUP, "split"])}
+    rows: list[dict[str, Any]] = []
+    for group in groups:
+        of_cell = endpoints[endpoints["cell_id"] == group["cell_id"]]
+        counts = {
+            "n_diverged": int((of_cell["status"] == "diverged").sum()),
+            "n_untrained": int((of_cell["status"] == "untrained").sum()),
+        }
+        key = tuple(group[name] for name in _GROUP)
+        raw_key = tuple("none" if name == "correction" else group[name] for name in _GROUP)
+        for split in ("train", "test"):
+            measured = heights.get((*key, split))
+            n_pairs = 0 if measured is None else len(measured)
+            seeds: set[int] = set() if measured is None else {*measured["seed_a"], *measured["seed_b"]}
+            intervals: dict[str, Interval] = {}
+            if measured is not None:
+                intervals |= _values(curves[(*key, split)])
+                intervals |= {metric: _mean(measured, metric) for metric in BARRIER_METRICS}
+                if group["correction"] != "none":
+                    intervals |= _reductions(measured, heights[(*raw_key, split)])
+            for metric in (*VALUE_METRICS, *BARRIER_METRICS, *(f"{name}_reduction" for name in BARRIER_METRICS)):
+                if metric.endswith("_reduction") and group["correction"] == "none":
+                    continue
+                interval = intervals.get(metric, UNDEFINED)
+                rows.append(
+                    group
+                    | counts
+                    | {"split": split, "metric": metric, "n_seeds": len(seeds), "n_pairs": n_pairs}
+                    | {"mean": interval.mean, "low": interval.low, "high": interval.high}
+                )
+    return pd.DataFrame(rows, columns=[name for name in schema.ABLATION.columns if not name.startswith("new_pair")])
+
+
+def _values(curves: pd.DataFrame) -> dict[str, Interval]:
+    """Mean endpoint and midpoint of the paths of one group; a pair's endpoint value is the mean of its two ends."""
+    values: dict[str, Interval] = {}
+    by_alpha = curves.groupby("alpha")
+    for place, alphas in (("endpoint", (0.0, 1.0)), ("midpoint", (0.5,))):
+        for metric in ("loss", "accuracy"):
+            ends = [by_alpha.get_group(alpha).set_index("merge_id") for alpha in alphas]
+            means = sum(end[metric] for end in ends) / len(ends)
+            values[f"{place}_{metric}"] = mean_interval(_seed_pairs(ends[0]), list(means))
+    return values
+
+
+def _mean(measured: pd.DataFrame, metric: str) -> Interval:
+    return mean_interval(_seed_pairs(measured), list(measured[metric]))
+
+
+def _reductions(corrected: pd.DataFrame, uncorrected: pd.DataFrame) -> dict[str, Interval]:
+    both = uncorrected.loc[corrected.index]
+    return {
+        f"{metric}_reduction": reduction_interval(_seed_pairs(corrected), list(corrected[metric]), list(both[metric]))
+        for metric in BARRIER_METRICS
+    }
+
+
+def _seed_pairs(frame: pd.DataFrame) -> list[tuple[int, int]]:
+    return list(zip(frame["seed_a"].astype(int), frame["seed_b"].astype(int), strict=True))
+

@@ -1,0 +1,44 @@
+"""Finds the permutations of a cell's pairs and stores those that leave the function unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefect import task
+
+from infra.runners import TASK_OPTIONS, run_logger
+from infra.storage import Store
+from tasks.artifacts import load_weights, save_match
+from tasks.datasets import load_dataset
+from tasks.science.augmentation import statistics_images
+from tasks.science.matching import FUNCTION_TOLERANCE, function_error, match_activations
+from tasks.science.networks import build_network
+from tasks.science.specs import Merge
+
+
+@task(**TASK_OPTIONS)
+def align(merges: Sequence[Merge], store_url: str, data_dir: Path) -> list[str]:
+    """Aligns pairs of one cell by their activations, all in one pass; returns a sentence for each that must stop."""
+    store, cell = Store(store_url), merges[0].cell
+    network = build_network(cell)
+    spec = network.permutation_spec()
+    images = statistics_images(load_dataset(cell.data.name, data_dir), cell.recipe)
+    states = load_weights(store, [member for merge in merges for member in (merge.a, merge.b)])
+    members = list(states)
+    pairs = [(members.index(merge.a), members.index(merge.b)) for merge in merges]
+    stopped: list[str] = []
+    for merge, match in zip(
+        merges, match_activations(network, spec, list(states.values()), pairs, images), strict=True
+    ):
+        b = states[merge.b]
+        error = function_error(network, b, spec.apply(b, match.permutation), images)
+        exact = error <= FUNCTION_TOLERANCE
+        save_match(store, merge, match, error, exact)
+        if not exact:
+            stopped.append(
+                f"{cell.label}, seeds {merge.a.seed} and {merge.b.seed}: the permutation changes B's function "
+                f"(error {error:.2g}, at most {FUNCTION_TOLERANCE:g}); the pair stops here"
+            )
+    run_logger().info("%s: %d pairs aligned, %d stopped", cell.label, len(merges), len(stopped))
+    return stopped

@@ -1,0 +1,122 @@
+"""What tasks store and in which form: endpoints, permutations, rows. The verbs load and save through these."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from infra.checkpoints import damaged, pack, read_checkpoint, read_header
+from infra.paths import endpoint_key, permutation_key, row_key
+from infra.storage import Store
+from infra.tables import Table, pack_rows
+from tasks.schema import AXIS_ROWS, MERGE_ROWS
+from tasks.science.matching import Match
+from tasks.science.permutation import Permutation
+from tasks.science.specs import Cell, Endpoint, Member, Merge, Path, State, weights_digest
+from tasks.science.training import Training
+
+
+def has_endpoint(store: Store, endpoint: Endpoint) -> bool:
+    return store.exists(endpoint_key(endpoint.id))
+
+
+def save_endpoint(store: Store, endpoint: Endpoint, trained: Training, device: str) -> None:
+    """Stores a trained seed, unless somebody has in the meantime: then theirs stands."""
+    header = {
+        "kind": "endpoint",
+        "spec": dataclasses.asdict(endpoint),
+        "weights_sha256": weights_digest(trained.state),
+        "record": {
+            "status": trained.status,
+            "message": trained.message,
+            "train_loss": trained.train.loss,
+            "train_accuracy": trained.train.accuracy,
+            "test_loss": trained.test.loss,
+            "test_accuracy": trained.test.accuracy,
+            "n_train_examples": trained.train.n_examples,
+            "n_parameters": sum(tensor.numel() for tensor in trained.state.values()),
+            "train_seconds": trained.seconds,
+            "device": device,
+        },
+        "versions": {"repairlab": importlib.metadata.version("repairlab"), "torch": torch.__version__},
+    }
+    store.create(endpoint_key(endpoint.id), pack(trained.state, header))
+
+
+def read_endpoint(store: Store, endpoint: Endpoint) -> dict[str, Any] | None:
+    """The endpoint's record and `weights_sha256`, without its weights; None where it is not there yet."""
+    key = endpoint_key(endpoint.id)
+    if not store.exists(key):
+        return None
+    header = read_header(store, key)
+    try:
+        return {**header["record"], "weights_sha256": header["weights_sha256"]}
+    except KeyError as error:
+        raise damaged(store, key, f"its header has no {error}") from error
+
+
+def as_member(endpoint: Endpoint, record: Mapping[str, Any]) -> Member:
+    return Member(endpoint.seed, endpoint.id, record["weights_sha256"])
+
+
+def load_weights(store: Store, members: Iterable[Member]) -> dict[Member, State]:
+    """The weights of each member, checked against the digest that everything derived from them is keyed by."""
+    states: dict[Member, State] = {}
+    for member in sorted(set(members), key=lambda member: member.seed):
+        key = endpoint_key(member.endpoint_id)
+        state, _ = read_checkpoint(store, key)
+        if weights_digest(state) != member.weights_sha256:
+            raise damaged(store, key, "its weights are not those it was stored with")
+        states[member] = state
+    return states
+
+
+def save_match(store: Store, merge: Merge, match: Match, function_error: float, exact: bool) -> None:
+    """Stores what matching found; the permutation itself only where it is `exact`, that is, may be used."""
+    rows = [{"merge_id": merge.id, **dataclasses.asdict(axis)} for axis in match.axes]
+    row = {
+        "merge_id": merge.id,
+        "matcher_options": "{}",
+        "objective": match.objective,
+        "function_error": function_error,
+        "match_seconds": match.seconds,
+    }
+    save_rows(store, AXIS_ROWS, merge.id, rows)
+    save_rows(store, MERGE_ROWS, merge.id, [row])
+    if exact:
+        header = {
+            "kind": "permutation",
+            "pair": [dataclasses.asdict(merge.a), dataclasses.asdict(merge.b)],
+            "matcher": merge.matcher,
+            "objective": match.objective,
+        }
+        store.create(permutation_key(merge.id), pack(dict(match.permutation.indices), header))
+
+
+def has_match(store: Store, merge: Merge) -> bool:
+    """Whether the merge's permutation can be used; a merge without a matcher needs none."""
+    if merge.matcher == "none":
+        return True
+    keys = permutation_key(merge.id), row_key("merges", merge.id), row_key("axes", merge.id)
+    return all(store.exists(key) for key in keys)
+
+
+def load_permutation(store: Store, merge: Merge) -> Permutation:
+    indices, _ = read_checkpoint(store, permutation_key(merge.id))
+    return Permutation(indices)
+
+
+def has_path(store: Store, path: Path) -> bool:
+    return all(store.exists(row_key(table, path.id)) for table in ("paths", "layers"))
+
+
+def save_rows(store: Store, table: Table, row_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    store.create(row_key(table.name, row_id), pack_rows(table, rows))
+
+
+def missing_seeds(store: Store, cell: Cell, seeds: Iterable[int]) -> list[int]:
+    return [seed for seed in seeds if not has_endpoint(store, Endpoint(cell, seed))]

@@ -1,0 +1,172 @@
+"""Gathers every row that a study's requests name into the tables that people open."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path as Folder
+from typing import Any
+
+import pandas as pd
+import torch
+from prefect import task
+
+from infra.paths import request_key, requests_prefix, row_key, table_key
+from infra.runners import TASK_OPTIONS, run_logger
+from infra.storage import DamagedError, Store
+from infra.tables import Table, read_rows, write_table
+from tasks import schema
+from tasks.ablation import summarise, tabulate_barriers
+from tasks.artifacts import as_member, has_match, has_path, read_endpoint
+from tasks.science.specs import REVISIONS, SCHEMA_VERSION, Cell, Merge, Path, Request
+
+Frames = dict[str, pd.DataFrame]
+Record = dict[str, Any]
+
+
+@task(**TASK_OPTIONS)
+def gather(study: str, store_url: str, failures: Mapping[str, str]) -> list[str]:
+    """Writes a study's tables; returns where they lie. `failures` tells, by endpoint id, why one is not there."""
+    store = Store(store_url)
+    requests = read_requests(store, study)
+    provenance = {
+        "repairlab": importlib.metadata.version("repairlab"),
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "schema": SCHEMA_VERSION,
+        "revisions": dict(REVISIONS),
+        "requests": sorted(requests),
+    }
+    frames = build_tables(store, study, requests.values(), failures)
+    for table in schema.TABLES:
+        write_table(store, table_key(study, table.name), table, frames[table.name], provenance)
+    run_logger().info("%s: %d merges from %d requests", study, len(frames["merges"]), len(requests))
+    return [store.locate(table_key(study, table.name)) for table in schema.TABLES]
+
+
+def read_requests(store: Store, study: str) -> dict[str, Request]:
+    """Every request ever made under the study's name in this store, by id."""
+    requests: dict[str, Request] = {}
+    for name in store.names(requests_prefix(study)):
+        request_id = name.removesuffix(".json")
+        key = request_key(study, request_id)
+        try:
+            requests[request_id] = Request.from_json(store.read(key).decode())
+        except ValueError as error:
+            raise DamagedError(f"{store.locate(key)} is damaged ({error}): delete it, run the study again") from error
+    return requests
+
+
+def build_tables(store: Store, study: str, requests: Iterable[Request], failures: Mapping[str, str]) -> Frames:
+    """All tables of a study from what the store holds: each thing once, whichever requests name it."""
+    cells: dict[str, Record] = {}
+    endpoints: dict[str, Record] = {}
+    merges: dict[str, Merge] = {}
+    paths: dict[tuple[str, str, str], Path] = {}
+    groups: dict[tuple[str, ...], Record] = {}
+    for request in requests:
+        for cell in request.cells:
+            columns = _cell_columns(study, cell)
+            cells.setdefault(cell.id, columns | _described(cell.recipe, "recipe") | _described(cell.data, "data"))
+            trained = []
+            for endpoint in request.endpoints(cell):
+                record = read_endpoint(store, endpoint)
+                if record is None:
+                    record = {"status": "failed", "message": failures.get(endpoint.id, "not trained yet")}
+                elif record["status"] == "trained":
+                    trained.append(as_member(endpoint, record))
+                endpoints[endpoint.id] = columns | _endpoint_columns(endpoint.id, endpoint.seed, record)
+            found = request.merges(cell, trained)
+            merges |= {merge.id: merge for merge in found}
+            paths |= {(path.merge.id, path.correction, path.measurement.name): path for path in request.paths(found)}
+            for matcher in request.matchers:
+                for correction in request.corrections:
+                    key = (cell.id, matcher, correction, request.measurement.name)
+                    groups[key] = columns | dict(
+                        matcher=matcher, correction=correction, measurement=request.measurement.name
+                    )
+    matched = [merge for merge in merges.values() if merge.matcher != "none" and has_match(store, merge)]
+    measured = [path for path in paths.values() if has_path(store, path)]
+    pairs = pd.DataFrame([_pair_columns(study, merge) for merge in merges.values()], columns=list(schema.PAIR))
+    match_rows = _read(store, schema.MERGE_ROWS, [(merge.id, {}) for merge in matched])
+    axis_rows = _read(store, schema.AXIS_ROWS, [(merge.id, {}) for merge in matched])
+    stamped = [(path.id, {"measurement": path.measurement.name}) for path in measured]
+    frames: Frames = {
+        "cells": pd.DataFrame(list(cells.values())),
+        "endpoints": pd.DataFrame(list(endpoints.values())),
+        "merges": _with_members(pairs, merges, match_rows),
+        "axes": pairs.merge(axis_rows, on="merge_id"),
+        "paths": pairs.merge(_read(store, schema.PATH_ROWS, stamped), on="merge_id"),
+        "layers": pairs.merge(_read(store, schema.LAYER_ROWS, stamped), on="merge_id"),
+    }
+    frames["barriers"] = tabulate_barriers(frames["paths"])
+    frames["ablation"] = summarise(list(groups.values()), frames["paths"], frames["barriers"], frames["endpoints"])
+    return {table.name: _complete(frames[table.name], table) for table in schema.TABLES}
+
+
+def _cell_columns(study: str, cell: Cell) -> Record:
+    return {
+        "study": study,
+        "cell_id": cell.id,
+        "dataset": cell.data.name,
+        "architecture": cell.architecture,
+        "normalization": cell.normalization,
+        "width": cell.width,
+        "depth": cell.depth,
+        "recipe": cell.recipe.name,
+    }
+
+
+def _described(spec: Any, prefix: str) -> Record:
+    values = {f"{prefix}_{name}": value for name, value in dataclasses.asdict(spec).items() if name != "name"}
+    return {name: "x".join(map(str, value)) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _endpoint_columns(endpoint_id: str, seed: int, record: Record) -> Record:
+    where = {"endpoint_id": endpoint_id, "seed": seed, "train_subset": "all", "origin": "trained"}
+    return where | record
+
+
+def _pair_columns(study: str, merge: Merge) -> Record:
+    return _cell_columns(study, merge.cell) | {
+        "merge_id": merge.id,
+        "kind": "pair",
+        "control": None,
+        "seed_a": merge.a.seed,
+        "seed_b": merge.b.seed,
+        "matcher": merge.matcher,
+    }
+
+
+def _with_members(pairs: pd.DataFrame, merges: Mapping[str, Merge], match_rows: pd.DataFrame) -> pd.DataFrame:
+    members = {
+        merge.id: f"{merge.a.endpoint_id} {merge.b.endpoint_id}" for merge in merges.values()
+    }
+    subsets = {"train_subset_a": "all", "train_subset_b": "all"}
+    return pairs.assign(members=pairs["merge_id"].map(members), **subsets).merge(match_rows, on="merge_id", how="left")
+
+
+def _read(store: Store, table: Table, wanted: list[tuple[str, Record]]) -> pd.DataFrame:
+    """The row files of these ids, each stamped with its constant columns; an empty frame has the columns too."""
+    read = [read_rows(store, row_key(table.name, row_id), table).assign(**stamp) for row_id, stamp in wanted]
+    filled = [frame for frame in read if len(frame)]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=[*table.columns, "measurement"])
+
+
+def _complete(frame: pd.DataFrame, table: Table) -> pd.DataFrame:
+    """`frame` in the table's columns: those that nothing fills yet stand as nulls."""
+    return frame.reindex(columns=list(table.columns))
+
+
+def _commit() -> str:
+    """The commit this code was checked out at; empty where it is not a checkout."""
+    folder = Folder(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""

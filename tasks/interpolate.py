@@ -1,0 +1,38 @@
+"""Measures the direct and aligned paths of pairs, as interpolation leaves them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path as Folder
+
+from prefect import task
+
+from infra.runners import TASK_OPTIONS, run_logger
+from infra.storage import Store
+from tasks.artifacts import has_path
+from tasks.pairs import PairBench, save_points
+from tasks.science.curves import evaluate_splits, uncorrected_path
+from tasks.science.specs import Path
+
+
+@task(**TASK_OPTIONS)
+def interpolate(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None:
+    """Measures those uncorrected paths of one cell that the store lacks; raw endpoints are evaluated once for all."""
+    store = Store(store_url)
+    missing = [path for path in paths if not has_path(store, path)]
+    if not missing:
+        return
+    bench = PairBench(store, missing, data_dir)
+    ends = {
+        member: evaluate_splits(bench.network, side.state, bench.dataset) for member, side in bench.endpoints.items()
+    }
+    for path in missing:
+        pair, alphas = path.merge, path.measurement.grid.tolist()
+        save_points(
+            store,
+            path,
+            uncorrected_path(
+                bench.network, bench.aligned(pair), (ends[pair.a], ends[pair.b]), alphas, bench.dataset, bench.statistics
+            ),
+        )
+    run_logger().info("%s: %d paths interpolated", missing[0].merge.cell.label, len(missing))

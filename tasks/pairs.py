@@ -1,0 +1,56 @@
+"""What the tasks on a cell's pairs share: endpoints loaded and measured once, permutations applied."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path as Folder
+from typing import Any
+
+from infra.storage import Store
+from tasks.artifacts import load_permutation, load_weights, save_rows
+from tasks.datasets import load_dataset
+from tasks.schema import LAYER_ROWS, PATH_ROWS
+from tasks.science.augmentation import statistics_images
+from tasks.science.correction import preactivation_moments
+from tasks.science.curves import Point, Side
+from tasks.science.networks import build_network
+from tasks.science.specs import Merge, Path
+
+
+class PairBench:
+    """The network, data and endpoints of `paths`, which are all of one cell."""
+
+    def __init__(self, store: Store, paths: Sequence[Path], data_dir: Folder) -> None:
+        self.store = store
+        cell = paths[0].merge.cell
+        self.network = build_network(cell)
+        self.dataset = load_dataset(cell.data.name, data_dir)
+        self.statistics = statistics_images(self.dataset, cell.recipe)
+        weights = load_weights(store, [member for path in paths for member in (path.merge.a, path.merge.b)])
+        self.endpoints = {
+            member: Side(state, preactivation_moments(self.network, state, self.statistics))
+            for member, state in weights.items()
+        }
+
+    def aligned(self, merge: Merge) -> tuple[Side, Side]:
+        """A, and B permuted into alignment with it (as it is, where the merge has no matcher)."""
+        b = self.endpoints[merge.b]
+        if merge.matcher != "none":
+            b = b.permuted(self.network, load_permutation(self.store, merge))
+        return self.endpoints[merge.a], b
+
+
+def save_points(store: Store, path: Path, points: Sequence[Point]) -> None:
+    """Stores what was seen along `path`: its curve last, which says that the path is done."""
+    layers: list[dict[str, Any]] = []
+    curve: list[dict[str, Any]] = []
+    for point in points:
+        key = {"merge_id": path.merge.id, "correction": path.correction, "alpha": point.alpha}
+        layers += [{**key, **dataclasses.asdict(layer)} for layer in point.layers]
+        curve += [
+            {**key, "method": "weights", "split": split, **dataclasses.asdict(evaluation)}
+            for split, evaluation in point.splits.items()
+        ]
+    save_rows(store, LAYER_ROWS, path.id, layers)
+    save_rows(store, PATH_ROWS, path.id, curve)

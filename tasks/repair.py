@@ -1,0 +1,30 @@
+"""Corrects the interpolated networks of pairs and measures the corrected paths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path as Folder
+
+from prefect import task
+
+from infra.runners import TASK_OPTIONS, run_logger
+from infra.storage import Store
+from tasks.artifacts import has_path
+from tasks.pairs import PairBench, save_points
+from tasks.science.curves import repaired_path
+from tasks.science.specs import Path
+
+
+@task(**TASK_OPTIONS)
+def repair(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None:
+    """Measures those repaired paths of one cell that the store lacks."""
+    store = Store(store_url)
+    missing = [path for path in paths if not has_path(store, path)]
+    if not missing:
+        return
+    bench = PairBench(store, missing, data_dir)
+    for path in missing:
+        alphas = path.measurement.grid.tolist()
+        points = repaired_path(bench.network, bench.aligned(path.merge), alphas, bench.dataset, bench.statistics)
+        save_points(store, path, points)
+    run_logger().info("%s: %d paths repaired", missing[0].merge.cell.label, len(missing))

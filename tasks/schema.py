@@ -1,0 +1,199 @@
+"""The tables that people open, column by column: a public contract, kept by a test and changed only with a CHANGELOG line.
+
+Accuracies are fractions, losses nats per example, times seconds. What a column means is said in docs/tables.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pyarrow as pa
+
+from infra.tables import Table
+from tasks.science.specs import DataSpec, Recipe
+
+_TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
+
+CELL = {
+    "study": _TEXT,
+    "cell_id": _TEXT,
+    "dataset": _TEXT,
+    "architecture": _TEXT,
+    "normalization": _TEXT,
+    "width": _INT,
+    "depth": _INT,
+    "recipe": _TEXT,
+}
+
+PAIR = CELL | {
+    "merge_id": _TEXT,
+    "kind": _TEXT,
+    "control": _TEXT,
+    "seed_a": _INT,
+    "seed_b": _INT,
+    "matcher": _TEXT,
+}
+
+_KINDS = {"int": _INT, "float": _FLOAT, "bool": pa.bool_(), "str": _TEXT}
+
+
+def _described(owner: type, prefix: str) -> dict[str, pa.DataType]:
+    """A column for every field of a spec but its name; a tuple stands as text."""
+    fields = [f for f in dataclasses.fields(owner) if f.name != "name"]
+    return {f"{prefix}_{f.name}": _KINDS.get(str(f.type), _TEXT) for f in fields}
+
+
+PATH_ROWS = Table(
+    "paths",
+    {
+        "merge_id": _TEXT,
+        "method": _TEXT,
+        "correction": _TEXT,
+        "alpha": _FLOAT,
+        "split": _TEXT,
+        "loss": _FLOAT,
+        "accuracy": _FLOAT,
+        "n_examples": _INT,
+    },
+    ("merge_id", "method", "correction", "alpha", "split"),
+)
+"""What a row file of a path holds; the name of the measurement is stamped on when tables are gathered."""
+
+LAYER_ROWS = Table(
+    "layers",
+    {
+        "merge_id": _TEXT,
+        "correction": _TEXT,
+        "alpha": _FLOAT,
+        "layer": _TEXT,
+        "position": _INT,
+        "n_units": _INT,
+        "n_dead": _INT,
+        "variance_ratio": _FLOAT,
+        "variance_ratio_target": _FLOAT,
+        "mean_error": _FLOAT,
+        "sd_error": _FLOAT,
+    },
+    ("merge_id", "correction", "alpha", "layer"),
+)
+
+MERGE_ROWS = Table(
+    "merges",
+    {
+        "merge_id": _TEXT,
+        "matcher_options": _TEXT,
+        "objective": _FLOAT,
+        "function_error": _FLOAT,
+        "match_seconds": _FLOAT,
+    },
+    ("merge_id",),
+)
+
+AXIS_ROWS = Table(
+    "axes",
+    {
+        "merge_id": _TEXT,
+        "axis": _TEXT,
+        "size": _INT,
+        "n_dead": _INT,
+        "matched_correlation": _FLOAT,
+        "identity_correlation": _FLOAT,
+    },
+    ("merge_id", "axis"),
+)
+
+
+def _without_key(rows: Table, *keys: str) -> dict[str, pa.DataType]:
+    return {name: kind for name, kind in rows.columns.items() if name not in ("merge_id", *keys)}
+
+
+CELLS = Table("cells", CELL | _described(Recipe, "recipe") | _described(DataSpec, "data"), ("cell_id",))
+
+ENDPOINTS = Table(
+    "endpoints",
+    CELL
+    | {
+        "endpoint_id": _TEXT,
+        "seed": _INT,
+        "train_subset": _TEXT,
+        "checkpoint_epoch": _INT,
+        "origin": _TEXT,
+        "status": _TEXT,
+        "message": _TEXT,
+        "train_loss": _FLOAT,
+        "train_accuracy": _FLOAT,
+        "test_loss": _FLOAT,
+        "test_accuracy": _FLOAT,
+        "n_train_examples": _INT,
+        "n_parameters": _INT,
+        "train_seconds": _FLOAT,
+        "device": _TEXT,
+        "weights_sha256": _TEXT,
+    },
+    ("endpoint_id",),
+)
+
+MERGES = Table(
+    "merges",
+    PAIR
+    | {"members": _TEXT, "train_subset_a": _TEXT, "train_subset_b": _TEXT}
+    | _without_key(MERGE_ROWS),
+    ("merge_id",),
+)
+
+PATHS = Table(
+    "paths",
+    PAIR
+    | {"method": _TEXT, "correction": _TEXT, "measurement": _TEXT}
+    | _without_key(PATH_ROWS, "method", "correction"),
+    ("merge_id", "method", "correction", "measurement", "alpha", "split"),
+)
+
+BARRIERS = Table(
+    "barriers",
+    PAIR
+    | {
+        "correction": _TEXT,
+        "measurement": _TEXT,
+        "split": _TEXT,
+        "loss_barrier": _FLOAT,
+        "accuracy_barrier": _FLOAT,
+        "midpoint_loss_barrier": _FLOAT,
+        "midpoint_accuracy_barrier": _FLOAT,
+        "own_chord_loss_barrier": _FLOAT,
+        "own_chord_accuracy_barrier": _FLOAT,
+    },
+    ("merge_id", "correction", "measurement", "split"),
+)
+
+LAYERS = Table(
+    "layers",
+    PAIR | {"correction": _TEXT, "measurement": _TEXT} | _without_key(LAYER_ROWS, "correction"),
+    ("merge_id", "correction", "measurement", "alpha", "layer"),
+)
+
+AXES = Table("axes", PAIR | _without_key(AXIS_ROWS), ("merge_id", "axis"))
+
+ABLATION = Table(
+    "ablation",
+    CELL
+    | {
+        "matcher": _TEXT,
+        "correction": _TEXT,
+        "measurement": _TEXT,
+        "split": _TEXT,
+        "metric": _TEXT,
+        "mean": _FLOAT,
+        "low": _FLOAT,
+        "high": _FLOAT,
+        "new_pair_low": _FLOAT,
+        "new_pair_high": _FLOAT,
+        "n_seeds": _INT,
+        "n_pairs": _INT,
+        "n_diverged": _INT,
+        "n_untrained": _INT,
+    },
+    ("cell_id", "matcher", "correction", "measurement", "split", "metric"),
+)
+
+TABLES = (CELLS, ENDPOINTS, MERGES, PATHS, BARRIERS, LAYERS, AXES, ABLATION)

@@ -1,0 +1,348 @@
+"""What is asked for, as frozen dataclasses, and the identity of everything that follows from it.
+
+An id is the sha256 of canonical JSON: the resolved spec, the schema version, and the revision of each verb that made
+the thing. Specs say *what*, never *where*: no path, device or worker count takes part in an id. A field at its default
+is left out of the JSON, so a field added later leaves old ids as they are; labels (the name of a recipe) are left out
+as well, so two studies that ask for the same training share it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+State = dict[str, torch.Tensor]
+"""A network's parameters and buffers by name, as `nn.Module.state_dict` names them."""
+
+SCHEMA_VERSION = 1
+
+REVISIONS: Mapping[str, int] = {"train": 1, "match": 1, "correct": 1, "evaluate": 1}
+"""Raised, with a CHANGELOG line, when the numbers of that verb change: what was computed before is then computed anew."""
+
+MATCHERS = ("none", "activation")
+CORRECTIONS = ("none", "repair")
+
+_LABEL = {"label": True}
+
+
+def canonical(value: Any) -> Any:
+    """The JSON form of a spec that its identity is made from: no labels, no fields at their defaults."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            f.name: canonical(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if not f.metadata.get("label") and (f.default is dataclasses.MISSING or getattr(value, f.name) != f.default)
+        }
+    if isinstance(value, Mapping):
+        return {str(key): canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    return value
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one spec: sorted keys, no spaces, NaN and infinity refused with ValueError."""
+    return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def spec_id(verbs: tuple[str, ...], spec: Any) -> str:
+    """The first 32 hex digits of the sha256 of `spec`, the schema version and the revisions of `verbs`."""
+    revisions = {verb: REVISIONS[verb] for verb in verbs}
+    text = canonical_json({"schema": SCHEMA_VERSION, "revisions": revisions, "spec": spec})
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """sha256 (64 hex digits) over the name, type, shape and bytes of every tensor, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def stream(purpose: str, *names: int | str) -> np.random.Generator:
+    """The random numbers of one purpose: the same names give the same draws, whatever was drawn elsewhere.
+
+    NumPy's Philox rather than torch's Mersenne Twister: torch keeps 32 bits of a CPU seed, so streams could collide.
+    """
+    key = hashlib.sha256(json.dumps([purpose, *names]).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "big")))
+
+
+def _positive(owner: str, **values: int) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{owner}: {name} must be a positive whole number, got {value!r}")
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A data set as it enters an id: `fingerprint` is the sha256 of its tensors, so other data are other endpoints."""
+
+    name: str
+    fingerprint: str
+    n_train: int
+    n_test: int
+    n_classes: int
+    shape: tuple[int, int, int]
+    """(channels, height, width) of one image."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an endpoint is trained: `learning_rate` is the peak, reached after the first `warmup` of all steps (a
+    fraction, so that a shortened recipe keeps its shape), from where it falls to zero."""
+
+    name: str = field(metadata=_LABEL)
+    batch_size: int
+    epochs: int
+    learning_rate: float
+    warmup: float
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    flip: bool = False
+    translate: int = 0
+    """Largest random shift, in pixels, along each axis; what moves in is black."""
+    optimizer: Literal["sgd"] = "sgd"
+    schedule: Literal["linear"] = "linear"
+    initialization: Literal["he-normal"] = "he-normal"
+
+    def __post_init__(self) -> None:
+        owner = f"recipe {self.name}"
+        _positive(owner, batch_size=self.batch_size, epochs=self.epochs)
+        for name in ("learning_rate", "warmup", "momentum", "weight_decay"):
+            value = float(getattr(self, name))
+            if not (np.isfinite(value) and value >= 0):
+                raise ValueError(f"{owner}: {name} must be a finite number of at least 0, got {value!r}")
+            object.__setattr__(self, name, value)
+        if self.learning_rate == 0:
+            raise ValueError(f"{owner}: learning_rate must be above 0")
+        if self.warmup >= 1:
+            raise ValueError(f"{owner}: warmup is a fraction of all steps, below 1, got {self.warmup:g}")
+        if not isinstance(self.translate, int) or self.translate < 0:
+            raise ValueError(f"{owner}: translate must be a whole number of pixels, got {self.translate!r}")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of a study's grid; its endpoints differ in their seed alone."""
+
+    data: DataSpec
+    architecture: str
+    normalization: str
+    width: int
+    depth: int
+    """Hidden layers, for an MLP."""
+    recipe: Recipe
+
+    def __post_init__(self) -> None:
+        _positive("cell", width=self.width, depth=self.depth)
+
+    @property
+    def id(self) -> str:
+        return spec_id(("train",), self)
+
+    @property
+    def label(self) -> str:
+        return f"{self.architecture} w{self.width} d{self.depth} {self.data.name}"
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """The fields that, with the shape of the data, say which function the weights parameterise."""
+        return {
+            "architecture": self.architecture,
+            "normalization": self.normalization,
+            "width": self.width,
+            "depth": self.depth,
+        }
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One seed of a cell: one trained network."""
+
+    cell: Cell
+    seed: int
+
+    @property
+    def id(self) -> str:
+        return spec_id(("train",), {"cell": self.cell, "seed": self.seed})
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Which samples feed statistics and curves, and where a path is looked at.
+
+    Statistics come from one pass over the whole train split, under the recipe's own augmentation; curves from the
+    whole train and test splits, not augmented.
+    """
+
+    name: str = field(metadata=_LABEL)
+    alphas: int = 11
+
+    def __post_init__(self) -> None:
+        if isinstance(self.alphas, bool) or not isinstance(self.alphas, int) or self.alphas < 3 or self.alphas % 2 == 0:
+            raise ValueError(
+                f"the number of alphas must be odd and at least 3, so that the midpoint is there, got {self.alphas!r}"
+            )
+
+    @property
+    def grid(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """Shape (n_alphas,), ascending from 0 (endpoint A) to 1 (endpoint B)."""
+        return np.linspace(0.0, 1.0, self.alphas)
+
+
+@dataclass(frozen=True)
+class Member:
+    """An endpoint that takes part in a pair, by the weights it really has."""
+
+    seed: int
+    endpoint_id: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Two endpoints of a cell, A before B, and the matcher that permutes B into alignment with A."""
+
+    cell: Cell
+    a: Member
+    b: Member
+    matcher: str
+
+    def __post_init__(self) -> None:
+        if self.matcher not in MATCHERS:
+            raise ValueError(f"there is no matcher {self.matcher!r}; known: {', '.join(MATCHERS)}")
+
+    @property
+    def id(self) -> str:
+        """Keyed by the weights, not by the seeds: never the permutation of other weights than it was found for."""
+        spec: dict[str, Any] = {
+            "network": self.cell.network,
+            "a": self.a.weights_sha256,
+            "b": self.b.weights_sha256,
+            "matcher": self.matcher,
+        }
+        if self.matcher != "none":
+            spec["statistics"] = statistics_set(self.cell)
+        return spec_id(("match",), spec)
+
+
+@dataclass(frozen=True)
+class Path:
+    """The curve of one merge under one correction, over one measurement."""
+
+    merge: Merge
+    correction: str
+    measurement: Measurement
+
+    def __post_init__(self) -> None:
+        if self.correction not in CORRECTIONS:
+            raise ValueError(f"there is no correction {self.correction!r}; known: {', '.join(CORRECTIONS)}")
+
+    @property
+    def id(self) -> str:
+        spec: dict[str, Any] = {
+            "merge": self.merge.id,
+            "correction": self.correction,
+            "measurement": self.measurement,
+            "data": self.merge.cell.data.fingerprint,
+            # An uncorrected path has its variance ratios from the same samples.
+            "statistics": statistics_set(self.merge.cell),
+        }
+        return spec_id(("correct", "evaluate"), spec)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one call asked of a study: every pair of `seeds` of every cell, under every matcher and correction."""
+
+    study: str
+    cells: tuple[Cell, ...]
+    seeds: tuple[int, ...]
+    matchers: tuple[str, ...]
+    corrections: tuple[str, ...]
+    measurement: Measurement
+
+    def __post_init__(self) -> None:
+        for name in ("cells", "seeds", "matchers", "corrections"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        safe_name(self.study)
+        if len(self.seeds) < 2:
+            raise ValueError(f"a study needs at least 2 seeds, so that there is a pair to interpolate, got {len(self.seeds)}")
+        if not self.cells:
+            raise ValueError(f"study {self.study} has no cells")
+
+    @property
+    def id(self) -> str:
+        return spec_id((), self)
+
+    def endpoints(self, cell: Cell) -> list[Endpoint]:
+        return [Endpoint(cell, seed) for seed in self.seeds]
+
+    def merges(self, cell: Cell, trained: Sequence[Member]) -> list[Merge]:
+        """Every matcher on every pair of `trained`, the smaller seed first."""
+        ordered = sorted(trained, key=lambda member: member.seed)
+        return [Merge(cell, a, b, matcher) for matcher in self.matchers for a, b in combinations(ordered, 2)]
+
+    def paths(self, merges: Sequence[Merge]) -> list[Path]:
+        return [Path(merge, correction, self.measurement) for correction in self.corrections for merge in merges]
+
+    def to_json(self) -> str:
+        """All fields, labels and defaults included, so that a later version reads what was meant."""
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Request:
+        """ValueError where `text` is not what `to_json` wrote."""
+        try:
+            fields = json.loads(text)
+            cells = tuple(
+                Cell(**{**cell, "data": DataSpec(**cell["data"]), "recipe": Recipe(**cell["recipe"])})
+                for cell in fields["cells"]
+            )
+            return cls(**{**fields, "cells": cells, "measurement": Measurement(**fields["measurement"])})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a study request ({error})") from error
+
+
+def statistics_set(cell: Cell) -> dict[str, Any]:
+    """What decides the samples that statistics come from: shared by all endpoints of a cell."""
+    return {"data": cell.data.fingerprint, "flip": cell.recipe.flip, "translate": cell.recipe.translate}
+
+
+def override(spec: Any, **changes: Any) -> Any:
+    """`spec` with `changes`, its name telling what really changed: `mlp` becomes `mlp/epochs=5`.
+
+    Works on recipes and measurements. A change to the value that is already there changes nothing, the name included.
+    """
+    known = {f.name for f in dataclasses.fields(spec)} - {"name"}
+    for name in changes:
+        if name not in known:
+            raise ValueError(f"{type(spec).__name__.lower()} has no field {name!r}; known: {', '.join(sorted(known))}")
+    changed = {name: value for name, value in changes.items() if value != getattr(spec, name)}
+    if not changed:
+        return spec
+    suffix = ",".join(f"{name}={value}" for name, value in changed.items())
+    return dataclasses.replace(spec, name=f"{spec.name}/{suffix}", **changed)
+
+
+def safe_name(name: str) -> str:
+    """`name` where it can stand as one part of a store key; ValueError where it could leave its folder."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or ".." in name:
+        raise ValueError(f"{name!r} is no name: letters, digits, '-', '_' and '.' only, beginning with a letter or digit")
+    return name
