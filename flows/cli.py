@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 # Prefect reads these as it is imported. A user's own values stand.
-os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 import typer
 from rich.console import Console
 
+from infra.paths import report_key, table_key
 from infra.settings import Settings, load_settings
 from infra.storage import Store, StoreError
+from tasks.science.specs import safe_name
 
 app = typer.Typer(
     help="How the loss barrier between independently trained networks depends on width, depth and normalization.",
@@ -66,37 +69,45 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop")] = False,
 ) -> None:
     """Run a study: train, align, interpolate, repair, and gather what was measured into tables."""
-    settings = _settings(store=store, runner=runner)
-    from flows.study import StudyOptions, run_study
+    from flows.options import StudyOptions
+    from tasks.datasets import describe_dataset, load_dataset
 
-    options = StudyOptions(
-        study=study,
-        dataset=_words(dataset),
-        width=_numbers(width, "width"),
-        depth=_numbers(depth, "depth"),
-        seeds=seeds,
-        recipe=recipe,
-        epochs=epochs,
-        alphas=alphas,
-    )
-    from tasks.datasets import describe_dataset
-
-    request = options.resolve(lambda name: describe_dataset(name, settings.data_dir))
+    with _checking_words():
+        settings = _settings(store=store, runner=runner)
+        options = StudyOptions(
+            study=study,
+            dataset=_words(dataset),
+            width=_numbers(width, "width"),
+            depth=_numbers(depth, "depth"),
+            seeds=seeds,
+            recipe=recipe,
+            epochs=epochs,
+            alphas=alphas,
+        )
+        request = options.resolve(lambda name: describe_dataset(name, settings.data_dir))
+    target = Store(settings.store)
     if dry_run:
         from flows.plan import make_plan
 
-        typer.echo(make_plan(Store(settings.store), request, settings.workers).describe())
+        typer.echo(make_plan(target, request, settings.workers).describe())
         return
+    target.check_writable()
+    for cell in request.cells:
+        load_dataset(cell.data.name, settings.data_dir)
     from flows.report import print_ablation
+    from flows.study import UnfinishedError, run_study
 
-    Store(settings.store).check_writable()
-    result = run_study(options, settings, settings.store)
+    try:
+        run_study(options, settings, settings.store)
+        problems = None
+    except UnfinishedError as error:
+        problems = error
     console = Console()
-    print_ablation(Store(settings.store), study, console)
-    console.print(f"tables  {os.path.dirname(result.tables[0])}", soft_wrap=True, highlight=False)
-    console.print(f"report  {result.report}", soft_wrap=True, highlight=False)
-    if result.problems:
-        raise Unfinished(result.problems)
+    print_ablation(target, study, console)
+    console.print(f"tables  {target.locate(table_key(study, 'ablation'))}", soft_wrap=True, highlight=False)
+    console.print(f"report  {target.locate(report_key(study))}", soft_wrap=True, highlight=False)
+    if problems is not None:
+        raise problems
 
 
 @app.command()
@@ -125,17 +136,25 @@ def redraw(
     study: Annotated[str, typer.Argument(help="Name of a study that was run on this store")], store: StoreOption = None
 ) -> None:
     """Draw a study's figures and report page again, from its tables alone."""
-    settings = _settings(store=store)
     from flows.report import write_report
 
+    with _checking_words():
+        settings = _settings(store=store)
+        safe_name(study)
     typer.echo(write_report(Store(settings.store), study))
 
 
-class Unfinished(Exception):
-    """A study ended with something left undone, a sentence each."""
+class WrongWordsError(Exception):
+    """What was asked for cannot be; the message says what can."""
 
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
+
+@contextmanager
+def _checking_words() -> Generator[None]:
+    """A ValueError in here is a person's, not the program's."""
+    try:
+        yield
+    except ValueError as error:
+        raise WrongWordsError(str(error)) from error
 
 
 def main() -> None:
@@ -143,14 +162,14 @@ def main() -> None:
     sys.exit(_guarded(app))
 
 
-def _guarded(command: Callable[..., Any]) -> int:
-    from tasks.datasets import DataError
-
+def _guarded(command: Callable[[], Any]) -> int:
     try:
         command()
-    except ValueError as error:
+    except WrongWordsError as error:
         code, message = 2, str(error)
-    except (StoreError, DataError, Unfinished) as error:
+    except Exception as error:
+        if not _is_for_a_person(error):
+            raise
         code, message = 1, str(error)
     except KeyboardInterrupt:
         code, message = 130, "stopped; run the same command again to go on from here"
@@ -158,3 +177,11 @@ def _guarded(command: Callable[..., Any]) -> int:
         return 0
     typer.echo(f"repairlab: {message}", err=True)
     return code
+
+
+def _is_for_a_person(error: Exception) -> bool:
+    """Whether an error's message is a sentence with the way out, to be shown without a traceback."""
+    from flows.study import UnfinishedError
+    from tasks.datasets import DataError
+
+    return isinstance(error, StoreError | DataError | UnfinishedError)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -12,8 +13,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 mpl.use("Agg")
+
+
+Panel = TypeVar("Panel")
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ CURVES = (
 
 FACTORS = ("depth", "width")
 _SERIES = ["dataset", "architecture", "normalization", "recipe", "measurement"]
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -65,7 +70,7 @@ def label_series(frame: pd.DataFrame, factor: str) -> pd.Series:
 
 
 def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
-    """Test accuracy and loss barrier against depth or width, a panel per series; bars are 95 % intervals."""
+    """Test accuracy and loss barrier against depth or width, a panel per series, with 95 % intervals cut off at 0."""
     factor = main_factor(ablation)
     shown = ablation[(ablation["split"] == "test") & ablation["mean"].notna()]
     metrics = {"accuracy_barrier": "accuracy barrier (points)", "loss_barrier": "loss barrier (nats)"}
@@ -73,7 +78,6 @@ def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
     if shown.empty:
         return None
     panels = [(series, metric) for metric in metrics for series in sorted(shown["series"].unique())]
-    n_columns = max(2, shown["series"].nunique()) if shown["series"].nunique() > 1 else 2
 
     def draw(axes: Axes, panel: tuple[str, str]) -> None:
         series, metric = panel
@@ -81,22 +85,22 @@ def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
         scale = 100 if metric.startswith("accuracy") else 1
         values = sorted(of_panel[factor].unique())
         positions = {value: position for position, value in enumerate(values)}
-        for curve in CURVES:
+        for curve, aside in zip(CURVES, (-0.06, -0.02, 0.02, 0.06), strict=True):
             line = _of_curve(of_panel, curve).sort_values(factor)
             if line.empty:
                 continue
             reach = [line["mean"] - line["low"].fillna(line["mean"]), line["high"].fillna(line["mean"]) - line["mean"]]
             axes.errorbar(
-                line[factor].map(positions), line["mean"] * scale, yerr=np.abs(np.array(reach)) * scale,
+                line[factor].map(positions) + aside, line["mean"] * scale, yerr=np.abs(np.array(reach)) * scale,
                 color=curve.color, marker=curve.marker, capsize=3, label=curve.label, markersize=5,
             )  # fmt: skip
         axes.set_xticks(range(len(values)), [str(value) for value in values])
         axes.set_xlabel({"depth": "hidden layers", "width": "width"}[factor])
         axes.set_ylabel(metrics[metric])
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        axes.set_ylim(bottom=0, top=of_panel["mean"].max() * scale * 1.15 + 1e-9)
         axes.set_title(series)
 
-    return _panels(panels, draw, n_columns)
+    return _panels(panels, draw, max(2, shown["series"].nunique()))
 
 
 def draw_paths(paths: pd.DataFrame) -> bytes | None:
@@ -128,9 +132,6 @@ def draw_variance(layers: pd.DataFrame) -> bytes | None:
         return None
 
     def draw(axes: Axes, of_cell: pd.DataFrame) -> None:
-        goal = _of_curve(of_cell, CURVES[3]).groupby("position")["variance_ratio_target"].mean()
-        if len(goal):
-            axes.plot(goal.index + 1, goal, color="black", linestyle="--", linewidth=1, label="goal (aligned)")
         for curve in CURVES:
             by_layer = _of_curve(of_cell, curve).groupby("position")["variance_ratio"]
             if by_layer.ngroups and curve.label != "direct, REPAIR":
@@ -138,6 +139,10 @@ def draw_variance(layers: pd.DataFrame) -> bytes | None:
                 axes.plot(
                     mean.index + 1, mean, color=curve.color, marker=curve.marker, markersize=3.5, label=curve.label
                 )
+        goal = _of_curve(of_cell, CURVES[3]).groupby("position")["variance_ratio_target"].mean()
+        if len(goal):
+            axes.plot(goal.index + 1, goal, color="black", linestyle=":", linewidth=1.5, label="goal of REPAIR")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("hidden layer")
         axes.set_ylabel("variance ratio")
         axes.set_ylim(0, max(1.1, axes.get_ylim()[1]))
@@ -162,12 +167,13 @@ def _of_curve(frame: pd.DataFrame, curve: Curve) -> pd.DataFrame:
     return frame[(frame["matcher"] == curve.matcher) & (frame["correction"] == curve.correction)]
 
 
-def _panels(panels: Sequence, draw: Callable[[Axes, object], None], n_columns: int) -> bytes:
+def _panels(panels: Sequence[Panel], draw: Callable[[Axes, Panel], None], n_columns: int) -> bytes:
     """A grid with one panel for each of `panels`, one legend for all, as PNG."""
     n_columns = min(n_columns, len(panels))
     n_rows = -(-len(panels) // n_columns)
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(max(4.6, 3.3 * n_columns), 2.9 * n_rows + 0.4), layout="constrained")
+        width = 13.2 / max(n_columns, 2) if n_columns > 1 else 6.6
+        figure = Figure(figsize=(width * n_columns, min(3.6, 0.85 * width) * n_rows + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
         for axes, panel in zip(grid, panels, strict=False):

@@ -11,7 +11,7 @@ from infra.storage import Store
 from tasks.artifacts import as_member, has_match, has_path, read_endpoint
 from tasks.datasets import UNKNOWN_FINGERPRINT
 from tasks.science.networks import build_network
-from tasks.science.specs import Cell, Endpoint, Member, Request
+from tasks.science.specs import Cell, Member, Request
 
 TASK_SECONDS = 20.0
 """About what one task should carry: long beside what a task costs, short beside what a killed one loses."""
@@ -76,35 +76,44 @@ def make_plan(store: Store, request: Request, n_workers: int) -> Plan:
     Needs no data: what a data set without its files would need counts as missing.
     """
     rate = measure_flops_per_second()
+    n_pairs = len(request.seeds) * (len(request.seeds) - 1) // 2
+    n_missing_endpoints = n_missing_pairs = 0
     seconds = 0.0
-    n_missing_endpoints = n_missing_pairs = n_pairs = 0
     for cell in request.cells:
-        n_of_cell = len(request.seeds) * (len(request.seeds) - 1) // 2
-        n_pairs += n_of_cell
-        n_paths = len(request.matchers) * len(request.corrections)
-        each = training_seconds(cell, rate)
-        missing = [e for e in request.endpoints(cell) if not _is_stored(store, e)]
-        n_missing_endpoints += len(missing)
-        n_done = 0
-        if len(missing) < len(request.seeds):
-            merges = request.merges(cell, trained_members(store, request, cell))
-            done = {path.merge.id for path in request.paths(merges) if not has_path(store, path)}
-            lacking = {(m.a.seed, m.b.seed) for m in merges if m.id in done or not has_match(store, m)}
-            n_done = len({(m.a.seed, m.b.seed) for m in merges}) - len(lacking)
-            if not missing:  # Pairs of endpoints that diverged are not made.
-                n_done += n_of_cell - len({(m.a.seed, m.b.seed) for m in merges})
-        n_missing_pairs += n_of_cell - n_done
-        seconds += len(missing) * each
-        seconds += (n_of_cell - n_done) * n_paths * path_seconds(cell, request.measurement.alphas, rate)
-    without = sorted({cell.data.name for cell in request.cells if cell.data.fingerprint == UNKNOWN_FINGERPRINT})
+        n_endpoints, n_of_cell = _count_missing(store, request, cell, n_pairs)
+        n_paths = n_of_cell * len(request.matchers) * len(request.corrections)
+        n_missing_endpoints += n_endpoints
+        n_missing_pairs += n_of_cell
+        seconds += n_endpoints * training_seconds(cell, rate)
+        seconds += n_paths * path_seconds(cell, request.measurement.alphas, rate)
     return Plan(
         n_endpoints=len(request.cells) * len(request.seeds),
-        n_pairs=n_pairs,
+        n_pairs=len(request.cells) * n_pairs,
         n_missing_endpoints=n_missing_endpoints,
         n_missing_pairs=n_missing_pairs,
         hours=seconds / 3600 / n_workers,
-        without_data=tuple(without),
+        without_data=tuple(
+            sorted({cell.data.name for cell in request.cells if cell.data.fingerprint == UNKNOWN_FINGERPRINT})
+        ),
     )
+
+
+def _count_missing(store: Store, request: Request, cell: Cell, n_pairs: int) -> tuple[int, int]:
+    """How many endpoints of `cell`, and how many of its `n_pairs` pairs, are still to be made.
+
+    A pair with an endpoint that did not train is not made, so it is not missing either.
+    """
+    if cell.data.fingerprint == UNKNOWN_FINGERPRINT:
+        return len(request.seeds), n_pairs
+    records = [read_endpoint(store, endpoint) for endpoint in request.endpoints(cell)]
+    n_lost = sum(record is not None and record["status"] != "trained" for record in records)
+    n_usable = len(records) - n_lost
+    merges = request.merges(cell, trained_members(store, request, cell))
+    unmatched = [merge for merge in merges if not has_match(store, merge)]
+    unmeasured = [path.merge for path in request.paths(merges) if not has_path(store, path)]
+    incomplete = {(merge.a.seed, merge.b.seed) for merge in unmatched + unmeasured}
+    n_done = len({(merge.a.seed, merge.b.seed) for merge in merges}) - len(incomplete)
+    return sum(record is None for record in records), n_usable * (n_usable - 1) // 2 - n_done
 
 
 def measure_flops_per_second() -> float:
@@ -113,18 +122,14 @@ def measure_flops_per_second() -> float:
     torch.set_num_threads(1)
     try:
         a, b = torch.ones(512, 512), torch.ones(512, 512)
-        a @ b  # The first product loads the library.
+        torch.matmul(a, b)  # The first product loads the library.
         n_products, begun = 0, time.perf_counter()
         while (elapsed := time.perf_counter() - begun) < 0.1:
-            a @ b
+            torch.matmul(a, b)
             n_products += 1
         return n_products * 2.0 * 512**3 / elapsed
     finally:
         torch.set_num_threads(threads)
-
-
-def _is_stored(store: Store, endpoint: Endpoint) -> bool:
-    return endpoint.cell.data.fingerprint != UNKNOWN_FINGERPRINT and read_endpoint(store, endpoint) is not None
 
 
 def _n_parameters(cell: Cell) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -34,7 +34,7 @@ class Stages:
 
 
 @contextmanager
-def show_stages() -> Iterator[Stages]:
+def show_stages() -> Generator[Stages]:
     """Stages on standard error, so that what a command prints stays clean."""
     console = Console(stderr=True)
     progress = Progress(

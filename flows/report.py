@@ -11,6 +11,7 @@ import pandas as pd
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import TaskRunContext
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table as TextTable
 
@@ -19,11 +20,11 @@ from infra.paths import figure_key, report_key, table_key
 from infra.runners import TASK_OPTIONS
 from infra.storage import Store, StoreError
 from infra.tables import read_provenance, read_table
-from tasks.science.specs import safe_name
 from tasks.schema import TABLES
+from tasks.science.specs import safe_name
 
 FIGURES = {
-    "barriers": "Barrier on the test split, mean over all pairs of seeds; bars are 95 % jackknife intervals over seeds.",
+    "barriers": "Barrier on the test split, mean over pairs; bars are 95 % intervals over seeds, cut off at 0.",
     "paths": "Test accuracy along the path from A (alpha 0) to B (alpha 1): mean over pairs, and the band from the "
     "worst to the best of them.",
     "variance": "Variance of each hidden layer's pre-activations at the midpoint, over the mean of the two endpoints': "
@@ -39,6 +40,13 @@ COLUMNS = {
 }
 """What of the ablation a person is shown first, on the test split; the rest is in the table."""
 
+SHORT_COLUMNS = {
+    "midpoint %": "midpoint %",
+    "accuracy barrier, points": "barrier, points",
+    "accuracy barrier removed, %": "removed, %",
+}
+TEXT_COLUMNS = ("dataset", "normalization", "path", "recipe", "measurement")
+
 
 @task(**TASK_OPTIONS)
 def report(study: str, store_url: str) -> str:
@@ -47,7 +55,7 @@ def report(study: str, store_url: str) -> str:
     where = write_report(store, study)
     ablation = read_table(store, table_key(study, "ablation"))
     if TaskRunContext.get() is not None:
-        rows = summarise_ablation(ablation).to_dict(orient="records")
+        rows: list[dict[str, Any]] = summarise_ablation(ablation).to_dict(orient="records")  # pyright: ignore
         create_table_artifact(rows, key=f"{study}-ablation", description=make_claim(ablation))
         if store.exists(figure_key(study, "barriers")):
             figure = base64.b64encode(store.read(figure_key(study, "barriers"))).decode()
@@ -86,6 +94,7 @@ def write_report(store: Store, study: str) -> str:
         figures=figures,
         columns=list(summary.columns),
         rows=summary.to_numpy().tolist(),
+        text_columns=TEXT_COLUMNS,
         missing=endpoints[endpoints["status"] != "trained"].to_dict(orient="records"),
         n_endpoints=len(endpoints),
         provenance=read_provenance(store, table_key(study, "ablation")),
@@ -120,20 +129,21 @@ def summarise_ablation(ablation: pd.DataFrame) -> pd.DataFrame:
     """The ablation as a person reads it: a row per cell and path, means with intervals as text, on the test split."""
     test = ablation[ablation["split"] == "test"]
     names = ["dataset", "normalization", "width", "depth", "recipe", "measurement"]
+    varying = [name for name in names if test[name].nunique() > 1]
+    fixed = [] if varying else [main_factor(test)]
     rows: list[dict[str, Any]] = []
     for _, of_cell in test.groupby([*names, "cell_id"], sort=True):
         for curve in CURVES:
             of_path = of_cell[(of_cell["matcher"] == curve.matcher) & (of_cell["correction"] == curve.correction)]
             if of_path.empty:
                 continue
-            by_metric = of_path.set_index("metric")
             first = of_path.iloc[0]
-            row: dict[str, Any] = {name: first[name] for name in names if test[name].nunique() > 1 or name == "dataset"}
+            row: dict[str, Any] = {name: first[name] for name in [*varying, *fixed]}
             row["path"] = curve.label
             for metric, title in COLUMNS.items():
                 percent = "accuracy" in metric
-                known = metric in by_metric.index and pd.notna(by_metric.loc[metric, "mean"])
-                row[title] = _interval(by_metric.loc[metric], 100 if percent else 1) if known else "–"
+                known = of_path[(of_path["metric"] == metric) & of_path["mean"].notna()]
+                row[title] = _interval(known.iloc[0], 100 if percent else 1) if len(known) else "-"
             row["pairs"] = int(first["n_pairs"])
             row["diverged"] = int(first["n_diverged"])
             row["untrained"] = int(first["n_untrained"])
@@ -142,16 +152,15 @@ def summarise_ablation(ablation: pd.DataFrame) -> pd.DataFrame:
 
 
 def print_ablation(store: Store, study: str, console: Console) -> None:
-    """The claim and the ablation on a terminal."""
+    """The claim and the ablation on a terminal, in 80 columns where one factor is swept."""
     ablation = read_table(store, table_key(study, "ablation"))
-    summary = summarise_ablation(ablation)
-    if not (summary["diverged"].any() or summary["untrained"].any()):
-        summary = summary.drop(columns=["diverged", "untrained"])
-    text = TextTable(title=f"{study}: mean over pairs [95 % interval over seeds], test split")
-    for column in summary.columns:
-        text.add_column(column, justify="left" if column in ("dataset", "path", "recipe") else "right")
-    for row in summary.itertuples(index=False):
-        text.add_row(*map(str, row), end_section=row.path == CURVES[-1].label)
+    summary = summarise_ablation(ablation).rename(columns=SHORT_COLUMNS)
+    shown = summary.drop(columns=[name for name in ("diverged", "untrained") if not summary[name].any()])
+    text = TextTable(title=f"{study}: mean over pairs [95 % interval], test split", box=SIMPLE, padding=(0, 1, 0, 0))
+    for column in shown.columns:
+        text.add_column(column, justify="left" if column in TEXT_COLUMNS else "right", no_wrap=True)
+    for row in shown.itertuples(index=False):
+        text.add_row(*map(str, row), end_section=bool(row.path == CURVES[-1].label))
     console.print(text)
     console.print(make_claim(ablation), highlight=False)
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import fsspec  # pyright: ignore[reportMissingTypeStubs]
+import fsspec
 
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EDQUOT, errno.ENAMETOOLONG)
 
@@ -41,10 +41,10 @@ class Store:
     @cached_property
     def _filesystem(self) -> tuple[Any, str]:
         try:
-            filesystem, root = fsspec.core.url_to_fs(self.url)  # pyright: ignore
+            filesystem, root = fsspec.core.url_to_fs(self.url)
         except (ValueError, ImportError) as error:
             raise StoreError(f"{self.url!r} is no store: give a folder or an s3:// URL ({error})") from error
-        return filesystem, str(root).rstrip("/")  # pyright: ignore
+        return filesystem, str(root).rstrip("/")
 
     @property
     def is_local(self) -> bool:

@@ -31,7 +31,7 @@ def tabulate_barriers(paths: pd.DataFrame) -> pd.DataFrame:
             ["merge_id", "measurement", "split", "correction"], sort=True
         )
     }
-    for (merge_id, measurement, split, _), curve in curves.items():  # pyright: ignore
+    for (merge_id, measurement, split, _), curve in curves.items():
         raw = curves.get((merge_id, measurement, split, "none"))
         if raw is None:
             continue
@@ -56,7 +56,7 @@ def summarise(
     Every group that was asked for has its rows, with nulls where no pair of it was measured, so that the counts of
     diverged and untrained endpoints always stand beside it.
     """
-    curves = {key: frame for key, frame in paths.groupby([*_GROUP, "split"])}
+    curves = dict(iter(paths.groupby([*_GROUP, "split"])))
     heights = {key: frame.set_index("merge_id") for key, frame in barriers.groupby([*_GROUP, "split"])}
     rows: list[dict[str, Any]] = []
     for group in groups:
@@ -97,7 +97,7 @@ def _values(curves: pd.DataFrame) -> dict[str, Interval]:
     for place, alphas in (("endpoint", (0.0, 1.0)), ("midpoint", (0.5,))):
         for metric in ("loss", "accuracy"):
             ends = [by_alpha.get_group(alpha).set_index("merge_id") for alpha in alphas]
-            means = sum(end[metric] for end in ends) / len(ends)
+            means = pd.concat([end[metric] for end in ends], axis=1).mean(axis=1)
             values[f"{place}_{metric}"] = mean_interval(_seed_pairs(ends[0]), list(means))
     return values
 
@@ -116,4 +116,3 @@ def _reductions(corrected: pd.DataFrame, uncorrected: pd.DataFrame) -> dict[str,
 
 def _seed_pairs(frame: pd.DataFrame) -> list[tuple[int, int]]:
     return list(zip(frame["seed_a"].astype(int), frame["seed_b"].astype(int), strict=True))
-

@@ -13,6 +13,7 @@ import hashlib
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,6 @@ from tasks.science.specs import DataSpec, stream
 UNKNOWN_FINGERPRINT = "unknown"
 """Stands in a plan for the fingerprint of data that were not found."""
 
-_DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 _PREFIXES = {"train": "train", "test": "t10k"}
 
 
@@ -34,50 +34,72 @@ class DataError(Exception):
 
 
 @dataclass(frozen=True)
+class IdxFiles:
+    """How the images are normalised (on the scale of 0 to 255), which class fetches the files, and what holds them."""
+
+    mean: float
+    deviation: float
+    fetcher: type[torchvision.datasets.MNIST]
+    package: tuple[str, Path] | None = None
+    """A Debian package that brings the files, and the folder it puts them in."""
+
+
+@dataclass(frozen=True)
 class Known:
-    """What a plan may say of a data set before it is there. `mean` and `deviation` on the scale of 0 to 255."""
+    """What a plan may say of a data set before it is there."""
 
     n_train: int
     n_test: int
     n_classes: int
     shape: tuple[int, int, int]
-    mean: float | None = None
-    deviation: float | None = None
-    torchvision_class: type[torchvision.datasets.MNIST] | None = None
+    files: IdxFiles | None = None
+    """None where the data come with a library."""
 
+
+_DEBIAN_FASHION = ("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist"))
 
 DATASETS = {
     "digits": Known(1437, 360, 10, (1, 8, 8)),
-    "mnist": Known(60_000, 10_000, 10, (1, 28, 28), 33.3184, 78.5675, torchvision.datasets.MNIST),
-    "fashion_mnist": Known(60_000, 10_000, 10, (1, 28, 28), 72.9404, 90.0212, torchvision.datasets.FashionMNIST),
+    "mnist": Known(60_000, 10_000, 10, (1, 28, 28), IdxFiles(33.3184, 78.5675, torchvision.datasets.MNIST)),
+    "fashion_mnist": Known(
+        60_000,
+        10_000,
+        10,
+        (1, 28, 28),
+        IdxFiles(72.9404, 90.0212, torchvision.datasets.FashionMNIST, _DEBIAN_FASHION),
+    ),
 }
 
 
 def describe_dataset(name: str, data_dir: Path) -> DataSpec:
     """What `name` is, from its files where they are there, else from what is published, its fingerprint unknown."""
     known = _known(name)
-    try:
-        return load_dataset(name, data_dir, download=False).spec
-    except DataError:
+    folder = None
+    if known.files is not None and (folder := _find(name, data_dir, known.files)) is None:
         return DataSpec(name, UNKNOWN_FINGERPRINT, known.n_train, known.n_test, known.n_classes, known.shape)
+    return _read(name, folder).spec
 
 
-@functools.lru_cache(maxsize=2)
-def load_dataset(name: str, data_dir: Path, download: bool = True) -> Dataset:
-    """Both splits of `name`, normalised, in memory; read once per process.
+def load_dataset(name: str, data_dir: Path) -> Dataset:
+    """Both splits of `name`, normalised, in memory; read once per process, fetched where the files are not found.
 
     Raises ValueError for a name that is not known, DataError where files are missing or damaged.
     """
     known = _known(name)
-    if name == "digits":
+    if known.files is None:
+        return _read(name, None)
+    return _read(name, _find(name, data_dir, known.files) or _fetch(name, data_dir, known.files))
+
+
+@functools.lru_cache(maxsize=2)
+def _read(name: str, folder: Path | None) -> Dataset:
+    known = DATASETS[name]
+    if known.files is None or folder is None:
         return _read_digits(known)
-    folder = _find(name, data_dir, known, download=download)
     train_images, train_labels = _read_split(folder, "train", known)
     test_images, test_labels = _read_split(folder, "test", known)
-    assert known.mean is not None and known.deviation is not None
-    return _assemble(
-        name, known, train_images, train_labels, test_images, test_labels, known.mean, known.deviation
-    )
+    mean, deviation = known.files.mean, known.files.deviation
+    return _assemble(name, known, train_images, train_labels, test_images, test_labels, mean, deviation)
 
 
 def _known(name: str) -> Known:
@@ -88,11 +110,11 @@ def _known(name: str) -> Known:
 
 def _read_digits(known: Known) -> Dataset:
     """scikit-learn's 1,797 digits: every fifth of the images, shuffled within their classes, is a test image."""
-    from sklearn.datasets import load_digits  # pyright: ignore # 0.5 s to import: only where digits are wanted
+    from sklearn.datasets import load_digits  # 0.5 s to import: only where digits are wanted
 
-    bunch = load_digits()  # pyright: ignore
-    images = np.asarray(bunch.images, dtype=np.uint8)[:, None]  # pyright: ignore
-    labels = np.asarray(bunch.target, dtype=np.int64)  # pyright: ignore
+    bunch: Any = load_digits()
+    images = np.asarray(bunch.images, dtype=np.uint8)[:, None]
+    labels = np.asarray(bunch.target, dtype=np.int64)
     shuffled = stream("split", "digits").permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     is_test = np.zeros(len(labels), dtype=bool)
@@ -131,32 +153,40 @@ def _assemble(
     )
 
 
-def _find(name: str, data_dir: Path, known: Known, *, download: bool) -> Path:
-    """The folder that holds the four idx files of `name`."""
+def _folders(name: str, data_dir: Path, files: IdxFiles) -> list[Path]:
+    """Where the four idx files of a data set may lie, the person's own folders first."""
     data_dir = data_dir.expanduser()
-    assert known.torchvision_class is not None
-    theirs = data_dir / known.torchvision_class.__name__ / "raw"
-    folders = [data_dir / name, data_dir / name.replace("_", "-"), theirs]
-    if name == "fashion_mnist":
-        folders.append(_DEBIAN_FASHION)
-    for folder in folders:
+    folders = [data_dir / name, data_dir / name.replace("_", "-"), _fetched(data_dir, files)]
+    return folders if files.package is None else [*folders, files.package[1]]
+
+
+def _fetched(data_dir: Path, files: IdxFiles) -> Path:
+    """Where torchvision puts the files it fetches."""
+    return data_dir.expanduser() / files.fetcher.__name__ / "raw"
+
+
+def _find(name: str, data_dir: Path, files: IdxFiles) -> Path | None:
+    """The first folder that holds all four idx files of `name`."""
+    for folder in _folders(name, data_dir, files):
         if all(_file(folder, split, kind) for split in _PREFIXES for kind in ("images", "labels")):
             return folder
-    partial = [folder for folder in folders if any(folder.glob("*-ubyte*"))]
-    reason = f"{partial[0]} holds some of its files, not all" if partial else "its files were not found"
-    if download:
-        try:
-            known.torchvision_class(str(data_dir), download=True)
-            return theirs
-        except (RuntimeError, OSError) as error:  # torchvision: no mirror reached, or a checksum that differs
-            reason += f" and could not be fetched ({_first_line(error)})"
-    ways = f"put train-images-idx3-ubyte.gz and the other three into {data_dir / name}"
-    if name == "fashion_mnist":
-        ways += ", or install Debian's package dataset-fashion-mnist"
-    raise DataError(
-        f"{name}: {reason}; {ways}, or set REPAIRLAB_DATA_DIR to a folder that has them, "
-        "or run where there is a network"
-    )
+    return None
+
+
+def _fetch(name: str, data_dir: Path, files: IdxFiles) -> Path:
+    """Lets torchvision fetch the files, which checks their published checksums. DataError where it cannot."""
+    try:
+        files.fetcher(str(data_dir.expanduser()), download=True)
+    except (RuntimeError, OSError) as error:  # No mirror was reached, or a checksum differs.
+        partial = [str(folder) for folder in _folders(name, data_dir, files) if any(folder.glob("*-ubyte*"))]
+        found = f"{partial[0]} holds some of its files, not all," if partial else "its files were not found"
+        package = f", install Debian's package {files.package[0]}" if files.package else ""
+        raise DataError(
+            f"{name}: {found} and they could not be fetched ({_first_line(error)}); run where there is a network, "
+            f"put train-images-idx3-ubyte.gz and the other three into {data_dir / name}{package}, "
+            "or set REPAIRLAB_DATA_DIR to a folder that has them"
+        ) from error
+    return _fetched(data_dir, files)
 
 
 def _file(folder: Path, split: str, kind: str) -> Path | None:
@@ -166,15 +196,15 @@ def _file(folder: Path, split: str, kind: str) -> Path | None:
 
 
 def _read_split(folder: Path, split: str, known: Known) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    paths = {kind: _file(folder, split, kind) for kind in ("images", "labels")}
-    assert paths["images"] is not None and paths["labels"] is not None
-    images, labels = read_idx(paths["images"], 3), read_idx(paths["labels"], 1)
+    paths = [_file(folder, split, kind) for kind in ("images", "labels")]
+    images_path, labels_path = (path for path in paths if path is not None)
+    images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
     if images.shape[1:] != known.shape[1:]:
-        raise _damaged(paths["images"], f"images of {images.shape[1:]} pixels, expected {known.shape[1:]}")
+        raise _damaged(images_path, f"images of {images.shape[1:]} pixels, expected {known.shape[1:]}")
     if len(images) != len(labels) or not len(labels):
-        raise _damaged(paths["labels"], f"{len(labels)} labels for {len(images)} images")
+        raise _damaged(labels_path, f"{len(labels)} labels for {len(images)} images")
     if labels.max() >= known.n_classes:
-        raise _damaged(paths["labels"], f"a label of {labels.max()} among {known.n_classes} classes")
+        raise _damaged(labels_path, f"a label of {labels.max()} among {known.n_classes} classes")
     return images[:, None], labels.astype(np.int64)
 
 

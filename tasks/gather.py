@@ -84,9 +84,11 @@ def build_tables(store: Store, study: str, requests: Iterable[Request], failures
             for matcher in request.matchers:
                 for correction in request.corrections:
                     key = (cell.id, matcher, correction, request.measurement.name)
-                    groups[key] = columns | dict(
-                        matcher=matcher, correction=correction, measurement=request.measurement.name
-                    )
+                    groups[key] = columns | {
+                        "matcher": matcher,
+                        "correction": correction,
+                        "measurement": request.measurement.name,
+                    }
     matched = [merge for merge in merges.values() if merge.matcher != "none" and has_match(store, merge)]
     measured = [path for path in paths.values() if has_path(store, path)]
     pairs = pd.DataFrame([_pair_columns(study, merge) for merge in merges.values()], columns=list(schema.PAIR))
@@ -141,9 +143,7 @@ def _pair_columns(study: str, merge: Merge) -> Record:
 
 
 def _with_members(pairs: pd.DataFrame, merges: Mapping[str, Merge], match_rows: pd.DataFrame) -> pd.DataFrame:
-    members = {
-        merge.id: f"{merge.a.endpoint_id} {merge.b.endpoint_id}" for merge in merges.values()
-    }
+    members = {merge.id: f"{merge.a.endpoint_id} {merge.b.endpoint_id}" for merge in merges.values()}
     subsets = {"train_subset_a": "all", "train_subset_b": "all"}
     return pairs.assign(members=pairs["merge_id"].map(members), **subsets).merge(match_rows, on="merge_id", how="left")
 

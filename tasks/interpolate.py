@@ -32,7 +32,12 @@ def interpolate(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None
             store,
             path,
             uncorrected_path(
-                bench.network, bench.aligned(pair), (ends[pair.a], ends[pair.b]), alphas, bench.dataset, bench.statistics
+                bench.network,
+                bench.aligned(pair),
+                (ends[pair.a], ends[pair.b]),
+                alphas,
+                bench.dataset,
+                bench.statistics,
             ),
         )
     run_logger().info("%s: %d paths interpolated", missing[0].merge.cell.label, len(missing))

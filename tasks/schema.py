@@ -1,4 +1,4 @@
-"""The tables that people open, column by column: a public contract, kept by a test and changed only with a CHANGELOG line.
+"""The tables that people open, column by column: a public contract, kept by a test, each change in the CHANGELOG.
 
 Accuracies are fractions, losses nats per example, times seconds. What a column means is said in docs/tables.md.
 """
@@ -135,9 +135,7 @@ ENDPOINTS = Table(
 
 MERGES = Table(
     "merges",
-    PAIR
-    | {"members": _TEXT, "train_subset_a": _TEXT, "train_subset_b": _TEXT}
-    | _without_key(MERGE_ROWS),
+    PAIR | {"members": _TEXT, "train_subset_a": _TEXT, "train_subset_b": _TEXT} | _without_key(MERGE_ROWS),
     ("merge_id",),
 )
 

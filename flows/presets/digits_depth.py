@@ -1,4 +1,4 @@
-"""Barrier against depth on scikit-learn's digits: small enough for a laptop, deep enough for the variance to collapse."""
+"""Barrier against depth on scikit-learn's digits: small enough for a laptop, deep enough for variance to collapse."""
 
 from __future__ import annotations
 

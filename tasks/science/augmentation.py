@@ -59,7 +59,7 @@ def take(padded: Tensor, indices: Tensor, views: Views, translate: int) -> Tenso
 
 
 def statistics_images(dataset: Dataset, recipe: Recipe) -> Tensor:
-    """The samples that activations are measured on: the train split in its order, once, under the recipe's augmentation.
+    """The samples that activations are measured on: the train split, in order, once, under the recipe's augmentation.
 
     The draws are named by the data set alone: every network of a cell sees the same images, so that one pass serves
     all pairs. Returns (n_train, channels, height, width) float32. Source: REPAIR, section 3 (augmented statistics).

@@ -28,9 +28,7 @@ def midpoint_barrier(values: NDArray[np.float64], alphas: NDArray[np.float64], c
     return float(_rise(values, alphas, chord)[middle[0]])
 
 
-def _rise(
-    values: NDArray[np.float64], alphas: NDArray[np.float64], chord: tuple[float, float]
-) -> NDArray[np.float64]:
+def _rise(values: NDArray[np.float64], alphas: NDArray[np.float64], chord: tuple[float, float]) -> NDArray[np.float64]:
     if alphas.min() < 0 or alphas.max() > 1:
         raise ValueError(f"alphas must lie in [0, 1], got {alphas.min():g} to {alphas.max():g}")
     if (np.diff(alphas) <= 0).any():

@@ -81,9 +81,7 @@ def repair(network: MLP, state: State, goal: LayerMoments, images: Tensor) -> tu
 def goal_moments(a: LayerMoments, b: LayerMoments, alpha: float) -> LayerMoments:
     """What every unit should have at `alpha`: means and *deviations* (not variances) of the endpoints, interpolated."""
     return {
-        name: Moments(
-            (1 - alpha) * a[name].mean + alpha * b[name].mean, (1 - alpha) * a[name].sd + alpha * b[name].sd
-        )
+        name: Moments((1 - alpha) * a[name].mean + alpha * b[name].mean, (1 - alpha) * a[name].sd + alpha * b[name].sd)
         for name in a
     }
 
@@ -93,9 +91,7 @@ def reorder_layers(moments: LayerMoments, permutation: Permutation, layer_axes: 
     return {name: layer.reorder(permutation.indices[layer_axes[name]]) for name, layer in moments.items()}
 
 
-def report_layers(
-    achieved: LayerMoments, goal: LayerMoments, a: LayerMoments, b: LayerMoments
-) -> list[LayerReport]:
+def report_layers(achieved: LayerMoments, goal: LayerMoments, a: LayerMoments, b: LayerMoments) -> list[LayerReport]:
     """One report per layer, of a network at some alpha beside its goal and its endpoints."""
     reports: list[LayerReport] = []
     for position, name in enumerate(achieved):

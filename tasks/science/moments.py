@@ -8,8 +8,9 @@ float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,12 +116,14 @@ def _one_pass(
 def read_activations(network: nn.Module, state: State, images: Tensor, axes: Sequence[Axis]) -> dict[str, Tensor]:
     """The activations (n_samples, size) of each axis where it is read; `network` is left as it was."""
     read: dict[str, Tensor] = {}
-    handles = [
-        network.get_submodule(axis.read).register_forward_hook(
-            lambda _module, _inputs, output, name=axis.name: read.__setitem__(name, output)
-        )
-        for axis in axes
-    ]
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            read[name] = output
+
+        return hook
+
+    handles = [network.get_submodule(axis.read).register_forward_hook(keep(axis.name)) for axis in axes]
     try:
         functional_call(network, state, (images,))
     finally:

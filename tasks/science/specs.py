@@ -26,7 +26,7 @@ State = dict[str, torch.Tensor]
 SCHEMA_VERSION = 1
 
 REVISIONS: Mapping[str, int] = {"train": 1, "match": 1, "correct": 1, "evaluate": 1}
-"""Raised, with a CHANGELOG line, when the numbers of that verb change: what was computed before is then computed anew."""
+"""Raised, with a CHANGELOG line, when the numbers of that verb change: then all that it made is made anew."""
 
 MATCHERS = ("none", "activation")
 CORRECTIONS = ("none", "repair")
@@ -283,7 +283,9 @@ class Request:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         safe_name(self.study)
         if len(self.seeds) < 2:
-            raise ValueError(f"a study needs at least 2 seeds, so that there is a pair to interpolate, got {len(self.seeds)}")
+            raise ValueError(
+                f"a study needs at least 2 seeds, so that there is a pair to interpolate, got {len(self.seeds)}"
+            )
         if not self.cells:
             raise ValueError(f"study {self.study} has no cells")
 
@@ -310,12 +312,12 @@ class Request:
     def from_json(cls, text: str) -> Request:
         """ValueError where `text` is not what `to_json` wrote."""
         try:
-            fields = json.loads(text)
-            cells = tuple(
-                Cell(**{**cell, "data": DataSpec(**cell["data"]), "recipe": Recipe(**cell["recipe"])})
-                for cell in fields["cells"]
-            )
-            return cls(**{**fields, "cells": cells, "measurement": Measurement(**fields["measurement"])})
+            fields: dict[str, Any] = json.loads(text)
+            cells: list[dict[str, Any]] = fields["cells"]
+            for cell in cells:
+                cell |= {"data": DataSpec(**cell["data"]), "recipe": Recipe(**cell["recipe"])}
+            fields |= {"cells": [Cell(**cell) for cell in cells], "measurement": Measurement(**fields["measurement"])}
+            return cls(**fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a study request ({error})") from error
 
@@ -344,5 +346,7 @@ def override(spec: Any, **changes: Any) -> Any:
 def safe_name(name: str) -> str:
     """`name` where it can stand as one part of a store key; ValueError where it could leave its folder."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or ".." in name:
-        raise ValueError(f"{name!r} is no name: letters, digits, '-', '_' and '.' only, beginning with a letter or digit")
+        raise ValueError(
+            f"{name!r} is no name: letters, digits, '-', '_' and '.' only, beginning with a letter or digit"
+        )
     return name

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats  # pyright: ignore[reportMissingTypeStubs]
+from scipy import stats
 
 CONFIDENCE = 0.95
 MIN_SEEDS = 3
@@ -87,7 +87,7 @@ def jackknife(
         replicates.append(_of_means(arrays, kept, statistic))
     spread = np.asarray(replicates) - np.mean(replicates)
     error = np.sqrt((n_seeds - 1) / n_seeds * np.square(spread).sum())
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n_seeds - 1) * error)  # pyright: ignore[reportUnknownMemberType]
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n_seeds - 1) * error)
     return Interval(estimate, estimate - reach, estimate + reach)
 
 

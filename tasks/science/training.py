@@ -131,7 +131,7 @@ def _train_stack(
             # Summed over seeds, so each seed's gradient is that of its own mean loss.
             loss = F.cross_entropy(logits.flatten(0, 1), labels[chosen].flatten(), reduction="sum") / batch_size
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # pyright: ignore[reportUnknownMemberType]
+            loss.backward()
             optimizer.step()
         finite = _finite_seeds(parameters)
         for index in range(len(seeds)):
@@ -140,7 +140,9 @@ def _train_stack(
         if not any(finite):
             break  # Weights that are not finite stay so.
     trained = {name: tensor.detach().cpu() for name, tensor in parameters.items()}
-    return [{name: tensor[index].clone() for name, tensor in trained.items()} for index in range(len(seeds))], last_finite
+    return [
+        {name: tensor[index].clone() for name, tensor in trained.items()} for index in range(len(seeds))
+    ], last_finite
 
 
 def _draw_epoch(

@@ -1,0 +1,36 @@
+"""What a person may ask of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pydantic import BaseModel, Field
+
+from flows.presets import find_preset
+from tasks.science.specs import DataSpec, Request
+
+
+class StudyOptions(BaseModel):
+    """A study by its name, and what of it is to be other than it comes."""
+
+    study: str = Field(description="Name of the study")
+    dataset: list[str] | None = Field(None, description="Data sets instead of the study's own")
+    width: list[int] | None = Field(None, description="Widths instead of the study's own")
+    depth: list[int] | None = Field(None, description="Numbers of hidden layers instead of the study's own")
+    seeds: int | None = Field(None, description="How many seeds of each cell to train")
+    recipe: str | None = Field(None, description="Another of the study's recipes")
+    epochs: int | None = Field(None, description="Epochs instead of the recipe's own")
+    alphas: int | None = Field(None, description="Odd number of points on each path")
+
+    def resolve(self, describe: Callable[[str], DataSpec]) -> Request:
+        """The request these options make; `describe` looks a data set up by its name. ValueError for what cannot be."""
+        return find_preset(self.study).request(
+            describe,
+            datasets=self.dataset,
+            widths=self.width,
+            depths=self.depth,
+            n_seeds=self.seeds,
+            recipe=self.recipe,
+            epochs=self.epochs,
+            alphas=self.alphas,
+        )
