@@ -13,7 +13,7 @@ from tasks.artifacts import load_weights, save_match
 from tasks.datasets import load_dataset
 from tasks.science.augmentation import statistics_images
 from tasks.science.matching import FUNCTION_TOLERANCE, function_error, match_activations
-from tasks.science.networks import build_network
+from tasks.science.networks import build_mlp
 from tasks.science.specs import Merge
 
 
@@ -21,7 +21,7 @@ from tasks.science.specs import Merge
 def align(merges: Sequence[Merge], store_url: str, data_dir: Path) -> list[str]:
     """Aligns pairs of one cell by their activations, all in one pass; returns a sentence for each that must stop."""
     store, cell = Store(store_url), merges[0].cell
-    network = build_network(cell)
+    network = build_mlp(cell)
     spec = network.permutation_spec()
     images = statistics_images(load_dataset(cell.data.name, data_dir), cell.recipe)
     states = load_weights(store, [member for merge in merges for member in (merge.a, merge.b)])

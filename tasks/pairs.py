@@ -14,7 +14,7 @@ from tasks.schema import LAYER_ROWS, PATH_ROWS
 from tasks.science.augmentation import statistics_images
 from tasks.science.correction import preactivation_moments
 from tasks.science.curves import Point, Side
-from tasks.science.networks import build_network
+from tasks.science.networks import build_mlp
 from tasks.science.specs import Merge, Path
 
 
@@ -24,7 +24,7 @@ class PairBench:
     def __init__(self, store: Store, paths: Sequence[Path], data_dir: Folder) -> None:
         self.store = store
         cell = paths[0].merge.cell
-        self.network = build_network(cell)
+        self.network = build_mlp(cell)
         self.dataset = load_dataset(cell.data.name, data_dir)
         self.statistics = statistics_images(self.dataset, cell.recipe)
         weights = load_weights(store, [member for path in paths for member in (path.merge.a, path.merge.b)])

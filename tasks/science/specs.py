@@ -120,6 +120,7 @@ class Recipe:
     optimizer: Literal["sgd"] = "sgd"
     schedule: Literal["linear"] = "linear"
     initialization: Literal["he-normal"] = "he-normal"
+    """Of an MLP; the other architectures begin as their authors' code has it."""
 
     def __post_init__(self) -> None:
         owner = f"recipe {self.name}"
@@ -145,8 +146,9 @@ class Cell:
     architecture: str
     normalization: str
     width: int
+    """Neurons of a hidden layer, for an MLP; elsewhere what multiplies every layer's channels."""
     depth: int
-    """Hidden layers, for an MLP."""
+    """Hidden layers, for an MLP; elsewhere the number in the architecture's name."""
     recipe: Recipe
 
     def __post_init__(self) -> None:

@@ -6,22 +6,26 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from tasks.science.networks.initialization import Initialization
 from tasks.science.permutation import Axis, PermutationSpec, Slot
 
 
 class MLP(nn.Module):
-    """`depth` hidden layers of `width` neurons. Images are flattened to `n_in` values; logits have shape (n, n_out)."""
+    """`depth` hidden layers of `width` neurons. Images are flattened to `n_in` values; logits have shape (n, n_out).
 
-    def __init__(self, n_in: int, width: int, depth: int, n_out: int) -> None:
+    With normalization `batch` every hidden layer is Linear without bias, BatchNorm, ReLU; the output stays plain. That
+    is how the `batch-fused` form is trained: `fold_batch_norm` turns its weights into those of the plain network.
+    """
+
+    initialization: Initialization = "he-normal"
+
+    def __init__(self, n_in: int, width: int, depth: int, n_out: int, normalization: str = "none") -> None:
         super().__init__()
-        self.width, self.depth = width, depth
+        if normalization not in ("none", "batch"):
+            raise ValueError(f"an MLP has normalization none or batch, got {normalization!r}")
+        self.width, self.depth, self.normalization = width, depth, normalization
         sizes = [n_in] + [width] * depth
-        self.hidden = nn.Sequential(
-            *(
-                nn.Sequential(OrderedDict(linear=nn.Linear(sizes[i], sizes[i + 1]), relu=nn.ReLU()))
-                for i in range(depth)
-            )
-        )
+        self.hidden = nn.Sequential(*(_layer(sizes[i], sizes[i + 1], normalization) for i in range(depth)))
         self.output = nn.Linear(width, n_out)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -38,16 +42,32 @@ class MLP(nn.Module):
         return {f"hidden.{i}.linear": f"hidden.{i}" for i in range(self.depth)}
 
     def permutation_spec(self) -> PermutationSpec:
-        """One axis per hidden layer: the rows of its Linear and the columns of the next; read after the ReLU."""
+        """One axis per hidden layer: the rows of its Linear, its BatchNorm, and the columns of the next Linear; read
+        after the ReLU."""
+        per_unit = ["linear.bias"]
+        if self.normalization == "batch":
+            per_unit = ["norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"]
         consumers = [*self.hidden_linears[1:], "output"]
         return PermutationSpec(
             tuple(
                 Axis(
                     name=f"hidden.{i}",
                     size=self.width,
-                    slots=(Slot(f"{linear}.weight", 0), Slot(f"{linear}.bias", 0), Slot(f"{consumer}.weight", 1)),
+                    slots=(
+                        Slot(f"hidden.{i}.linear.weight", 0),
+                        *(Slot(f"hidden.{i}.{tensor}", 0) for tensor in per_unit),
+                        Slot(f"{consumer}.weight", 1),
+                    ),
                     read=f"hidden.{i}.relu",
                 )
-                for i, (linear, consumer) in enumerate(zip(self.hidden_linears, consumers, strict=True))
+                for i, consumer in enumerate(consumers)
             )
         )
+
+
+def _layer(n_in: int, n_out: int, normalization: str) -> nn.Sequential:
+    if normalization == "none":
+        return nn.Sequential(OrderedDict(linear=nn.Linear(n_in, n_out), relu=nn.ReLU()))
+    return nn.Sequential(
+        OrderedDict(linear=nn.Linear(n_in, n_out, bias=False), norm=nn.BatchNorm1d(n_out), relu=nn.ReLU())
+    )

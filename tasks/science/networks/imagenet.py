@@ -1,0 +1,80 @@
+"""torchvision's residual networks for large images, with torchvision's names of parameters and buffers.
+
+Only the ReLUs differ: torchvision's blocks call one module two or three times, so a hook sees the last call alone;
+these have one module per activation. Weights trained with torchvision load as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models import resnet as torchvision_resnet
+
+from tasks.science.networks.initialization import Initialization
+
+
+class BasicBlock(torchvision_resnet.BasicBlock):
+    """torchvision's block of ResNet18; `relu2` is what it hands on."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        del self.relu
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.relu1(self.bn1(self.conv1(x)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.relu2(self.bn2(self.conv2(inner)) + shortcut)
+
+
+class Bottleneck(torchvision_resnet.Bottleneck):
+    """torchvision's block of ResNet50; `relu3` is what it hands on."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        del self.relu
+        self.relu1, self.relu2, self.relu3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.relu1(self.bn1(self.conv1(x)))
+        inner = self.relu2(self.bn2(self.conv2(inner)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.relu3(self.bn3(self.conv3(inner)) + shortcut)
+
+
+class ImageNetResNet(torchvision_resnet.ResNet):
+    """A ResNet of torchvision for images of `n_channels` channels.
+
+    Deviates: the stem's ReLU does not overwrite its input, so that what comes before it can be read.
+    """
+
+    initialization: Initialization = "torchvision"
+
+    def __init__(
+        self,
+        block: type[BasicBlock | Bottleneck],
+        layers: list[int],
+        n_channels: int,
+        n_out: int,
+        width_per_group: int = 64,
+    ) -> None:
+        super().__init__(block, layers, num_classes=n_out, width_per_group=width_per_group)
+        self.relu = nn.ReLU()
+        if n_channels != 3:
+            self.conv1 = nn.Conv2d(n_channels, 64, 7, stride=2, padding=3, bias=False)
+
+
+def resnet18(n_channels: int, n_out: int) -> ImageNetResNet:
+    """Source: He et al. 2016, arXiv 1512.03385."""
+    return ImageNetResNet(BasicBlock, [2, 2, 2, 2], n_channels, n_out)
+
+
+def resnet50(n_channels: int, n_out: int) -> ImageNetResNet:
+    """Stride in the 3x3 convolution, as torchvision has it. Source: He et al. 2016, arXiv 1512.03385."""
+    return ImageNetResNet(Bottleneck, [3, 4, 6, 3], n_channels, n_out)
+
+
+def wide_resnet50_2(n_channels: int, n_out: int) -> ImageNetResNet:
+    """ResNet50 with twice the inner width of each block. Source: Zagoruyko and Komodakis 2016, arXiv 1605.07146."""
+    return ImageNetResNet(Bottleneck, [3, 4, 6, 3], n_channels, n_out, width_per_group=128)

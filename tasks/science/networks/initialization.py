@@ -1,0 +1,100 @@
+"""Where training starts: each network says which initialization its authors gave it, and this draws it.
+
+All numbers come from the generator that is handed in, never from torch's global one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tasks.science.specs import State
+
+Initialization = Literal["he-normal", "he-normal, torch biases", "torch", "torchvision"]
+
+Draw = Callable[[np.random.Generator, tuple[int, ...], tuple[int, ...]], Tensor]
+"""Numbers for a tensor of the first shape, in a layer whose weight has the second: (n_out, n_in, *kernel)."""
+
+
+def _zeros(_rng: np.random.Generator, shape: tuple[int, ...], _weight: tuple[int, ...]) -> Tensor:
+    return torch.zeros(shape)
+
+
+def _he_normal(rng: np.random.Generator, shape: tuple[int, ...], weight: tuple[int, ...]) -> Tensor:
+    """Normal with variance 2 / fan-in. Source: He et al. 2015, arXiv 1502.01852."""
+    return _normal(rng, shape, (2 / int(np.prod(weight[1:]))) ** 0.5)
+
+
+def _he_normal_fan_out(rng: np.random.Generator, shape: tuple[int, ...], weight: tuple[int, ...]) -> Tensor:
+    return _normal(rng, shape, (2 / (weight[0] * int(np.prod(weight[2:])))) ** 0.5)
+
+
+def _torch_default(rng: np.random.Generator, shape: tuple[int, ...], weight: tuple[int, ...]) -> Tensor:
+    """Uniform within 1 / sqrt(fan-in): what nn.Linear and nn.Conv2d draw for weights and biases alike."""
+    bound = int(np.prod(weight[1:])) ** -0.5
+    return torch.from_numpy(rng.random(shape, dtype=np.float32)).mul_(2).sub_(1).mul_(bound)
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...], deviation: float) -> Tensor:
+    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).mul_(deviation)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    conv: Draw
+    linear: Draw
+    bias: Draw
+
+
+_RULES: Mapping[str, _Rule] = {
+    "he-normal": _Rule(conv=_he_normal, linear=_he_normal, bias=_zeros),
+    "he-normal, torch biases": _Rule(conv=_he_normal, linear=_he_normal, bias=_torch_default),
+    "torch": _Rule(conv=_torch_default, linear=_torch_default, bias=_torch_default),
+    "torchvision": _Rule(conv=_he_normal_fan_out, linear=_torch_default, bias=_torch_default),
+}
+
+_CONSTANTS = {"weight": 1.0, "scale": 1.0, "running_var": 1.0, "running_mean": 0.0, "num_batches_tracked": 0.0}
+"""How tensors outside of Linear and Conv2d begin, besides those whose name begins with `bias`: at 0."""
+
+
+def initial_state(network: nn.Module, rng: np.random.Generator) -> State:
+    """Every parameter and buffer of `network` as training begins, float32 (counters int64), in the network's order.
+
+    Weights and biases of Linear and Conv2d follow `network.initialization`; a weight named in `network.weight_scales`
+    is multiplied by the factor there, and one of factor 0 is not drawn. Norms begin as the identity, with running
+    mean 0 and variance 1, scalar biases at 0 and multipliers at 1.
+    Raises ValueError for a network without `initialization`, and for a tensor that no rule is for.
+    """
+    rule = _RULES.get(str(getattr(network, "initialization", None)))
+    if rule is None:
+        known = "; ".join(_RULES)
+        raise ValueError(f"{type(network).__name__} does not say by `initialization` how it begins; known: {known}")
+    scales: Mapping[str, float] = getattr(network, "weight_scales", {})
+    state: State = {}
+    for path, module in network.named_modules():
+        prefix = f"{path}." if path else ""
+        for name, parameter in module.named_parameters(recurse=False):
+            shape = tuple(parameter.shape)
+            if not isinstance(module, nn.Linear | nn.Conv2d):
+                state[prefix + name] = _constant(prefix + name, name, parameter)
+            elif name == "bias":
+                state[prefix + name] = rule.bias(rng, shape, tuple(module.weight.shape))
+            else:
+                scale = scales.get(prefix + name, 1.0)
+                draw = rule.conv if isinstance(module, nn.Conv2d) else rule.linear
+                state[prefix + name] = draw(rng, shape, shape).mul_(scale) if scale else torch.zeros(shape)
+        for name, buffer in module.named_buffers(recurse=False):
+            state[prefix + name] = _constant(prefix + name, name, buffer)
+    return state
+
+
+def _constant(path: str, name: str, like: Tensor) -> Tensor:
+    value = 0.0 if name.startswith("bias") else _CONSTANTS.get(name)
+    if value is None:
+        raise ValueError(f"no rule says how {path} begins; known beside the layers: bias*, {', '.join(_CONSTANTS)}")
+    return torch.full(like.shape, value, dtype=torch.float32 if like.is_floating_point() else like.dtype)

@@ -1,0 +1,113 @@
+"""Residual networks for small images: ResNet20 with BatchNorm or LayerNorm, and ResNet18."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from tasks.science.networks.initialization import Initialization
+from tasks.science.networks.normalization import norm2d
+
+
+class ResNet(nn.Module):
+    """A stem, stages of residual blocks, the mean over the map, and one Linear to the classes.
+
+    Stage i has `n_blocks` blocks of `channels[i]`; all stages but the first halve the map. Where a block changes the
+    shape its shortcut is a convolution of `shortcut_kernel` pixels and a norm, elsewhere the identity: every channel
+    of a stage's residual stream keeps its meaning from block to block, so the stream can be permuted as one.
+    Convolutions have a bias under LayerNorm and none before BatchNorm, as in the code behind the paper.
+    """
+
+    def __init__(
+        self,
+        n_channels: int,
+        channels: Sequence[int],
+        n_blocks: int,
+        n_out: int,
+        *,
+        normalization: str,
+        shortcut_kernel: int,
+        initialization: Initialization,
+    ) -> None:
+        super().__init__()
+        self.initialization: Initialization = initialization
+        self.stem = nn.Sequential(
+            OrderedDict(
+                conv=nn.Conv2d(n_channels, channels[0], 3, padding=1, bias=normalization == "layer"),
+                norm=norm2d(normalization, channels[0]),
+                relu=nn.ReLU(),
+            )
+        )
+        stages: list[nn.Module] = []
+        n_in = channels[0]
+        for position, n_stage in enumerate(channels):
+            blocks: list[nn.Module] = []
+            for block in range(n_blocks):
+                stride = 2 if position > 0 and block == 0 else 1
+                blocks.append(ResidualBlock(n_in, n_stage, stride, normalization, shortcut_kernel))
+                n_in = n_stage
+            stages.append(nn.Sequential(OrderedDict(blocks=nn.Sequential(*blocks))))
+        self.stages = nn.Sequential(*stages)
+        self.output = nn.Linear(n_in, n_out)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.output(self.stages(self.stem(images)).mean((2, 3)))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut; `relu2` is what the block hands on."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int, normalization: str, shortcut_kernel: int) -> None:
+        super().__init__()
+        bias = normalization == "layer"
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=bias)
+        self.norm1 = norm2d(normalization, n_out)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=bias)
+        self.norm2 = norm2d(normalization, n_out)
+        self.shortcut = nn.Identity()
+        if stride != 1 or n_in != n_out:
+            padding = shortcut_kernel // 2
+            self.shortcut = nn.Sequential(
+                OrderedDict(
+                    conv=nn.Conv2d(n_in, n_out, shortcut_kernel, stride, padding=padding, bias=bias),
+                    norm=norm2d(normalization, n_out),
+                )
+            )
+        self.relu2 = nn.ReLU()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        inner = self.relu1(self.norm1(self.conv1(maps)))
+        return self.relu2(self.norm2(self.conv2(inner)) + self.shortcut(maps))
+
+
+def resnet20(n_channels: int, width: int, n_out: int, normalization: str) -> ResNet:
+    """Three stages of three blocks at 16, 32 and 64 channels times `width`; 3x3 shortcuts with stride 2 and norm.
+
+    He-normal weights and torch's default biases, as in the code behind REPAIR (arXiv 2211.08403).
+    """
+    return ResNet(
+        n_channels,
+        [16 * width, 32 * width, 64 * width],
+        3,
+        n_out,
+        normalization=normalization,
+        shortcut_kernel=3,
+        initialization="he-normal, torch biases",
+    )
+
+
+def resnet18(n_channels: int, width: int, n_out: int) -> ResNet:
+    """Four stages of two blocks at 64 to 512 channels times `width`, BatchNorm, 1x1 shortcuts, no pool after the stem:
+    the form of ResNet18 that is customary at 32x32, with torch's default initialization."""
+    return ResNet(
+        n_channels,
+        [64 * width, 128 * width, 256 * width, 512 * width],
+        2,
+        n_out,
+        normalization="batch",
+        shortcut_kernel=1,
+        initialization="torch",
+    )
