@@ -15,6 +15,7 @@ from infra.storage import Store
 from infra.tables import Table, pack_rows
 from tasks.schema import AXIS_ROWS, MERGE_ROWS
 from tasks.science.matching import Match
+from tasks.science.networks import build_network
 from tasks.science.permutation import Permutation
 from tasks.science.specs import Cell, Endpoint, Member, Merge, Path, State, weights_digest
 from tasks.science.training import Training
@@ -38,7 +39,7 @@ def save_endpoint(store: Store, endpoint: Endpoint, trained: Training, device: s
             "test_loss": trained.test.loss,
             "test_accuracy": trained.test.accuracy,
             "n_train_examples": trained.train.n_examples,
-            "n_parameters": sum(tensor.numel() for tensor in trained.state.values()),
+            "n_parameters": sum(parameter.numel() for parameter in build_network(endpoint.cell).parameters()),
             "train_seconds": trained.seconds,
             "device": device,
         },

