@@ -203,7 +203,8 @@ class Measurement:
     @property
     def grid(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Shape (n_alphas,), ascending from 0 (endpoint A) to 1 (endpoint B)."""
-        return np.linspace(0.0, 1.0, self.alphas)
+        # Not np.linspace, whose midpoint is not exactly 1/2 for every length.
+        return np.arange(self.alphas) / (self.alphas - 1)
 
 
 @dataclass(frozen=True)
