@@ -162,20 +162,23 @@ def print_ablation(store: Store, study: str, console: Console) -> None:
     """The claim and the ablation on a terminal, in 80 columns where one factor is swept."""
     ablation = read_table(store, table_key(study, "ablation"))
     summary = summarise_ablation(ablation, brief=True)
-    dull = [name for name in ("diverged", "untrained") if not summary[name].any()]
-    if summary["pairs"].nunique() == 1:
-        dull.append("pairs")
+    dull = ["diverged", "untrained", *(["pairs"] if summary["pairs"].nunique() == 1 else [])]
     shown = summary.drop(columns=dull)
     title = f"{study}: mean over {summary['pairs'].max()} pairs [95 % interval], test split"
     text = TextTable(title=title, box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left")
     for name in shown.columns:
-        text.add_column(name, justify="left" if name in TEXT_COLUMNS else "right", no_wrap=True)
+        text.add_column(name, justify="left" if name in TEXT_COLUMNS else "right", overflow="fold")
     for row in shown.itertuples(index=False):
         text.add_row(*map(str, row))
         if row.path == CURVES[-1].label:
             text.add_row()
     console.print(text)
     console.print(make_claim(ablation), highlight=False)
+    endpoints = read_table(store, table_key(study, "endpoints"))
+    left_out = endpoints[endpoints["status"] != "trained"]["status"].value_counts()
+    if len(left_out):
+        counts = ", ".join(f"{n} {status}" for status, n in left_out.items())
+        console.print(f"Of {len(endpoints)} endpoints, {counts}: left out of pairs, see the report.", highlight=False)
 
 
 def _interval(row: Any, scale: int, bare: bool = False, digits: int | None = None) -> str:
