@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -11,7 +12,6 @@ import pandas as pd
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import TaskRunContext
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table as TextTable
 
@@ -31,20 +31,31 @@ FIGURES = {
     "interpolation collapses it, REPAIR sets it to its goal.",
 }
 
-COLUMNS = {
-    "endpoint_accuracy": "endpoints %",
-    "midpoint_accuracy": "midpoint %",
-    "accuracy_barrier": "accuracy barrier, points",
-    "loss_barrier": "loss barrier, nats",
-    "accuracy_barrier_reduction": "accuracy barrier removed, %",
-}
+
+@dataclass(frozen=True)
+class Column:
+    """A metric as a person reads it: `short` and without its interval where `brief` is asked for and `bare` is set."""
+
+    metric: str
+    title: str
+    short: str
+    bare: bool
+
+    @property
+    def scale(self) -> int:
+        """Accuracies and shares are shown in percent, losses in nats."""
+        return 100 if "accuracy" in self.metric else 1
+
+
+COLUMNS = (
+    Column("endpoint_accuracy", "endpoints, %", "ends", bare=True),
+    Column("midpoint_accuracy", "midpoint, %", "mid", bare=True),
+    Column("accuracy_barrier", "accuracy barrier, points", "barrier, points", bare=False),
+    Column("loss_barrier", "loss barrier, nats", "nats", bare=True),
+    Column("accuracy_barrier_reduction", "accuracy barrier removed, %", "removed, %", bare=False),
+)
 """What of the ablation a person is shown first, on the test split; the rest is in the table."""
 
-SHORT_COLUMNS = {
-    "midpoint %": "midpoint %",
-    "accuracy barrier, points": "barrier, points",
-    "accuracy barrier removed, %": "removed, %",
-}
 TEXT_COLUMNS = ("dataset", "normalization", "path", "recipe", "measurement")
 
 
@@ -120,17 +131,16 @@ def make_claim(ablation: pd.DataFrame) -> str:
     place = f"{best['depth']} hidden layers" if factor == "depth" else f"width {best['width']}"
     return (
         f"At {place} on {best['dataset']}, alignment alone leaves an accuracy barrier of "
-        f"{_interval(before, 100)} points; REPAIR removes {_interval(best, 100, 0)} % of it "
+        f"{_interval(before, 100)} points; REPAIR removes {_interval(best, 100, digits=0)} % of it "
         f"(means over {best['n_pairs']} pairs of {best['n_seeds']} seeds, 95 % intervals over seeds)."
     )
 
 
-def summarise_ablation(ablation: pd.DataFrame) -> pd.DataFrame:
+def summarise_ablation(ablation: pd.DataFrame, brief: bool = False) -> pd.DataFrame:
     """The ablation as a person reads it: a row per cell and path, means with intervals as text, on the test split."""
     test = ablation[ablation["split"] == "test"]
     names = ["dataset", "normalization", "width", "depth", "recipe", "measurement"]
-    varying = [name for name in names if test[name].nunique() > 1]
-    fixed = [] if varying else [main_factor(test)]
+    shown = [name for name in names if test[name].nunique() > 1] or [main_factor(test)]
     rows: list[dict[str, Any]] = []
     for _, of_cell in test.groupby([*names, "cell_id"], sort=True):
         for curve in CURVES:
@@ -138,36 +148,42 @@ def summarise_ablation(ablation: pd.DataFrame) -> pd.DataFrame:
             if of_path.empty:
                 continue
             first = of_path.iloc[0]
-            row: dict[str, Any] = {name: first[name] for name in [*varying, *fixed]}
-            row["path"] = curve.label
-            for metric, title in COLUMNS.items():
-                percent = "accuracy" in metric
-                known = of_path[(of_path["metric"] == metric) & of_path["mean"].notna()]
-                row[title] = _interval(known.iloc[0], 100 if percent else 1) if len(known) else "-"
-            row["pairs"] = int(first["n_pairs"])
-            row["diverged"] = int(first["n_diverged"])
-            row["untrained"] = int(first["n_untrained"])
-            rows.append(row)
+            row: dict[str, Any] = {name: first[name] for name in shown} | {"path": curve.label}
+            for column in COLUMNS:
+                known = of_path[(of_path["metric"] == column.metric) & of_path["mean"].notna()]
+                title = column.short if brief else column.title
+                row[title] = _interval(known.iloc[0], column.scale, brief and column.bare) if len(known) else "-"
+            counts = {"pairs": "n_pairs", "diverged": "n_diverged", "untrained": "n_untrained"}
+            rows.append(row | {title: int(first[name]) for title, name in counts.items()})
     return pd.DataFrame(rows)
 
 
 def print_ablation(store: Store, study: str, console: Console) -> None:
     """The claim and the ablation on a terminal, in 80 columns where one factor is swept."""
     ablation = read_table(store, table_key(study, "ablation"))
-    summary = summarise_ablation(ablation).rename(columns=SHORT_COLUMNS)
-    shown = summary.drop(columns=[name for name in ("diverged", "untrained") if not summary[name].any()])
-    text = TextTable(title=f"{study}: mean over pairs [95 % interval], test split", box=SIMPLE, padding=(0, 1, 0, 0))
-    for column in shown.columns:
-        text.add_column(column, justify="left" if column in TEXT_COLUMNS else "right", no_wrap=True)
+    summary = summarise_ablation(ablation, brief=True)
+    dull = ["diverged", "untrained", *(["pairs"] if summary["pairs"].nunique() == 1 else [])]
+    shown = summary.drop(columns=dull)
+    title = f"{study}: mean over {summary['pairs'].max()} pairs [95 % interval], test split"
+    text = TextTable(title=title, box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left")
+    for name in shown.columns:
+        text.add_column(name, justify="left" if name in TEXT_COLUMNS else "right", overflow="fold")
     for row in shown.itertuples(index=False):
-        text.add_row(*map(str, row), end_section=bool(row.path == CURVES[-1].label))
+        text.add_row(*map(str, row))
+        if row.path == CURVES[-1].label:
+            text.add_row()
     console.print(text)
     console.print(make_claim(ablation), highlight=False)
+    endpoints = read_table(store, table_key(study, "endpoints"))
+    left_out = endpoints[endpoints["status"] != "trained"]["status"].value_counts()
+    if len(left_out):
+        counts = ", ".join(f"{n} {status}" for status, n in left_out.items())
+        console.print(f"Of {len(endpoints)} endpoints, {counts}: left out of pairs, see the report.", highlight=False)
 
 
-def _interval(row: Any, scale: float, digits: int = 1) -> str:
-    digits = digits if scale != 1 else 2
+def _interval(row: Any, scale: int, bare: bool = False, digits: int | None = None) -> str:
+    digits = digits if digits is not None else (2 if scale == 1 else 1)
     mean = f"{row['mean'] * scale:.{digits}f}"
-    if pd.isna(row["low"]):
+    if bare or pd.isna(row["low"]):
         return mean
     return f"{mean} [{row['low'] * scale:.{digits}f}, {row['high'] * scale:.{digits}f}]"

@@ -79,13 +79,11 @@ def study(options: StudyOptions, store_url: str, data_dir: Folder) -> StudyResul
             measuring += measure_paths(work, request.paths(usable), aligning, store, data_dir)
         for submitted in measuring:
             work.wait(submitted)
-        gathering = work.submit(gather, f"gather {request.study}", 1, request.study, store_url, failures)
-        tables = gathering.future.result()
-        drawing = work.submit(report, f"report {request.study}", 1, request.study, store_url, after=[gathering])
-        result = StudyResult(tables, drawing.future.result())
+    tables = gather.with_options(task_run_name=f"gather {request.study}")(request.study, store_url, failures)
+    page = report.with_options(task_run_name=f"report {request.study}")(request.study, store_url)
     if work.problems:
         raise UnfinishedError(work.problems)
-    return result
+    return StudyResult(tables, page)
 
 
 def train_endpoints(

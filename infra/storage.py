@@ -58,9 +58,12 @@ class Store:
     def check_writable(self) -> None:
         """Raises StoreError where nothing can be written, before any work is done for it."""
         key = f".writable-{uuid.uuid4().hex}"
-        self.replace(key, b"")
         filesystem, _ = self._filesystem
-        filesystem.rm_file(self._full(key))
+        try:
+            self.replace(key, b"")
+            filesystem.rm_file(self._full(key))
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def exists(self, key: str) -> bool:
         filesystem, _ = self._filesystem
@@ -111,11 +114,14 @@ class Store:
             return True
         except OSError as error:
             if error.errno in _UNWRITABLE:
-                raise StoreError(
-                    f"the store {self.url} cannot be written ({error.strerror or error}): free or unlock it, "
-                    "or name another with --store or REPAIRLAB_STORE"
-                ) from error
+                raise self._unwritable(error) from error
             raise
+
+    def _unwritable(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"the store {self.url} cannot be written ({error.strerror or error}): free or unlock it, "
+            "or name another with --store or REPAIRLAB_STORE"
+        )
 
 
 def _write_local(path: Path, data: bytes, *, overwrite: bool) -> bool:

@@ -9,7 +9,7 @@ from prefect import task
 
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
-from tasks.artifacts import load_weights, save_match
+from tasks.artifacts import has_match, load_weights, save_match
 from tasks.datasets import load_dataset
 from tasks.science.augmentation import statistics_images
 from tasks.science.matching import FUNCTION_TOLERANCE, function_error, match_activations
@@ -19,8 +19,12 @@ from tasks.science.specs import Merge
 
 @task(**TASK_OPTIONS)
 def align(merges: Sequence[Merge], store_url: str, data_dir: Path) -> list[str]:
-    """Aligns pairs of one cell by their activations, all in one pass; returns a sentence for each that must stop."""
-    store, cell = Store(store_url), merges[0].cell
+    """Aligns those pairs of one cell that the store lacks, all in one pass; a sentence for each that must stop."""
+    store = Store(store_url)
+    merges = [merge for merge in merges if not has_match(store, merge)]
+    if not merges:
+        return []
+    cell = merges[0].cell
     network = build_mlp(cell)
     spec = network.permutation_spec()
     images = statistics_images(load_dataset(cell.data.name, data_dir), cell.recipe)

@@ -120,6 +120,8 @@ class Recipe:
     optimizer: Literal["sgd"] = "sgd"
     schedule: Literal["linear"] = "linear"
     initialization: Literal["he-normal"] = "he-normal"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the forward and backward passes of training compute in; weights, losses and updates stay float32."""
     """Of an MLP; the other architectures begin as their authors' code has it."""
 
     def __post_init__(self) -> None:
@@ -205,7 +207,8 @@ class Measurement:
     @property
     def grid(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Shape (n_alphas,), ascending from 0 (endpoint A) to 1 (endpoint B)."""
-        return np.linspace(0.0, 1.0, self.alphas)
+        # Not np.linspace, whose midpoint is not exactly 1/2 for every length.
+        return np.arange(self.alphas) / (self.alphas - 1)
 
 
 @dataclass(frozen=True)

@@ -137,10 +137,10 @@ def _train_stack(
             else:
                 flat = Views(views.offsets[:, rows].flatten(0, 1), views.mirrored[:, rows].flatten())
                 seen = take(images, chosen, flat, recipe.translate)
-            with mode(network, training=True):
+            with mode(network, training=True), _autocast(recipe, device):
                 logits = forward(weights, seen)
             # Summed over seeds, so each seed's gradient is that of its own mean loss.
-            loss = F.cross_entropy(logits.flatten(0, 1), labels[chosen].flatten(), reduction="sum") / batch_size
+            loss = F.cross_entropy(logits.flatten(0, 1).to(dtype), labels[chosen].flatten(), reduction="sum") / batch_size
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -154,6 +154,10 @@ def _train_stack(
     return [
         {name: tensor[index].clone() for name, tensor in trained.items()} for index in range(len(seeds))
     ], last_finite
+
+
+def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
 
 
 def _draw_epoch(

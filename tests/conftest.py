@@ -1,0 +1,53 @@
+"""What tests share: a tiny data set with something to learn, a cell on it, and a clean environment."""
+
+from __future__ import annotations
+
+import os
+
+# Read when Prefect is imported: tests neither print its log nor leave a trace in a person's own home.
+os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+
+import pytest
+import torch
+
+from infra.storage import Store
+from tasks.science.examples import Dataset, Examples
+from tasks.science.specs import Cell, DataSpec, Recipe, stream
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("REPAIRLAB_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
+def blobs() -> Dataset:
+    """Four classes of 6x6 images, each a noisy copy of its class' pattern: 240 to train on, 80 to test."""
+    rng = stream("test", "blobs")
+    patterns = rng.standard_normal((4, 1, 6, 6))
+
+    def draw(n: int) -> Examples:
+        labels = rng.integers(0, 4, n)
+        images = patterns[labels] + rng.standard_normal((n, 1, 6, 6))
+        return Examples(torch.tensor(images, dtype=torch.float32), torch.tensor(labels))
+
+    return Dataset(DataSpec("blobs", "blobs-1", 240, 80, 4, (1, 6, 6)), draw(240), draw(80), black=-1.5)
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Recipe:
+    return Recipe("quick", batch_size=40, epochs=6, learning_rate=0.05, warmup=0.1)
+
+
+@pytest.fixture(scope="session")
+def cell(blobs: Dataset, recipe: Recipe) -> Cell:
+    return Cell(blobs.spec, "mlp", "none", width=16, depth=3, recipe=recipe)

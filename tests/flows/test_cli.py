@@ -1,0 +1,82 @@
+"""The command, as a person calls it: in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = Path(sys.executable).with_name("repairlab")
+
+
+def call(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(COMMAND), *words], cwd=cwd, capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "REPAIRLAB_DATA_DIR": str(cwd / "data"), **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("run", "nope"), "there is no study 'nope'; known: digits-depth, mlp-width"),
+        (("run", "mlp-width", "--width", "-3"), "width must be a positive whole number, got -3"),
+        (("run", "digits-depth", "--alphas", "10"), "the number of alphas must be odd and at least 3"),
+        (("run", "digits-depth", "--width", "32,wide"), "--width takes whole numbers, got 32,wide"),
+        (("run", "digits-depth", "--dataset", "imagenette"), "there is no data set 'imagenette'"),
+        (("run", "digits-depth", "--runner", "gpu"), "REPAIRLAB_RUNNER='gpu'"),
+        (("report", "../x"), "'../x' is no name"),
+    ],
+)
+def test_wrong_words_are_one_sentence_and_exit_code_2(tmp_path: Path, words: tuple[str, ...], sentence: str):
+    called = call(*words, cwd=tmp_path)
+    assert called.returncode == 2
+    assert called.stderr.startswith(f"repairlab: {sentence}" if "must be" not in sentence else "repairlab: ")
+    assert sentence in called.stderr
+    assert called.stderr.count("\n") == 1
+    assert called.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_or_option_that_is_not_there_exits_with_2(tmp_path: Path):
+    assert call("frobnicate", cwd=tmp_path).returncode == 2
+    assert call("run", "digits-depth", "--frobnicate", cwd=tmp_path).returncode == 2
+
+
+def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    called = call("run", "digits-depth", "--store", "file/store", cwd=tmp_path)
+    assert called.returncode == 1
+    assert called.stderr.startswith("repairlab: the store file/store cannot be written (")
+    assert called.stderr.count("\n") == 1
+
+
+def test_missing_data_are_one_sentence_before_anything_starts(tmp_path: Path):
+    called = call("run", "mlp-width", "--dataset", "mnist", cwd=tmp_path, HTTPS_PROXY="http://127.0.0.1:9")
+    assert called.returncode == 1
+    assert called.stderr.splitlines()[-1].startswith("repairlab: mnist: its files were not found and they could not be")
+    assert not (tmp_path / "runs" / "endpoints").exists()
+
+
+def test_a_dry_run_prints_its_counts_first_and_needs_neither_data_nor_server(tmp_path: Path):
+    called = call("run", "mlp-width", "--dataset", "mnist", "--width", "32,64", "--dry-run", cwd=tmp_path)
+    assert called.returncode == 0, called.stderr
+    assert called.stdout.startswith("8 endpoints, 12 pairs, ")
+    assert "mnist was not found" in called.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_studies_are_listed_with_what_they_ask_and_cost(tmp_path: Path):
+    called = call("studies", cwd=tmp_path)
+    assert called.returncode == 0
+    assert "digits-depth: How does the barrier" in called.stdout
+    assert "28 endpoints, 42 pairs; data fashion_mnist; recipes mlp, table1" in called.stdout
+
+
+def test_a_report_without_tables_says_how_to_make_them(tmp_path: Path):
+    called = call("report", "digits-depth", cwd=tmp_path)
+    assert called.returncode == 1
+    assert "holds no tables of digits-depth: `repairlab run digits-depth` makes them" in called.stderr

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.options import StudyOptions
+from flows.plan import group_size, make_plan, measure_flops_per_second, training_flops
+from infra.storage import Store
+from tasks.datasets import describe_dataset
+from tasks.science.specs import Request
+
+
+def request_of(tmp_path: Path, **options) -> Request:
+    return StudyOptions(**options).resolve(lambda name: describe_dataset(name, tmp_path))
+
+
+def test_a_plan_of_an_empty_store_is_all_to_do(store: Store, tmp_path: Path):
+    plan = make_plan(store, request_of(tmp_path, study="digits-depth"), 2)
+    assert (plan.n_endpoints, plan.n_pairs, plan.n_missing_endpoints, plan.n_missing_pairs) == (16, 24, 16, 24)
+    assert plan.describe().startswith("16 endpoints, 24 pairs, ")
+    assert 0 < plan.hours < 1
+    assert not Path(store.url).exists()
+
+
+def test_a_plan_without_data_counts_everything_and_says_so(store: Store, tmp_path: Path):
+    plan = make_plan(store, request_of(tmp_path, study="mlp-width", dataset=["mnist"], width=[32]), 1)
+    assert (plan.n_missing_endpoints, plan.n_missing_pairs) == (4, 6)
+    assert "mnist was not found, so all of it counts as missing" in plan.describe()
+
+
+def test_more_workers_take_fewer_hours(store: Store, tmp_path: Path):
+    request = request_of(tmp_path, study="digits-depth")
+    assert make_plan(store, request, 8).hours < make_plan(store, request, 1).hours / 4
+
+
+def test_arithmetic_is_counted_from_the_weights(tmp_path: Path):
+    (cell,) = request_of(tmp_path, study="digits-depth", depth=[1], width=[10], epochs=2).cells
+    n_parameters = 64 * 10 + 10 + 10 * 10 + 10
+    assert training_flops(cell) == 6 * n_parameters * 1437 * 2
+
+
+def test_the_measured_rate_is_that_of_a_computer():
+    assert 1e8 < measure_flops_per_second() < 1e13
+
+
+@pytest.mark.parametrize(("seconds", "size"), [(0.01, 2000), (5, 4), (300, 1)])
+def test_tasks_carry_about_twenty_seconds(seconds: float, size: int):
+    assert group_size(seconds) == size

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+
+from flows.options import StudyOptions
+from flows.presets import PRESETS
+from tasks.datasets import DATASETS
+from tasks.science.specs import DataSpec
+
+
+def describe(name: str) -> DataSpec:
+    known = DATASETS[name]
+    return DataSpec(name, "f", known.n_train, known.n_test, known.n_classes, known.shape)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_every_study_makes_a_request_as_it_comes(name: str):
+    preset = PRESETS[name]
+    request = StudyOptions(study=name).resolve(describe)
+    assert preset.name == name
+    assert len(request.cells) == len(preset.datasets) * len(preset.widths) * len(preset.depths)
+    assert len(request.seeds) == preset.n_seeds
+    assert all(recipe.name == word for word, recipe in preset.recipes.items())
+
+
+def test_options_replace_what_they_name_and_only_that():
+    request = StudyOptions(
+        study="mlp-width", dataset=["mnist", "digits"], width=[8, 16, 8], seeds=2, epochs=3, alphas=5
+    ).resolve(describe)
+    assert {(cell.data.name, cell.width, cell.depth) for cell in request.cells} == {
+        (data, width, 11) for data in ("mnist", "digits") for width in (8, 16)
+    }
+    assert {cell.recipe.name for cell in request.cells} == {"mlp/epochs=3"}
+    assert request.measurement.name == "default/alphas=5"
+    assert request.seeds == (0, 1)
+
+
+def test_table_1_is_the_published_recipe():
+    (cell,) = StudyOptions(study="mlp-width", width=[32], recipe="table1").resolve(describe).cells
+    assert (cell.recipe.learning_rate, cell.recipe.batch_size, cell.recipe.epochs) == (0.2, 2000, 100)
+    assert (cell.recipe.translate, cell.recipe.weight_decay, cell.recipe.momentum) == (4, 0, 0.9)
+
+
+def test_digits_depth_is_what_it_says():
+    request = StudyOptions(study="digits-depth").resolve(describe)
+    assert [cell.depth for cell in request.cells] == [4, 8, 12, 16]
+    assert {cell.width for cell in request.cells} == {128}
+    recipe = request.cells[0].recipe
+    assert (recipe.learning_rate, recipe.batch_size, recipe.epochs, recipe.warmup) == (0.01, 128, 60, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"study": "nope"}, "there is no study 'nope'; known: digits-depth, mlp-width"),
+        ({"study": "mlp-width", "recipe": "r"}, "mlp-width has no recipe 'r'; known: mlp, table1"),
+        ({"study": "mlp-width", "width": [-3]}, "width must be a positive whole number, got -3"),
+        ({"study": "mlp-width", "alphas": 10}, "must be odd and at least 3"),
+        ({"study": "mlp-width", "seeds": 1}, "seeds must be at least 2"),
+        ({"study": "mlp-width", "epochs": 0}, "epochs must be a positive whole number, got 0"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_can(options: dict, text: str):
+    with pytest.raises(ValueError, match=text):
+        StudyOptions(**options).resolve(describe)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from flows.figures import CURVES, label_series, main_factor
+from flows.report import make_claim, print_ablation, summarise_ablation, write_report
+from infra.storage import Store, StoreError
+from infra.tables import write_table
+from tasks import schema
+
+
+def ablation_rows(depths=(4, 16), dataset="digits", aligned=0.4, repaired=0.1, low_share=0.5) -> list[dict]:
+    """What a study would have found: barriers that grow with depth, of which REPAIR removes three quarters."""
+    rows = []
+    for depth in depths:
+        for curve in CURVES:
+            barrier = (repaired if curve.correction == "repair" else aligned) * depth / 16
+            values = {
+                "endpoint_accuracy": 0.97, "midpoint_accuracy": 0.97 - barrier, "accuracy_barrier": barrier,
+                "loss_barrier": 3 * barrier,
+            }  # fmt: skip
+            if curve.correction == "repair":
+                values["accuracy_barrier_reduction"] = 1 - repaired / aligned
+            for split in ("train", "test"):
+                for metric, mean in values.items():
+                    rows.append(
+                        dict.fromkeys(schema.ABLATION.columns)
+                        | {"study": "s", "cell_id": f"{dataset}-{depth}", "dataset": dataset, "architecture": "mlp"}
+                        | {"normalization": "none", "width": 128, "depth": depth, "recipe": "r"}
+                        | {"matcher": curve.matcher, "correction": curve.correction, "measurement": "default"}
+                        | {"split": split, "metric": metric, "mean": mean, "low": mean * low_share, "high": mean * 1.1}
+                        | {"n_seeds": 4, "n_pairs": 6, "n_diverged": 1, "n_untrained": 0}
+                    )
+    return rows
+
+
+@pytest.fixture
+def ablation() -> pd.DataFrame:
+    return pd.DataFrame(ablation_rows()).assign(new_pair_low=float("nan"), new_pair_high=float("nan"))
+
+
+def test_the_claim_is_of_the_deepest_cell_with_its_interval(ablation: pd.DataFrame):
+    assert make_claim(ablation) == (
+        "At 16 hidden layers on digits, alignment alone leaves an accuracy barrier of 40.0 [20.0, 44.0] points; "
+        "REPAIR removes 75 [38, 82] % of it (means over 6 pairs of 4 seeds, 95 % intervals over seeds)."
+    )
+
+
+def test_a_study_without_a_barrier_claims_nothing(ablation: pd.DataFrame):
+    assert make_claim(ablation[ablation["metric"] != "accuracy_barrier_reduction"]).startswith("No cell of this study")
+
+
+def test_the_axis_is_what_the_study_varies(ablation: pd.DataFrame):
+    assert main_factor(ablation) == "depth"
+    assert main_factor(ablation.assign(width=range(len(ablation)), depth=1)) == "width"
+    assert set(label_series(ablation, "depth")) == {""}
+    two = pd.concat([ablation, ablation.assign(dataset="mnist", width=64)], ignore_index=True)
+    assert set(label_series(two, "depth")) == {"digits, width 128", "mnist, width 64"}
+
+
+def test_the_summary_has_a_row_per_cell_and_path_and_gaps_as_gaps(ablation: pd.DataFrame):
+    summary = summarise_ablation(ablation)
+    assert len(summary) == 2 * len(CURVES)
+    assert summary["path"].tolist()[:4] == [curve.label for curve in CURVES]
+    assert summary["accuracy barrier removed, %"].tolist()[0] == "-"
+    assert summary["accuracy barrier, points"].tolist()[2] == "10.0 [5.0, 11.0]"
+    assert "dataset" not in summary.columns
+
+
+def test_a_report_is_one_page_that_needs_nothing_else(store: Store, ablation: pd.DataFrame):
+    write_study(store, ablation)
+    page = Path(write_report(store, "s")).read_text()
+    assert not re.search(r"""(?:src|href)=["'](?!data:)""", page)
+    assert page.count("data:image/png;base64,") == 1
+    assert make_claim(ablation) in page
+    assert (Path(store.url) / "studies/s/figures/barriers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_a_stranger_wrote_into_a_table_is_text_on_the_page(store: Store):
+    hostile = pd.DataFrame(ablation_rows(dataset="<script>alert(1)</script>"))
+    more = pd.DataFrame(ablation_rows(dataset="plain"))
+    write_study(store, pd.concat([hostile, more]).assign(new_pair_low=float("nan"), new_pair_high=float("nan")))
+    page = Path(write_report(store, "s")).read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_the_terminal_shows_whole_numbers_in_80_columns(store: Store, ablation: pd.DataFrame):
+    from rich.console import Console
+
+    write_study(store, ablation)
+    out = io.StringIO()
+    print_ablation(store, "s", Console(width=80, file=out))
+    assert "…" not in out.getvalue()
+    assert "40.0 [20.0, 44.0]" in out.getvalue()
+    assert "Of 3 endpoints, 2 diverged: left out of pairs" in out.getvalue()
+
+
+def test_a_study_that_was_never_run_has_no_report(store: Store):
+    with pytest.raises(StoreError, match="holds no tables of s: `repairlab run s` makes them"):
+        write_report(store, "s")
+
+
+def write_study(store: Store, ablation: pd.DataFrame) -> None:
+    provenance = {"repairlab": "0", "commit": "", "torch": "0", "schema": 1, "revisions": {"train": 1}, "requests": []}
+    for table in schema.TABLES:
+        frame = ablation if table.name == "ablation" else pd.DataFrame(columns=list(table.columns))
+        if table.name == "endpoints":
+            seeds = [
+                {"endpoint_id": str(i), "seed": i, "status": s} for i, s in enumerate(["trained", *["diverged"] * 2])
+            ]
+            frame = pd.DataFrame(seeds, columns=list(table.columns)).assign(width=128, depth=4, message="too wild")
+        write_table(store, f"studies/s/{table.name}.parquet", table, frame, provenance)

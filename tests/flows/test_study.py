@@ -1,0 +1,118 @@
+"""The flow, run for real on digits under a temporary Prefect server."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from flows.options import StudyOptions
+from flows.presets import PRESETS
+from flows.study import UnfinishedError, label_seeds, run_study
+from infra.settings import Settings
+from infra.storage import Store
+from tasks import schema
+
+pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.xdist_group("prefect")]
+
+SMALL = {"study": "digits-depth", "depth": [2, 3], "width": [32], "seeds": 3, "epochs": 4, "alphas": 5}
+
+
+def run(store: Store, **changes):
+    settings = Settings(store=store.url, runner="threads", workers=2)
+    return run_study(StudyOptions(**{**SMALL, **changes}), settings, store.url)
+
+
+def snapshot(store: Store) -> dict[str, int]:
+    root = Path(store.url)
+    folders = ("endpoints", "permutations", "rows")
+    files = [path for folder in folders for path in (root / folder).rglob("*") if path.is_file()]
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in files}
+
+
+def tables_of(store: Store, study: str = "digits-depth") -> dict[str, pd.DataFrame]:
+    return {t.name: pd.read_parquet(f"{store.url}/studies/{study}/{t.name}.parquet") for t in schema.TABLES}
+
+
+def test_a_study_runs_to_its_tables_and_a_second_run_makes_nothing(store: Store):
+    result = run(store)
+    assert Path(result.report).is_file()
+    assert sorted(Path(table).name for table in result.tables) == sorted(f"{t.name}.parquet" for t in schema.TABLES)
+    before, tables = snapshot(store), tables_of(store)
+    assert len(tables["endpoints"]) == 6
+    assert (tables["endpoints"]["status"] == "trained").all()
+    assert len(tables["barriers"]) == 2 * 3 * 2 * 2 * 2
+
+    run(store)
+    assert snapshot(store) == before
+    for name, frame in tables_of(store).items():
+        pd.testing.assert_frame_equal(frame, tables[name])
+
+    run(store, seeds=4, depth=[2])
+    wider = tables_of(store)
+    assert len(wider["endpoints"]) == 7
+    assert {key: stamp for key, stamp in snapshot(store).items() if key in before} == before
+    trained = set(snapshot(store)) - set(before)
+    assert sum(key.startswith("endpoints/") for key in trained) == 1
+    assert sum(key.startswith("permutations/") for key in trained) == 3
+
+
+def test_a_task_that_fails_is_a_sentence_and_the_rest_is_measured(store: Store, monkeypatch):
+    import tasks.train
+
+    honest = tasks.train.train_group
+
+    def fails_at_depth_3(cell, *arguments, **options):
+        if cell.depth == 3:
+            raise RuntimeError("this worker has no luck\nand a long story about it")
+        return honest(cell, *arguments, **options)
+
+    monkeypatch.setattr("tasks.train.train_group", fails_at_depth_3)
+    with pytest.raises(UnfinishedError, match=r"^this worker has no luck$"):
+        run(store)
+    tables = tables_of(store)
+    status = tables["endpoints"].set_index(["depth", "seed"])["status"]
+    assert (status[2] == "trained").all()
+    assert (status[3] == "failed").all()
+    assert tables["endpoints"].query("depth == 3")["message"].unique() == ["this worker has no luck"]
+    assert tables["barriers"]["depth"].unique() == [2]
+    assert (Path(store.url) / "studies/digits-depth/report.html").is_file()
+
+    monkeypatch.undo()
+    run(store)
+    assert (tables_of(store)["endpoints"]["status"] == "trained").all()
+
+
+def test_a_cell_whose_seeds_all_diverge_is_counted_and_the_rest_goes_on(store: Store, monkeypatch):
+    preset = PRESETS["digits-depth"]
+    wild = dataclasses.replace(preset.recipes["digits"], name="wild", learning_rate=1e30)
+    monkeypatch.setitem(PRESETS, "digits-depth", dataclasses.replace(preset, recipes={"digits": wild}))
+    run(store, depth=[2])
+    tables = tables_of(store)
+    assert (tables["endpoints"]["status"] == "diverged").all()
+    assert (tables["ablation"]["n_diverged"] == 3).all()
+    page = (Path(store.url) / "studies/digits-depth/report.html").read_text()
+    assert "non-finite in epoch 1 of 4" in page
+
+
+@pytest.mark.slow
+def test_processes_compute_what_threads_compute(store: Store, tmp_path: Path):
+    run(store)
+    other = Store(str(tmp_path / "processes"))
+    run_study(StudyOptions(**SMALL), Settings(store=other.url, runner="processes", workers=2), other.url)
+    ours, theirs = tables_of(store), tables_of(other)
+    clocks = ["train_seconds", "match_seconds"]
+    for name in ours:
+        pd.testing.assert_frame_equal(
+            ours[name].drop(columns=clocks, errors="ignore"),
+            theirs[name].drop(columns=clocks, errors="ignore"),
+            check_exact=True,
+        )
+
+
+def test_seeds_are_named_as_a_person_would():
+    assert label_seeds([3]) == "seed 3"
+    assert label_seeds([0, 1, 2]) == "seeds 0-2"
+    assert label_seeds([0, 2]) == "seeds 0, 2"

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from infra.storage import DamagedError, Store
+from infra.tables import Table, pack_rows, read_provenance, read_rows, read_table, write_table
+
+TABLE = Table("things", {"name": pa.string(), "size": pa.int64(), "mass": pa.float64()}, ("name", "size"))
+ROWS = [{"name": "b", "size": 1, "mass": 0.5}, {"name": "a", "size": 2, "mass": float("nan")}]
+
+
+def test_rows_come_back_in_their_order_and_an_empty_file_keeps_its_columns(store: Store):
+    store.create("x", pack_rows(TABLE, ROWS))
+    assert read_rows(store, "x", TABLE)["name"].tolist() == ["b", "a"]
+    store.create("y", pack_rows(TABLE, []))
+    assert list(read_rows(store, "y", TABLE).columns) == ["name", "size", "mass"]
+
+
+def test_a_table_is_sorted_by_its_key_with_provenance_and_nulls(store: Store):
+    write_table(store, "t.parquet", TABLE, pd.DataFrame(ROWS), {"version": "1"})
+    frame = pd.read_parquet(f"{store.url}/t.parquet")
+    assert frame["name"].tolist() == ["a", "b"]
+    assert frame["mass"].isna().tolist() == [True, False]
+    assert read_provenance(store, "t.parquet") == {"version": "1"}
+    assert read_table(store, "t.parquet").equals(frame)
+
+
+def test_the_same_rows_in_any_order_make_the_same_bytes(store: Store):
+    write_table(store, "one", TABLE, pd.DataFrame(ROWS), {})
+    write_table(store, "two", TABLE, pd.DataFrame(ROWS[::-1]), {})
+    assert store.read("one") == store.read("two")
+
+
+def test_a_key_that_is_not_unique_or_columns_that_are_wrong_are_not_written(store: Store):
+    with pytest.raises(ValueError, match="things: two rows have the key"):
+        write_table(store, "t", TABLE, pd.DataFrame([ROWS[0], ROWS[0]]), {})
+    with pytest.raises(ValueError, match=r"missing or unknown columns \['mass'\]"):
+        write_table(store, "t", TABLE, pd.DataFrame([{"name": "a", "size": 1}]), {})
+    assert not store.exists("t")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda _: b"", lambda data: b"\0" * len(data)])
+def test_a_damaged_file_is_a_sentence(store: Store, damage):
+    store.create("x", damage(pack_rows(TABLE, ROWS)))
+    with pytest.raises(DamagedError, match=r"x is damaged \(not a whole Parquet file\): delete it and run the study"):
+        read_rows(store, "x", TABLE)
+
+
+def test_rows_of_another_kind_are_a_sentence(store: Store):
+    other = Table("others", {"name": pa.string()}, ("name",))
+    store.create("x", pack_rows(other, [{"name": "a"}]))
+    with pytest.raises(DamagedError, match="its columns are not those of a things row file"):
+        read_rows(store, "x", TABLE)

@@ -1,0 +1,67 @@
+"""Runs the verbs one after another on a store, without Prefect: what the flow does, for tests that look at one step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from infra.paths import request_key
+from infra.storage import Store
+from tasks.align import align
+from tasks.artifacts import as_member, read_endpoint
+from tasks.gather import gather
+from tasks.interpolate import interpolate
+from tasks.repair import repair
+from tasks.science.specs import Cell, Measurement, Merge, Request
+from tasks.science.specs import Path as Curve
+from tasks.train import train
+
+NOWHERE = Path("/nonexistent")
+
+
+def make_request(*cells: Cell, n_seeds: int = 3, alphas: int = 5) -> Request:
+    return Request(
+        study="test",
+        cells=cells,
+        seeds=tuple(range(n_seeds)),
+        matchers=("none", "activation"),
+        corrections=("none", "repair"),
+        measurement=Measurement("default", alphas),
+    )
+
+
+def merges_of(store: Store, request: Request) -> list[Merge]:
+    merges: list[Merge] = []
+    for cell in request.cells:
+        records = [(endpoint, read_endpoint(store, endpoint)) for endpoint in request.endpoints(cell)]
+        trained = [as_member(e, record) for e, record in records if record and record["status"] == "trained"]
+        merges += request.merges(cell, trained)
+    return merges
+
+
+def train_all(store: Store, request: Request) -> None:
+    store.create(request_key(request.study, request.id), request.to_json().encode())
+    for cell in request.cells:
+        train.fn(cell, request.seeds, store.url, NOWHERE)
+
+
+def align_all(store: Store, request: Request) -> list[str]:
+    stopped: list[str] = []
+    for cell in request.cells:
+        wanted = [merge for merge in merges_of(store, request) if merge.matcher != "none" and merge.cell == cell]
+        stopped += align.fn(wanted, store.url, NOWHERE)
+    return stopped
+
+
+def measure_all(store: Store, request: Request, paths: list[Curve] | None = None) -> None:
+    paths = request.paths(merges_of(store, request)) if paths is None else paths
+    for cell in request.cells:
+        for correction, verb in (("none", interpolate), ("repair", repair)):
+            wanted = [path for path in paths if path.correction == correction and path.merge.cell == cell]
+            verb.fn(wanted, store.url, NOWHERE)
+
+
+def run_all(store: Store, request: Request) -> None:
+    train_all(store, request)
+    align_all(store, request)
+    measure_all(store, request)
+    gather.fn(request.study, store.url, {})

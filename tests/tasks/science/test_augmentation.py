@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from tasks.science.augmentation import Views, draw_views, pad, statistics_images, take
+from tasks.science.examples import Dataset
+from tasks.science.specs import Recipe, stream
+
+
+def seen_plainly(image: torch.Tensor, dy: int, dx: int, mirrored: bool, translate: int, black: float) -> torch.Tensor:
+    """One image at a time, pixel by pixel: read it `dy`, `dx` further on, black outside, then mirror what is seen."""
+    height, width = image.shape[1:]
+    out = torch.full_like(image, black)
+    for y in range(height):
+        for x in range(width):
+            row, column = y + dy - translate, x + dx - translate
+            if 0 <= row < height and 0 <= column < width:
+                out[:, y, x] = image[:, row, column]
+    return out.flip(-1) if mirrored else out
+
+
+def plain_batch(images: torch.Tensor, views: Views, translate: int, black: float) -> torch.Tensor:
+    rows = zip(images, views.offsets.tolist(), views.mirrored.tolist(), strict=True)
+    return torch.stack([seen_plainly(image, dy, dx, m, translate, black) for image, (dy, dx), m in rows])
+
+
+def test_a_batch_is_what_one_image_after_another_would_be():
+    images = torch.randn(30, 3, 7, 5, generator=torch.Generator().manual_seed(0))
+    views = draw_views(stream("test"), 30, flip=False, translate=2)
+    assert torch.equal(take(pad(images, 2, -9.0), torch.arange(30), views, 2), plain_batch(images, views, 2, -9.0))
+
+
+def test_flips_without_translation_mirror_the_columns():
+    images = torch.randn(20, 1, 4, 6, generator=torch.Generator().manual_seed(0))
+    views = draw_views(stream("test"), 20, flip=True, translate=0)
+    assert 0 < views.mirrored.sum() < 20
+    assert torch.equal(take(images, torch.arange(20), views, 0), plain_batch(images, views, 0, 0.0))
+
+
+def test_flip_and_translation_are_both_there_and_cover_their_range():
+    images = torch.randn(200, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    views = draw_views(stream("test"), 200, flip=True, translate=1)
+    assert {tuple(offset) for offset in views.offsets.tolist()} == {(y, x) for y in range(3) for x in range(3)}
+    assert 60 < views.mirrored.sum() < 140
+    seen = take(pad(images, 1, 0.5), torch.arange(200), views, 1)
+    assert torch.equal(seen, plain_batch(images, views, 1, 0.5))
+
+
+def test_images_are_taken_in_the_order_and_shape_of_their_indices():
+    images = torch.arange(5.0)[:, None, None, None].expand(5, 1, 2, 2)
+    still = Views(torch.zeros(6, 2, dtype=torch.int64), torch.zeros(6, dtype=torch.bool))
+    seen = take(images, torch.tensor([[4, 0, 2], [1, 1, 3]]), still, 0)
+    assert seen[:, :, 0, 0, 0].tolist() == [[4, 0, 2], [1, 1, 3]]
+
+
+def test_statistics_come_from_the_train_split_as_the_recipe_augments_it(blobs: Dataset, recipe: Recipe):
+    assert statistics_images(blobs, recipe) is blobs.train.images
+    moved = dataclasses.replace(recipe, translate=1)
+    first = statistics_images(blobs, moved)
+    assert first.shape == blobs.train.images.shape
+    assert torch.equal(first, statistics_images(blobs, dataclasses.replace(moved, learning_rate=1.0, name="other")))
+    assert not torch.equal(first, blobs.train.images)

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from tasks.science.specs import (
+    Cell,
+    DataSpec,
+    Endpoint,
+    Measurement,
+    Member,
+    Merge,
+    Path,
+    Recipe,
+    Request,
+    canonical_json,
+    override,
+    safe_name,
+    spec_id,
+    stream,
+    weights_digest,
+)
+
+
+def make_request(cell: Cell, **changes) -> Request:
+    given = {
+        "study": "test",
+        "cells": (cell,),
+        "seeds": (0, 1, 2),
+        "matchers": ("none", "activation"),
+        "corrections": ("none", "repair"),
+        "measurement": Measurement("default"),
+    }
+    return Request(**{**given, **changes})
+
+
+def test_a_field_added_at_its_default_leaves_ids_as_they_are():
+    @dataclasses.dataclass(frozen=True)
+    class Old:
+        width: int
+
+    @dataclasses.dataclass(frozen=True)
+    class New:
+        width: int
+        dropout: float = 0.0
+
+    assert spec_id(("train",), Old(3)) == spec_id(("train",), New(3))
+    assert spec_id(("train",), New(3)) != spec_id(("train",), New(3, dropout=0.1))
+
+
+def test_the_id_of_an_endpoint_does_not_change_from_one_release_to_the_next():
+    """Fails when identity changes by accident; a wanted change raises SCHEMA_VERSION and this figure together."""
+    data = DataSpec("digits", "f" * 64, 1437, 360, 10, (1, 8, 8))
+    cell = Cell(data, "mlp", "none", 128, 4, Recipe("digits", 128, 60, 0.01, 0.05))
+    assert canonical_json({"cell": cell, "seed": 0}) == (
+        '{"cell":{"architecture":"mlp","data":{"fingerprint":"' + "f" * 64 + '","n_classes":10,"n_test":360,'
+        '"n_train":1437,"name":"digits","shape":[1,8,8]},"depth":4,"normalization":"none","recipe":{"batch_size":128,'
+        '"epochs":60,"learning_rate":0.01,"warmup":0.05},"width":128},"seed":0}'
+    )
+    assert Endpoint(cell, 0).id == "905ee11b305c2ed671fabef4aeb5b20e"
+
+
+def test_labels_and_number_types_do_not_enter_an_id(cell: Cell):
+    renamed = dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, name="other"))
+    assert renamed.id == cell.id
+    one = dataclasses.replace(cell.recipe, learning_rate=1)
+    assert canonical_json(one) == canonical_json(dataclasses.replace(cell.recipe, learning_rate=1.0))
+
+
+@pytest.mark.parametrize("field", ["width", "depth", "architecture", "normalization"])
+def test_every_field_of_a_cell_enters_its_id(cell: Cell, field: str):
+    changed = {"width": 17, "depth": 4, "architecture": "other", "normalization": "other"}[field]
+    assert dataclasses.replace(cell, **{field: changed}).id != cell.id
+
+
+def test_what_derives_from_weights_is_keyed_by_the_weights(cell: Cell):
+    a, b, other = (Member(seed, f"e{seed}", f"digest-{seed}") for seed in (0, 1, 2))
+    merge = Merge(cell, a, b, "activation")
+    assert merge.id == Merge(cell, dataclasses.replace(a, seed=7, endpoint_id="x"), b, "activation").id
+    assert len({merge.id, Merge(cell, a, other, "activation").id, Merge(cell, a, b, "none").id}) == 3
+
+
+def test_more_alphas_are_another_path_of_the_same_merge(cell: Cell):
+    merge = Merge(cell, Member(0, "a", "1"), Member(1, "b", "2"), "activation")
+    few, many = (Path(merge, "none", Measurement("m", alphas)) for alphas in (11, 25))
+    assert few.id != many.id
+    assert few.merge.id == many.merge.id
+
+
+def test_an_unknown_matcher_or_correction_names_those_there_are(cell: Cell):
+    a, b = Member(0, "a", "1"), Member(1, "b", "2")
+    with pytest.raises(ValueError, match="there is no matcher 'magic'; known: none, activation"):
+        Merge(cell, a, b, "magic")
+    with pytest.raises(ValueError, match="there is no correction 'magic'; known: none, repair"):
+        Path(Merge(cell, a, b, "none"), "magic", Measurement("m"))
+
+
+def test_a_digest_sees_every_name_shape_type_and_value():
+    base = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
+    others = [
+        {"c": base["a"], "b": base["b"]},
+        {"a": base["a"][:, None], "b": base["b"]},
+        {"a": base["a"].double(), "b": base["b"]},
+        {"a": torch.tensor([1.0, 2.0000002]), "b": base["b"]},
+    ]
+    digests = [weights_digest(state) for state in [base, *others]]
+    assert len(set(digests)) == len(digests)
+    assert weights_digest({"b": base["b"], "a": base["a"].clone()}) == digests[0]
+
+
+def test_a_stream_draws_the_same_whatever_was_drawn_elsewhere():
+    first = stream("order", 3, 0).integers(0, 10**9, 5)
+    stream("order", 3, 1).random(100)
+    assert (stream("order", 3, 0).integers(0, 10**9, 5) == first).all()
+    assert (stream("order", 3, 1).integers(0, 10**9, 5) != first).any()
+    assert (stream("order", 30).integers(0, 10**9, 5) != first).any()
+
+
+def test_an_override_tells_what_it_changed_and_nothing_else():
+    recipe = Recipe("mlp", 2000, 100, 0.1, 0.05)
+    assert override(recipe, epochs=5).name == "mlp/epochs=5"
+    assert override(recipe, epochs=100) is recipe
+    assert override(Measurement("default"), alphas=25).name == "default/alphas=25"
+    with pytest.raises(ValueError, match="recipe has no field 'epoch'; known: batch_size, epochs"):
+        override(recipe, epoch=5)
+
+
+@pytest.mark.parametrize("alphas", [2, 10, 1, 0, -3, True, 11.0])
+def test_a_number_of_alphas_without_a_midpoint_is_refused(alphas):
+    with pytest.raises(ValueError, match="must be odd and at least 3"):
+        Measurement("m", alphas)
+
+
+def test_the_midpoint_is_exactly_a_half():
+    for alphas in range(3, 102, 2):
+        grid = Measurement("m", alphas).grid
+        assert grid[alphas // 2] == 0.5
+        assert (grid[0], grid[-1]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"width": -3}, "width must be a positive whole number, got -3"),
+        ({"depth": 0}, "depth must be a positive whole number, got 0"),
+        ({"width": 2.5}, "width must be a positive whole number, got 2.5"),
+    ],
+)
+def test_an_impossible_cell_is_refused(cell: Cell, changes: dict, text: str):
+    with pytest.raises(ValueError, match=text):
+        dataclasses.replace(cell, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"epochs": 0}, "epochs must be a positive"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number"),
+        ({"learning_rate": 0}, "learning_rate must be above 0"),
+        ({"warmup": 1.0}, "warmup is a fraction"),
+        ({"translate": -1}, "translate must be a whole number"),
+    ],
+)
+def test_an_impossible_recipe_is_refused(recipe: Recipe, changes: dict, text: str):
+    with pytest.raises(ValueError, match=text):
+        dataclasses.replace(recipe, **changes)
+
+
+def test_a_request_survives_its_json(cell: Cell):
+    request = make_request(cell)
+    assert Request.from_json(request.to_json()) == request
+    assert Request.from_json(request.to_json()).id == request.id
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"study": "x"}', "not json", '{"cells": [3]}'])
+def test_a_damaged_request_is_refused(text: str):
+    with pytest.raises(ValueError, match=r".+"):
+        Request.from_json(text)
+
+
+def test_a_request_pairs_every_two_seeds_the_smaller_first(cell: Cell):
+    request = make_request(cell)
+    members = [Member(seed, f"e{seed}", str(seed)) for seed in (2, 0, 1)]
+    merges = request.merges(cell, members)
+    assert [(m.a.seed, m.b.seed, m.matcher) for m in merges] == [
+        (0, 1, "none"), (0, 2, "none"), (1, 2, "none"), (0, 1, "activation"), (0, 2, "activation"), (1, 2, "activation")
+    ]  # fmt: skip
+    assert len(request.paths(merges)) == 12
+
+
+def test_one_seed_makes_no_pair(cell: Cell):
+    with pytest.raises(ValueError, match="at least 2 seeds"):
+        make_request(cell, seeds=(0,))
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a..b", "a b"])
+def test_a_name_that_could_leave_its_folder_is_refused(name: str, cell: Cell):
+    with pytest.raises(ValueError, match="is no name"):
+        safe_name(name)
+    with pytest.raises(ValueError, match="is no name"):
+        make_request(cell, study=name)

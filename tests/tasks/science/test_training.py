@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from tasks.science.examples import Dataset
+from tasks.science.networks import build_network, initial_state
+from tasks.science.specs import Cell, stream, weights_digest
+from tasks.science.training import learning_rate, single_forward, stacked_forward, train_group
+
+
+def with_recipe(cell: Cell, **changes) -> Cell:
+    return dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, **changes))
+
+
+def train_plainly(cell: Cell, seed: int, dataset: Dataset, n_steps: int) -> list[torch.Tensor]:
+    """The textbook loop on one network in float64, sharing only the named streams with the code under test."""
+    recipe = cell.recipe
+    layers: list[nn.Module] = [nn.Flatten()]
+    sizes = [36, *[cell.width] * cell.depth]
+    for n_in, n_out in pairwise(sizes):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.Linear(cell.width, 4)).double()
+    with torch.no_grad():
+        drawn = initial_state(build_network(cell), stream("initialization", seed)).values()
+        for parameter, value in zip(network.parameters(), drawn, strict=True):
+            parameter.copy_(value)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=1.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    per_epoch = len(dataset.train) // recipe.batch_size
+    for step in range(n_steps):
+        epoch, batch = divmod(step, per_epoch)
+        order = torch.from_numpy(stream("order", seed, epoch).permutation(len(dataset.train)))
+        rows = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
+        optimizer.param_groups[0]["lr"] = learning_rate(recipe, step, per_epoch)
+        optimizer.zero_grad()
+        logits = network(dataset.train.images[rows].double())
+        nn.functional.cross_entropy(logits, dataset.train.labels[rows]).backward()
+        optimizer.step()
+    return [parameter.detach() for parameter in network.parameters()]
+
+
+def test_a_seed_trains_as_the_textbook_loop_does(blobs: Dataset, cell: Cell):
+    cell = with_recipe(cell, weight_decay=1e-3)
+    (trained,) = train_group(cell, [3], blobs, dtype=torch.float64)
+    for ours, plain in zip(trained.state.values(), train_plainly(cell, 3, blobs, 36), strict=True):
+        assert torch.allclose(ours, plain, rtol=0, atol=1e-12)
+
+
+def test_a_seed_is_the_same_to_the_bit_alone_and_in_any_group(blobs: Dataset, cell: Cell):
+    cell = with_recipe(cell, translate=1, flip=True, epochs=2)
+    together = {t.seed: weights_digest(t.state) for t in train_group(cell, [0, 1, 2, 5], blobs)}
+    apart = {t.seed: weights_digest(t.state) for group in ([5, 1], [0], [2]) for t in train_group(cell, group, blobs)}
+    assert together == apart
+    assert len(set(together.values())) == 4
+
+
+def test_a_stack_has_the_gradient_of_each_seed_alone(blobs: Dataset, cell: Cell):
+    network = build_network(cell)
+    states = [initial_state(network, stream("initialization", seed)) for seed in range(3)]
+    images, labels = blobs.train.images[:40], blobs.train.labels[:40]
+
+    def gradients(forward, group):
+        stacked = {name: torch.stack([state[name] for state in group]).requires_grad_() for name in group[0]}
+        logits = forward(stacked, images.expand(len(group), *images.shape))
+        losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(group)), reduction="sum") / 40
+        return torch.autograd.grad(losses, list(stacked.values()))
+
+    together = gradients(stacked_forward(network), states)
+    for index, state in enumerate(states):
+        for stacked, single in zip(together, gradients(single_forward(network), [state]), strict=True):
+            assert torch.allclose(stacked[index], single[0], rtol=0, atol=1e-6)
+
+
+def test_a_stack_trains_to_the_weights_of_each_seed_alone(blobs: Dataset, cell: Cell):
+    cell = with_recipe(cell, epochs=4, translate=1)  # 24 steps
+    stacked = list(train_group(cell, [0, 1, 2], blobs, dtype=torch.float64, group_size=3))
+    single = list(train_group(cell, [0, 1, 2], blobs, dtype=torch.float64, group_size=1))
+    for ours, alone in zip(stacked, single, strict=True):
+        for name in ours.state:
+            assert torch.allclose(ours.state[name], alone.state[name], rtol=0, atol=1e-8)
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(cell: Cell):
+    recipe = dataclasses.replace(cell.recipe, epochs=10, warmup=0.2, learning_rate=0.4)
+    rates = [learning_rate(recipe, step, 5) for step in range(51)]
+    assert rates[0] == rates[50] == 0
+    assert max(rates) == rates[10] == 0.4
+    assert rates[5] == pytest.approx(0.2)
+    assert rates[30] == pytest.approx(0.2)
+    assert learning_rate(dataclasses.replace(recipe, warmup=0.0), 0, 5) == 0.4
+
+
+def test_training_learns(blobs: Dataset, cell: Cell):
+    (trained,) = train_group(cell, [0], blobs)
+    assert trained.status == "trained"
+    assert trained.message == ""
+    assert trained.test.accuracy > 0.9
+    assert (trained.train.n_examples, trained.test.n_examples) == (240, 80)
+
+
+def test_a_training_that_diverges_is_an_outcome_with_its_epoch(blobs: Dataset, cell: Cell):
+    wild = with_recipe(cell, learning_rate=1e30)
+    diverged, again = train_group(wild, [0, 1], blobs), train_group(wild, [0, 1], blobs, group_size=2)
+    for trained in [*diverged, *again]:
+        assert trained.status == "diverged"
+        assert "non-finite in epoch 1 of 6" in trained.message
+        assert math.isnan(trained.train.loss)
+
+
+def test_one_seed_that_diverges_leaves_the_others_of_its_stack_alone(blobs: Dataset, cell: Cell, monkeypatch):
+    draw = initial_state
+
+    def spoil_one(network, rng):
+        state = draw(network, rng)
+        if torch.equal(state["output.weight"], spoiled["output.weight"]):
+            state["output.bias"][0] = float("nan")
+        return state
+
+    spoiled = draw(build_network(cell), stream("initialization", 1))
+    monkeypatch.setattr("tasks.science.training.initial_state", spoil_one)
+    trained = list(train_group(cell, [0, 1, 2], blobs, group_size=3))
+    assert [t.status for t in trained] == ["trained", "diverged", "trained"]
+
+
+def test_a_network_that_learned_nothing_is_untrained(blobs: Dataset, cell: Cell):
+    labels = torch.from_numpy(stream("test", "labels").integers(0, 4, 240))
+    noise = dataclasses.replace(blobs, train=dataclasses.replace(blobs.train, labels=labels))
+    (trained,) = train_group(with_recipe(cell, learning_rate=1e-9, epochs=1), [0], noise)
+    assert trained.status == "untrained"
+    assert "guessing among 4 classes" in trained.message
+
+
+def test_he_normal_weights_have_the_variance_of_their_fan_in_and_biases_are_zero(cell: Cell):
+    network = build_network(dataclasses.replace(cell, width=400))
+    state = initial_state(network, stream("initialization", 0))
+    for name, tensor in state.items():
+        if name.endswith("bias"):
+            assert not tensor.any()
+        else:
+            assert tensor.var().item() == pytest.approx(2 / tensor.shape[1], rel=0.1)
+
+
+def test_building_and_training_draw_nothing_from_the_global_generator(blobs: Dataset, cell: Cell):
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    list(train_group(with_recipe(cell, epochs=1), [0], blobs))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_an_architecture_or_normalization_that_is_not_there_is_named(cell: Cell):
+    with pytest.raises(ValueError, match="there is no architecture 'transformer'; known: mlp"):
+        build_network(dataclasses.replace(cell, architecture="transformer"))
+    with pytest.raises(ValueError, match="mlp has no normalization 'group'; known: none"):
+        build_network(dataclasses.replace(cell, normalization="group"))

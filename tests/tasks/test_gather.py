@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from pipeline import make_request, merges_of, run_all, train_all
+
+from infra.paths import row_key, table_key
+from infra.storage import DamagedError, Store
+from tasks import schema
+from tasks.gather import gather
+from tasks.science.specs import Cell, Endpoint, Measurement
+
+
+@pytest.fixture
+def tables(store: Store, cell: Cell) -> dict[str, pd.DataFrame]:
+    run_all(store, make_request(cell, dataclasses.replace(cell, depth=2)))
+    return read_all(store)
+
+
+def read_all(store: Store) -> dict[str, pd.DataFrame]:
+    return {t.name: pd.read_parquet(f"{store.url}/{table_key('test', t.name)}") for t in schema.TABLES}
+
+
+def test_every_table_has_its_schema_and_a_unique_key(store: Store, tables):
+    for table in schema.TABLES:
+        written = pq.read_schema(f"{store.url}/{table_key('test', table.name)}").remove_metadata()
+        assert written.equals(table.schema()), table.name
+        frame = tables[table.name]
+        assert len(frame), table.name
+        assert not frame.duplicated(list(table.key)).any(), table.name
+
+
+CONTRACT = """
+C: study cell_id dataset architecture normalization width depth recipe
+P: C merge_id kind control seed_a seed_b matcher
+endpoints: C endpoint_id seed train_subset checkpoint_epoch origin status message train_loss train_accuracy test_loss
+    test_accuracy n_train_examples n_parameters train_seconds device weights_sha256
+merges: P members train_subset_a train_subset_b matcher_options objective function_error match_seconds
+paths: P method correction measurement alpha split loss accuracy n_examples
+barriers: P correction measurement split loss_barrier accuracy_barrier midpoint_loss_barrier midpoint_accuracy_barrier
+    own_chord_loss_barrier own_chord_accuracy_barrier
+layers: P correction measurement alpha layer position n_units n_dead variance_ratio variance_ratio_target mean_error
+    sd_error
+axes: P axis size n_dead matched_correlation identity_correlation
+ablation: C matcher correction measurement split metric mean low high new_pair_low new_pair_high n_seeds n_pairs
+    n_diverged n_untrained
+"""
+"""Written out again from the design, so that a column cannot change on one side alone."""
+
+
+def test_the_columns_are_those_of_the_contract():
+    columns: dict[str, list[str]] = {}
+    for line in CONTRACT.replace("\n    ", " ").strip().splitlines():
+        name, words = line.split(": ")
+        columns[name] = [column for word in words.split() for column in columns.get(word, [word])]
+    for table in schema.TABLES:
+        if table.name == "cells":
+            assert list(table.columns)[: len(columns["C"])] == columns["C"]
+            assert {"recipe_learning_rate", "recipe_epochs", "data_fingerprint", "data_n_train"} <= set(table.columns)
+        else:
+            assert list(table.columns) == columns[table.name], table.name
+
+
+def test_counts_are_those_of_the_grid(tables):
+    n_cells, n_pairs, n_matchers, n_corrections, n_alphas, n_splits = 2, 3, 2, 2, 5, 2
+    assert len(tables["cells"]) == n_cells
+    assert len(tables["endpoints"]) == n_cells * 3
+    assert len(tables["merges"]) == n_cells * n_pairs * n_matchers
+    assert len(tables["paths"]) == n_cells * n_pairs * n_matchers * n_corrections * n_alphas * n_splits
+    assert len(tables["barriers"]) == n_cells * n_pairs * n_matchers * n_corrections * n_splits
+    assert len(tables["axes"]) == n_pairs * (3 + 2)
+    assert len(tables["layers"]) == n_pairs * n_matchers * (3 + 2) * (1 + n_alphas)
+    assert set(tables["ablation"].groupby(["cell_id", "matcher", "correction", "split"]).size()) == {8, 12}
+
+
+def test_a_merge_without_a_matcher_has_no_objective_and_no_function_error(tables):
+    direct = tables["merges"][tables["merges"]["matcher"] == "none"]
+    assert direct[["objective", "function_error", "match_seconds"]].isna().all().all()
+    aligned = tables["merges"][tables["merges"]["matcher"] == "activation"]
+    assert (aligned["function_error"] < 1e-12).all()
+    assert (aligned["objective"] > 0).all()
+
+
+def test_barriers_are_what_the_curves_say(tables):
+    paths, barriers = tables["paths"], tables["barriers"]
+    row = barriers[(barriers["correction"] == "repair") & (barriers["split"] == "test")].iloc[0]
+    curves = paths[(paths["merge_id"] == row["merge_id"]) & (paths["split"] == "test")]
+    repaired = curves[curves["correction"] == "repair"].sort_values("alpha")
+    raw = curves[curves["correction"] == "none"].sort_values("alpha")
+    chord = np.interp(repaired["alpha"], [0, 1], [raw["loss"].iloc[0], raw["loss"].iloc[-1]])
+    assert row["loss_barrier"] == pytest.approx(max(0, (repaired["loss"].to_numpy() - chord).max()))
+    assert row["midpoint_loss_barrier"] == pytest.approx(repaired["loss"].iloc[2] - chord[2])
+
+
+def test_the_ends_of_uncorrected_paths_are_the_endpoints(tables):
+    ends = tables["paths"].query("correction == 'none' and alpha == 0 and split == 'test'")
+    endpoints = tables["endpoints"].set_index(["cell_id", "seed"])
+    for row in ends.itertuples():
+        assert row.accuracy == endpoints.loc[(row.cell_id, row.seed_a), "test_accuracy"]
+
+
+def test_the_ablation_means_what_it_says(tables):
+    barriers = tables["barriers"].query("matcher == 'activation' and split == 'test'")
+    of_cell = barriers[barriers["cell_id"] == barriers["cell_id"].iloc[0]]
+    ablation = tables["ablation"].query("matcher == 'activation' and split == 'test'")
+    ablation = ablation[ablation["cell_id"] == of_cell["cell_id"].iloc[0]].set_index(["correction", "metric"])
+    for correction in ("none", "repair"):
+        mean = of_cell[of_cell["correction"] == correction]["loss_barrier"].mean()
+        assert ablation.loc[(correction, "loss_barrier"), "mean"] == pytest.approx(mean)
+    assert ("none", "loss_barrier_reduction") not in ablation.index
+    assert (ablation["n_pairs"] == 3).all()
+    assert (ablation["n_seeds"] == 3).all()
+    assert ablation["new_pair_low"].isna().all()
+
+
+def test_a_study_holds_every_request_ever_made_once(store: Store, cell: Cell):
+    run_all(store, make_request(cell, n_seeds=2))
+    few = read_all(store)
+    run_all(store, make_request(cell, dataclasses.replace(cell, width=8), n_seeds=3))
+    many = read_all(store)
+    for table in schema.TABLES:
+        if table.name != "ablation":  # Its means are over all pairs there are now.
+            key = list(table.key)
+            merged = few[table.name][key].merge(many[table.name][key], on=key)
+            assert len(merged) == len(few[table.name]), table.name
+    assert len(many["endpoints"]) == 6
+    run_all(store, make_request(cell, n_seeds=2))
+    again = read_all(store)
+    for table in schema.TABLES:
+        pd.testing.assert_frame_equal(again[table.name], many[table.name])
+
+
+def test_two_measurements_stand_side_by_side(store: Store, cell: Cell):
+    run_all(store, make_request(cell))
+    request = dataclasses.replace(make_request(cell), measurement=Measurement("default/alphas=7", 7))
+    run_all(store, request)
+    tables = read_all(store)
+    assert sorted(tables["barriers"]["measurement"].unique()) == ["default", "default/alphas=7"]
+    assert len(tables["merges"]) == 6
+
+
+def test_an_endpoint_that_could_not_be_made_is_failed_with_its_reason(store: Store, cell: Cell):
+    request = make_request(cell, n_seeds=4)
+    train_all(store, make_request(cell, n_seeds=3))
+    store.create("studies/test/requests/x.json", request.to_json().encode())
+    gather.fn("test", store.url, {Endpoint(cell, 3).id: "the disk caught fire"})
+    endpoints = pd.read_parquet(f"{store.url}/studies/test/endpoints.parquet").set_index("seed")
+    assert endpoints.loc[3, "status"] == "failed"
+    assert endpoints.loc[3, "message"] == "the disk caught fire"
+    assert (endpoints.loc[:2, "status"] == "trained").all()
+
+
+@pytest.mark.usefixtures("tables")
+def test_every_file_says_where_it_comes_from(store: Store):
+    metadata = pq.read_schema(f"{store.url}/{table_key('test', 'barriers')}").metadata[b"repairlab"]
+    provenance = json.loads(metadata)
+    assert provenance.keys() == {"repairlab", "commit", "torch", "schema", "revisions", "requests"}
+    assert len(provenance["requests"]) == 1
+
+
+def test_a_damaged_row_file_is_a_sentence_and_the_tables_stay(store: Store, cell: Cell):
+    request = make_request(cell)
+    run_all(store, request)
+    before = store.read(table_key("test", "paths"))
+    path = request.paths(merges_of(store, request))[0]
+    (Path(store.url) / row_key("paths", path.id)).write_bytes(b"PAR1 damaged")
+    with pytest.raises(DamagedError, match=rf"{path.id}\.parquet is damaged \(not a whole Parquet file\): delete it"):
+        gather.fn("test", store.url, {})
+    assert store.read(table_key("test", "paths")) == before
+    (Path(store.url) / row_key("paths", path.id)).unlink()
+    run_all(store, request)
+    assert store.read(table_key("test", "paths")) == before
+
+
+def test_a_damaged_request_is_a_sentence(store: Store, cell: Cell):
+    run_all(store, make_request(cell))
+    store.create("studies/test/requests/bad.json", b"{}")
+    with pytest.raises(DamagedError, match=r"bad\.json is damaged .*: delete it, run the study again"):
+        gather.fn("test", store.url, {})

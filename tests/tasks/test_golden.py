@@ -1,0 +1,80 @@
+"""The numbers of each verb, held to their revision.
+
+When one of these fails, the verb computes something else than it did: raise its revision in specs.py, say so in the
+CHANGELOG, and put the new numbers here under the new revision. In float64, so that they hold on other machines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.science.correction import goal_moments, preactivation_moments, repair
+from tasks.science.evaluation import evaluate
+from tasks.science.examples import Dataset
+from tasks.science.interpolation import interpolate
+from tasks.science.matching import match_activations
+from tasks.science.networks import build_network
+from tasks.science.specs import REVISIONS, Cell
+from tasks.science.training import train_group
+
+GOLDEN = {
+    ("train", 1): [
+        30.16974863,
+        0.01456120096,
+        31.05181404,
+        0.01704152139,
+        31.95315226,
+        0.0417645263,
+        8.340829708,
+        0.04660944839,
+    ],
+    ("match", 1): [11.00593137, 0.3213081503, 0.254443028, 0.1704827734],
+    ("correct", 1): [
+        26.7945383,
+        0.6242902363,
+        29.74113114,
+        1.476495402,
+        43.72039536,
+        1.611958902,
+        6.957208599,
+        0.05530431189,
+    ],
+    ("evaluate", 1): [1.157444894, 0.5125],
+}
+
+
+@pytest.fixture(scope="module")
+def numbers(blobs: Dataset, cell: Cell) -> dict[str, list[float]]:
+    def double(examples):
+        return dataclasses.replace(examples, images=examples.images.double())
+
+    data = dataclasses.replace(blobs, train=double(blobs.train), test=double(blobs.test))
+    cell = dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, translate=1, flip=True, weight_decay=1e-3))
+    a, b = (trained.state for trained in train_group(cell, [0, 1], blobs, dtype=torch.float64))
+    network = build_network(cell)
+    spec = network.permutation_spec()
+    (match,) = match_activations(network, spec, [a, b], [(0, 1)], data.train.images)
+    aligned = spec.apply(b, match.permutation)
+    goal = goal_moments(
+        preactivation_moments(network, a, data.train.images),
+        preactivation_moments(network, aligned, data.train.images),
+        0.5,
+    )
+    fixed, _ = repair(network, interpolate(a, aligned, 0.5), goal, data.train.images)
+    seen = evaluate(network, fixed, data.test)
+    return {
+        "train": [float(tensor.square().sum()) for tensor in a.values()],
+        "match": [match.objective, *(axis.matched_correlation for axis in match.axes)],
+        "correct": [float(tensor.square().sum()) for tensor in fixed.values()],
+        "evaluate": [seen.loss, seen.accuracy],
+    }
+
+
+@pytest.mark.parametrize("verb", list(REVISIONS))
+def test_a_verbs_numbers_change_only_with_its_revision(numbers, verb: str):
+    assert (verb, REVISIONS[verb]) in GOLDEN, f"put the numbers of {verb} at its new revision here"
+    assert np.allclose(numbers[verb], GOLDEN[verb, REVISIONS[verb]], rtol=1e-6, atol=0)

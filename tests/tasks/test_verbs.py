@@ -1,0 +1,173 @@
+"""The verbs on a store: what they write, what they leave alone, and what they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from pipeline import align_all, make_request, measure_all, merges_of, run_all, train_all
+
+from infra.checkpoints import pack, read_checkpoint, read_header
+from infra.paths import endpoint_key, permutation_key, row_key
+from infra.storage import DamagedError, Store
+from tasks.align import align
+from tasks.artifacts import has_match, has_path
+from tasks.science.permutation import PermutationSpec
+from tasks.science.specs import Cell, Endpoint
+from tasks.train import train
+
+
+def made(store: Store) -> dict[str, bytes]:
+    """Every file that verbs write, by key."""
+    root = Path(store.url)
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for folder in ("endpoints", "permutations", "rows")
+        for path in (root / folder).rglob("*")
+        if path.is_file()
+    }
+
+
+def numbers(store: Store) -> dict[str, pd.DataFrame | dict]:
+    """The same without what a clock measured."""
+    out: dict[str, pd.DataFrame | dict] = {}
+    for key in made(store):
+        if key.endswith(".parquet"):
+            out[key] = pd.read_parquet(f"{store.url}/{key}").drop(columns="match_seconds", errors="ignore")
+        else:
+            tensors, header = read_checkpoint(store, key)
+            header.get("record", {}).pop("train_seconds", None)
+            out[key] = {name: tensor.tolist() for name, tensor in tensors.items()} | {"header": repr(header)}
+    return out
+
+
+def assert_same(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        if isinstance(value, pd.DataFrame):
+            pd.testing.assert_frame_equal(value, other[key], check_exact=True)
+        else:
+            assert value == other[key]
+
+
+def test_an_endpoint_is_stored_with_its_spec_its_metrics_and_its_digest(store: Store, cell: Cell):
+    train.fn(cell, [0], store.url, Path())
+    header = read_header(store, endpoint_key(Endpoint(cell, 0).id))
+    assert header["spec"]["cell"]["width"] == 16
+    assert header["record"]["status"] == "trained"
+    assert header["record"]["n_parameters"] == 36 * 16 + 16 + 2 * (16 * 16 + 16) + 16 * 4 + 4
+    assert len(header["weights_sha256"]) == 64
+    assert header["versions"]["torch"] == torch.__version__
+
+
+def test_what_the_store_has_is_not_made_again(store: Store, cell: Cell):
+    request = make_request(cell)
+    run_all(store, request)
+    before = {key: (Path(store.url) / key).stat().st_mtime_ns for key in made(store)}
+    run_all(store, request)
+    assert {key: (Path(store.url) / key).stat().st_mtime_ns for key in made(store)} == before
+
+
+def test_what_is_computed_together_changes_no_bit(store: Store, cell: Cell, tmp_path: Path):
+    request = make_request(cell)
+    train_all(store, request)
+    align_all(store, request)
+    measure_all(store, request)
+    apart = Store(str(tmp_path / "apart"))
+    for seed in (2, 0, 1):
+        train.fn(cell, [seed], apart.url, Path())
+    for merge in merges_of(apart, request)[::-1]:
+        if merge.matcher != "none":
+            align.fn([merge], apart.url, Path())
+    for path in request.paths(merges_of(apart, request))[::-1]:
+        measure_all(apart, request, [path])
+    assert_same(numbers(store), numbers(apart))
+
+
+def test_more_alphas_train_and_match_nothing(store: Store, cell: Cell):
+    run_all(store, make_request(cell))
+    before = set(made(store))
+    run_all(store, make_request(cell, alphas=7))
+    added = set(made(store)) - before
+    assert {key.split("/")[0] for key in added} == {"rows"}
+    assert {key.split("/")[1] for key in added} == {"paths", "layers"}
+    assert len(added) == 2 * 12
+
+
+def test_a_pair_whose_permutation_changes_the_function_stops_with_a_sentence(store: Store, cell: Cell, monkeypatch):
+    request = make_request(cell)
+    train_all(store, request)
+    honest = PermutationSpec.apply
+
+    def forgets_the_biases(self: PermutationSpec, state, permutation):
+        permuted = honest(self, state, permutation)
+        return {name: state[name] if name.endswith("bias") else tensor for name, tensor in permuted.items()}
+
+    monkeypatch.setattr(PermutationSpec, "apply", forgets_the_biases)
+    sentences = align_all(store, request)
+    assert len(sentences) == 3
+    assert "seeds 0 and 1: the permutation changes B's function (error" in sentences[0]
+    for merge in merges_of(store, request):
+        if merge.matcher != "none":
+            assert not store.exists(permutation_key(merge.id))
+            assert not has_match(store, merge)
+            row = pd.read_parquet(f"{store.url}/{row_key('merges', merge.id)}").iloc[0]
+            assert row["function_error"] > 1e-9
+
+
+def test_weights_that_were_changed_are_not_measured(store: Store, cell: Cell):
+    request = make_request(cell)
+    train_all(store, request)
+    key = endpoint_key(Endpoint(cell, 1).id)
+    tensors, header = read_checkpoint(store, key)
+    tensors["output.bias"] += 1
+    store.replace(key, pack(tensors, header))
+    before = made(store)
+    with pytest.raises(DamagedError, match="its weights are not those it was stored with"):
+        align_all(store, request)
+    assert made(store) == before
+
+
+def test_a_truncated_checkpoint_is_a_sentence_and_nothing_is_lost(store: Store, cell: Cell):
+    request = make_request(cell)
+    train_all(store, request)
+    key = endpoint_key(Endpoint(cell, 1).id)
+    os.truncate(Path(store.url) / key, 100)
+    before = made(store)
+    with pytest.raises(DamagedError, match=rf"{Endpoint(cell, 1).id}\.safetensors is damaged \(cut short\): delete it"):
+        merges_of(store, request)
+    assert made(store) == before
+    (Path(store.url) / key).unlink()
+    train_all(store, request)
+    assert len(merges_of(store, request)) == 6
+
+
+def test_a_diverged_endpoint_is_stored_counted_and_kept_out_of_pairs(store: Store, cell: Cell):
+    wild = dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, learning_rate=1e30))
+    request = make_request(wild)
+    run_all(store, request)
+    assert merges_of(store, request) == []
+    endpoints = pd.read_parquet(f"{store.url}/studies/test/endpoints.parquet")
+    assert endpoints["status"].tolist() == ["diverged"] * 3
+    assert endpoints["train_loss"].isna().all()
+    ablation = pd.read_parquet(f"{store.url}/studies/test/ablation.parquet")
+    assert (ablation["n_diverged"] == 3).all()
+    assert ablation["mean"].isna().all()
+    assert len(pd.read_parquet(f"{store.url}/studies/test/barriers.parquet")) == 0
+
+
+def test_a_path_is_done_only_when_both_its_files_are(store: Store, cell: Cell):
+    request = make_request(cell)
+    train_all(store, request)
+    align_all(store, request)
+    measure_all(store, request)
+    path = request.paths(merges_of(store, request))[0]
+    assert has_path(store, path)
+    (Path(store.url) / row_key("layers", path.id)).unlink()
+    assert not has_path(store, path)
+    measure_all(store, request)
+    assert has_path(store, path)
