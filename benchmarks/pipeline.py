@@ -70,7 +70,8 @@ def tracked_pass(network: MLP, state: State, images: Tensor, goal: Sequence[tupl
 def repair_in_three_passes(network: MLP, a: State, b: State, alpha: float, images: Tensor) -> State:
     """Statistics of A, of B, and of the interpolated network while it is corrected; folded into the weights."""
     ends = [tracked_pass(network, state, images, None) for state in (a, b)]
-    goal = [((1 - alpha) * ma + alpha * mb, (1 - alpha) * sa + alpha * sb) for (ma, sa), (mb, sb) in zip(*ends)]
+    pairs = zip(*ends, strict=True)
+    goal = [((1 - alpha) * ma + alpha * mb, (1 - alpha) * sa + alpha * sb) for (ma, sa), (mb, sb) in pairs]
     state = interpolate(a, b, alpha)
     found = tracked_pass(network, state, images, goal)
     for name, (mean, sd), (goal_mean, goal_sd) in zip(network.hidden_linears, found, goal, strict=True):

@@ -129,7 +129,8 @@ def make_claim(ablation: pd.DataFrame) -> str:
     before = test[(test["cell_id"] == best["cell_id"]) & (test["metric"] == "accuracy_barrier")]
     before = before[(before["correction"] == "none") & (before["measurement"] == best["measurement"])].iloc[0]
     return (
-        f"At width {best['width']} and {best['depth']} hidden layers on {best['dataset']}, alignment alone leaves an accuracy barrier of "
+        f"At width {best['width']} and {best['depth']} hidden layers on {best['dataset']}, alignment alone leaves "
+        "an accuracy barrier of "
         f"{_interval(before, 100)} points; REPAIR removes {_interval(best, 100, digits=0)} % of it "
         f"(means over {best['n_pairs']} pairs of {best['n_seeds']} seeds, 95 % intervals over seeds)."
     )
