@@ -128,9 +128,9 @@ def make_claim(ablation: pd.DataFrame) -> str:
     best = known.iloc[-1]
     before = test[(test["cell_id"] == best["cell_id"]) & (test["metric"] == "accuracy_barrier")]
     before = before[(before["correction"] == "none") & (before["measurement"] == best["measurement"])].iloc[0]
-    place = f"{best['depth']} hidden layers" if factor == "depth" else f"width {best['width']}"
     return (
-        f"At {place} on {best['dataset']}, alignment alone leaves an accuracy barrier of "
+        f"At width {best['width']} and {best['depth']} hidden layers on {best['dataset']}, alignment alone leaves "
+        "an accuracy barrier of "
         f"{_interval(before, 100)} points; REPAIR removes {_interval(best, 100, digits=0)} % of it "
         f"(means over {best['n_pairs']} pairs of {best['n_seeds']} seeds, 95 % intervals over seeds)."
     )
@@ -140,7 +140,7 @@ def summarise_ablation(ablation: pd.DataFrame, brief: bool = False) -> pd.DataFr
     """The ablation as a person reads it: a row per cell and path, means with intervals as text, on the test split."""
     test = ablation[ablation["split"] == "test"]
     names = ["dataset", "normalization", "width", "depth", "recipe", "measurement"]
-    shown = [name for name in names if test[name].nunique() > 1] or [main_factor(test)]
+    shown = [name for name in names if test[name].nunique() > 1] or ["width", "depth"]
     rows: list[dict[str, Any]] = []
     for _, of_cell in test.groupby([*names, "cell_id"], sort=True):
         for curve in CURVES:

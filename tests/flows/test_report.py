@@ -45,10 +45,12 @@ def ablation() -> pd.DataFrame:
 
 
 def test_the_claim_is_of_the_deepest_cell_with_its_interval(ablation: pd.DataFrame):
-    assert make_claim(ablation) == (
-        "At 16 hidden layers on digits, alignment alone leaves an accuracy barrier of 40.0 [20.0, 44.0] points; "
-        "REPAIR removes 75 [38, 82] % of it (means over 6 pairs of 4 seeds, 95 % intervals over seeds)."
+    claim = make_claim(ablation)
+    assert claim.startswith(
+        "At width 128 and 16 hidden layers on digits, alignment alone leaves an accuracy barrier of "
     )
+    assert "of 40.0 [20.0, 44.0] points; REPAIR removes 75 [38, 82] % of it" in claim
+    assert claim.endswith("(means over 6 pairs of 4 seeds, 95 % intervals over seeds).")
 
 
 def test_a_study_without_a_barrier_claims_nothing(ablation: pd.DataFrame):

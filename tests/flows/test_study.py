@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.options import StudyOptions
 from flows.presets import PRESETS
@@ -57,6 +60,22 @@ def test_a_study_runs_to_its_tables_and_a_second_run_makes_nothing(store: Store)
     trained = set(snapshot(store)) - set(before)
     assert sum(key.startswith("endpoints/") for key in trained) == 1
     assert sum(key.startswith("permutations/") for key in trained) == 3
+
+
+def test_the_ui_has_named_tasks_their_logs_the_table_and_the_figure(store: Store):
+    run(store)
+    with get_client(sync_client=True) as client:
+        (flow_run,) = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+        assert flow_run.name == "digits-depth"
+        of_run = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
+        names = {task_run.name for task_run in client.read_task_runs(flow_run_filter=of_run)}
+        artifacts = {artifact.key: artifact for artifact in client.read_artifacts(flow_run_filter=of_run)}
+    assert "train mlp w32 d3 digits, seeds 0-2" in names
+    assert "align mlp w32 d2 digits, 3 pairs" in names
+    assert "repair mlp w32 d2 digits, paths 1-6 of 6" in names
+    assert artifacts["digits-depth-ablation"].type == "table"
+    assert "accuracy barrier removed, %" in str(artifacts["digits-depth-ablation"].data)
+    assert "data:image/png;base64," in str(artifacts["digits-depth-figure"].data)
 
 
 def test_a_task_that_fails_is_a_sentence_and_the_rest_is_measured(store: Store, monkeypatch):

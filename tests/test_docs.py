@@ -1,0 +1,88 @@
+"""What README and docs tell people to do, done."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from tasks import schema
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def commands(text: str = README) -> list[list[str]]:
+    lines = [line for block in blocks("sh", text) for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_every_make_target_that_docs_name_is_there(name: str):
+    named = {words[1] for words in commands((ROOT / name).read_text()) if words[0] == "make"}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert named
+    assert named <= targets
+
+
+@pytest.mark.parametrize("words", [words for words in commands() if words[0].endswith("repairlab")])
+def test_every_command_of_the_readme_is_understood(words: list[str], tmp_path: Path, monkeypatch):
+    """Runs are only planned, everything else is run; a report needs tables, so it says that there are none."""
+    monkeypatch.chdir(tmp_path)
+    arguments = words[1:]
+    if arguments[0] == "run" and "--dry-run" not in arguments:
+        arguments = [*arguments, "--dry-run"]
+    called = CliRunner().invoke(app, arguments)
+    if arguments[0] == "report":
+        assert "holds no tables of" in str(called.exception)
+    else:
+        assert called.exit_code == 0, called.output
+        assert called.output.strip()
+
+
+def test_every_option_of_run_stands_in_the_readme():
+    shown = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).output
+    options = set(re.findall(r"--[a-z-]+", shown)) - {"--help"}
+    assert len(options) >= 10
+    assert {option for option in options if option not in README} == set()
+
+
+def test_the_python_of_the_readme_runs_on_tables_of_the_schema(tmp_path: Path):
+    folder = tmp_path / "runs/studies/digits-depth"
+    folder.mkdir(parents=True)
+    cell = {"study": "digits-depth", "cell_id": "c", "depth": 4, "split": "test", "matcher": "activation"}
+    rows = [{**cell, "merge_id": "m", "correction": c, "metric": "accuracy_barrier"} for c in ("none", "repair")]
+    for table in (schema.ABLATION, schema.BARRIERS):
+        frame = pd.DataFrame(rows).reindex(columns=list(table.columns))
+        frame.astype({"mean": float} if "mean" in frame else {"loss_barrier": float}).to_parquet(
+            folder / f"{table.name}.parquet"
+        )
+    code = "\n".join(blocks("python"))
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "repair" in ran.stdout
+
+
+def test_every_column_of_every_table_is_described():
+    text = (ROOT / "docs/tables.md").read_text()
+    described = set(re.findall(r"`([a-z_0-9]+)`", text))
+    for table in schema.TABLES:
+        assert f"`{table.name}`" in text
+        columns = {name for name in table.columns if not name.startswith(("recipe_", "data_"))}
+        assert columns - described == set(), table.name
+
+
+def test_the_picture_of_the_readme_is_there():
+    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert (ROOT / path).stat().st_size > 10_000
