@@ -120,10 +120,11 @@ def demo() -> None:
 def studies() -> None:
     """List the studies there are."""
     from flows.presets import PRESETS
+    from tasks.datasets import published_shape
 
     for preset in PRESETS.values():
-        n_cells = len(preset.datasets) * len(preset.widths) * len(preset.depths)
-        n_pairs = preset.n_seeds * (preset.n_seeds - 1) // 2
+        request = preset.request(published_shape)
+        n_cells, n_pairs = len(request.cells), preset.n_seeds * (preset.n_seeds - 1) // 2
         typer.echo(f"{preset.name}: {preset.question}")
         typer.echo(
             f"    {n_cells * preset.n_seeds} endpoints, {n_cells * n_pairs} pairs; "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from infra.storage import Store
 from tasks.artifacts import as_member, has_match, has_path, read_endpoint
@@ -24,8 +26,17 @@ _STEP_SECONDS = 1e-4
 
 
 def training_flops(cell: Cell) -> float:
-    """Arithmetic of one training: forward and twice that backward, two operations per weight and example."""
-    return 6.0 * _n_parameters(cell) * cell.data.n_train * cell.recipe.epochs
+    """Arithmetic of one training: a forward pass per example and epoch, and twice that backward."""
+    return 3.0 * forward_flops(cell) * cell.data.n_train * cell.recipe.epochs
+
+
+@functools.lru_cache(maxsize=256)
+def forward_flops(cell: Cell) -> int:
+    """Additions and multiplications of one example's forward pass, counted on the network's shapes."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        build_network(cell)(torch.empty((1, *cell.data.shape), device="meta"))
+    return int(counter.get_total_flops())
 
 
 def training_seconds(cell: Cell, flops_per_second: float = CPU_FLOPS) -> float:
@@ -36,7 +47,7 @@ def training_seconds(cell: Cell, flops_per_second: float = CPU_FLOPS) -> float:
 def path_seconds(cell: Cell, n_alphas: int, flops_per_second: float = CPU_FLOPS) -> float:
     """One path: at each alpha a forward pass over both splits, and at most one over the statistics samples."""
     n_examples = 2 * cell.data.n_train + cell.data.n_test
-    return 2.0 * _n_parameters(cell) * n_examples * n_alphas / flops_per_second
+    return float(forward_flops(cell)) * n_examples * n_alphas / flops_per_second
 
 
 def group_size(seconds_each: float) -> int:
@@ -130,7 +141,3 @@ def measure_flops_per_second() -> float:
         return n_products * 2.0 * 512**3 / elapsed
     finally:
         torch.set_num_threads(threads)
-
-
-def _n_parameters(cell: Cell) -> int:
-    return sum(parameter.numel() for parameter in build_network(cell).parameters())

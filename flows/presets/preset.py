@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from tasks.science.networks import build_network
+from tasks.science.networks import ARCHITECTURES, build_network
 from tasks.science.specs import Cell, DataSpec, Measurement, Recipe, Request, override
 
 DEFAULT_MEASUREMENT = Measurement("default")
@@ -14,7 +14,12 @@ DEFAULT_MEASUREMENT = Measurement("default")
 
 @dataclass(frozen=True)
 class Preset:
-    """The grid of a study. `recipes` by the word that asks for them, the default first."""
+    """The grid of a study: every network at every width and depth on every data set.
+
+    `networks` pairs architectures with normalizations; an architecture of one depth is not varied over `depths`.
+    `recipes` by the word that asks for them, the default first; where normalizations need different ones, by
+    normalization.
+    """
 
     name: str
     question: str
@@ -22,9 +27,8 @@ class Preset:
     widths: tuple[int, ...]
     depths: tuple[int, ...]
     n_seeds: int
-    recipes: dict[str, Recipe]
-    architecture: str = "mlp"
-    normalization: str = "none"
+    recipes: Mapping[str, Recipe | Mapping[str, Recipe]]
+    networks: tuple[tuple[str, str], ...] = (("mlp", "none"),)
     matchers: tuple[str, ...] = ("none", "activation")
     corrections: tuple[str, ...] = ("none", "repair")
     measurement: Measurement = DEFAULT_MEASUREMENT
@@ -48,17 +52,19 @@ class Preset:
             raise ValueError(f"{self.name} has no recipe {recipe!r}; known: {', '.join(self.recipes)}")
         if n_seeds is not None and n_seeds < 2:
             raise ValueError(f"seeds must be at least 2, so that there is a pair to interpolate, got {n_seeds}")
-        chosen = self.recipes[recipe] if recipe is not None else next(iter(self.recipes.values()))
-        if epochs is not None:
-            chosen = override(chosen, epochs=epochs)
+        word = recipe if recipe is not None else next(iter(self.recipes))
         measurement = self.measurement if alphas is None else override(self.measurement, alphas=alphas)
         described = [describe(name) for name in dict.fromkeys(datasets or self.datasets)]
-        cells = [
-            Cell(data, self.architecture, self.normalization, width, depth, chosen)
-            for data, width, depth in product(
-                described, dict.fromkeys(widths or self.widths), dict.fromkeys(depths or self.depths)
-            )
-        ]
+        cells: list[Cell] = []
+        for data, (architecture, normalization), width in product(
+            described, self.networks, dict.fromkeys(widths or self.widths)
+        ):
+            chosen = self._recipe(word, normalization)
+            if epochs is not None:
+                chosen = override(chosen, epochs=epochs)
+            only_depth = ARCHITECTURES[architecture].depth
+            for depth in dict.fromkeys(depths or self.depths) if only_depth is None else [only_depth]:
+                cells.append(Cell(data, architecture, normalization, width, depth, chosen))
         for cell in cells:
             build_network(cell)
         return Request(
@@ -69,3 +75,7 @@ class Preset:
             corrections=self.corrections,
             measurement=measurement,
         )
+
+    def _recipe(self, word: str, normalization: str) -> Recipe:
+        recipe = self.recipes[word]
+        return recipe if isinstance(recipe, Recipe) else recipe[normalization]

@@ -12,3 +12,17 @@ MLP = Recipe("mlp", batch_size=2000, epochs=100, learning_rate=0.1, warmup=0.05,
 
 TABLE1_MLP = Recipe("table1", batch_size=2000, epochs=100, learning_rate=0.2, warmup=0.05, translate=4)
 """The MLP column of Table 1 of REPAIR (arXiv 2211.08403); the warm-up and the 4 pixels are the authors' code's."""
+
+MLP_BATCH = Recipe("mlp-batch", batch_size=2000, epochs=50, learning_rate=0.05, warmup=0.1)
+"""The depth study's: MLPs with BatchNorm, folded afterwards; from the authors' code (50 epochs, 5 of warm-up)."""
+
+SMOKE = Recipe("smoke", batch_size=128, epochs=3, learning_rate=0.05, warmup=0.1)
+"""Ours: enough steps on a small data set for most networks to leave chance, to see that everything runs."""
+
+R20_SHORT = Recipe("r20-short", 500, 10, 0.4, 0.1, weight_decay=5e-4, flip=True, translate=4, precision="bfloat16")
+"""The authors' 100-epoch demo of ResNet20 with BatchNorm, cut to 10 epochs: takes no verdict against their points."""
+
+R20_SHORT_LAYER = Recipe(
+    "r20-short", 100, 10, 0.1, 0.1, weight_decay=1e-4, flip=True, translate=4, precision="bfloat16"
+)
+"""The same for LayerNorm, which the authors train at a quarter of the rate and a fifth of the batch."""

@@ -140,7 +140,9 @@ def _train_stack(
             with mode(network, training=True), _autocast(recipe, device):
                 logits = forward(weights, seen)
             # Summed over seeds, so each seed's gradient is that of its own mean loss.
-            loss = F.cross_entropy(logits.flatten(0, 1).to(dtype), labels[chosen].flatten(), reduction="sum") / batch_size
+            loss = (
+                F.cross_entropy(logits.flatten(0, 1).to(dtype), labels[chosen].flatten(), reduction="sum") / batch_size
+            )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -22,7 +22,7 @@ def call(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProc
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("run", "nope"), "there is no study 'nope'; known: digits-depth, mlp-width"),
+        (("run", "nope"), "there is no study 'nope'; known: digits-depth, mlp-width, "),
         (("run", "mlp-width", "--width", "-3"), "width must be a positive whole number, got -3"),
         (("run", "digits-depth", "--alphas", "10"), "the number of alphas must be odd and at least 3"),
         (("run", "digits-depth", "--width", "32,wide"), "--width takes whole numbers, got 32,wide"),

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from flows.options import StudyOptions
-from flows.plan import group_size, make_plan, measure_flops_per_second, training_flops
+from flows.plan import forward_flops, group_size, make_plan, measure_flops_per_second, training_flops
 from infra.storage import Store
 from tasks.datasets import describe_dataset
-from tasks.science.specs import Request
+from tasks.science.specs import Cell, DataSpec, Recipe, Request
 
 
 def request_of(tmp_path: Path, **options) -> Request:
@@ -34,10 +34,9 @@ def test_more_workers_take_fewer_hours(store: Store, tmp_path: Path):
     assert make_plan(store, request, 8).hours < make_plan(store, request, 1).hours / 4
 
 
-def test_arithmetic_is_counted_from_the_weights(tmp_path: Path):
+def test_arithmetic_is_two_operations_per_weight_forward_and_four_backward(tmp_path: Path):
     (cell,) = request_of(tmp_path, study="digits-depth", depth=[1], width=[10], epochs=2).cells
-    n_parameters = 64 * 10 + 10 + 10 * 10 + 10
-    assert training_flops(cell) == 6 * n_parameters * 1437 * 2
+    assert training_flops(cell) == 6 * (64 * 10 + 10 * 10) * 1437 * 2
 
 
 def test_the_measured_rate_is_that_of_a_computer():
@@ -47,3 +46,10 @@ def test_the_measured_rate_is_that_of_a_computer():
 @pytest.mark.parametrize(("seconds", "size"), [(0.01, 2000), (5, 4), (300, 1)])
 def test_tasks_carry_about_twenty_seconds(seconds: float, size: int):
     assert group_size(seconds) == size
+
+
+def test_a_convolution_counts_once_per_pixel():
+    data = DataSpec("d", "f", 10, 10, 10, (3, 32, 32))
+    resnet20 = Cell(data, "resnet20", "batch", 1, 20, Recipe("r", 5, 1, 0.1, 0.1))
+    published_multiplications = 40.8e6 + 3 * 3 * (16 * 32 * 16 * 16 + 32 * 64 * 8 * 8)  # with 3x3 shortcuts
+    assert forward_flops(resnet20) == pytest.approx(2 * published_multiplications, rel=0.02)

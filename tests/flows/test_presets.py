@@ -5,7 +5,7 @@ import pytest
 from flows.options import StudyOptions
 from flows.presets import PRESETS
 from tasks.datasets import DATASETS
-from tasks.science.specs import DataSpec
+from tasks.science.specs import DataSpec, Recipe
 
 
 def describe(name: str) -> DataSpec:
@@ -18,9 +18,13 @@ def test_every_study_makes_a_request_as_it_comes(name: str):
     preset = PRESETS[name]
     request = StudyOptions(study=name).resolve(describe)
     assert preset.name == name
-    assert len(request.cells) == len(preset.datasets) * len(preset.widths) * len(preset.depths)
+    n_depths = {architecture: len(preset.depths) if architecture == "mlp" else 1 for architecture, _ in preset.networks}
+    per_size = sum(n_depths[architecture] for architecture, _ in preset.networks)
+    assert len(request.cells) == len(preset.datasets) * len(preset.widths) * per_size
     assert len(request.seeds) == preset.n_seeds
-    assert all(recipe.name == word for word, recipe in preset.recipes.items())
+    for word, recipe in preset.recipes.items():
+        alone = recipe if isinstance(recipe, Recipe) else next(iter(recipe.values()))
+        assert alone.name == word
 
 
 def test_options_replace_what_they_name_and_only_that():
@@ -52,7 +56,7 @@ def test_digits_depth_is_what_it_says():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"study": "nope"}, "there is no study 'nope'; known: digits-depth, mlp-width"),
+        ({"study": "nope"}, "there is no study 'nope'; known: digits-depth, mlp-width, "),
         ({"study": "mlp-width", "recipe": "r"}, "mlp-width has no recipe 'r'; known: mlp, table1"),
         ({"study": "mlp-width", "width": [-3]}, "width must be a positive whole number, got -3"),
         ({"study": "mlp-width", "alphas": 10}, "must be odd and at least 3"),

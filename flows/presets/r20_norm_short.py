@@ -1,0 +1,17 @@
+"""ResNet20 with BatchNorm and LayerNorm on a short recipe: the normalization ablation at the size of a laptop."""
+
+from __future__ import annotations
+
+from flows.presets.preset import Preset
+from tasks.science.recipes import R20_SHORT, R20_SHORT_LAYER
+
+PRESET = Preset(
+    name="r20-norm-short",
+    question="How much of the aligned barrier of ResNet20 does a correction remove under BatchNorm and LayerNorm?",
+    datasets=("fashion_mnist",),
+    widths=(1,),
+    depths=(),
+    n_seeds=4,
+    recipes={"r20-short": {"batch": R20_SHORT, "layer": R20_SHORT_LAYER}},
+    networks=(("resnet20", "batch"), ("resnet20", "layer")),
+)
