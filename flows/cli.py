@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from typing import Annotated, Any
 
 # Prefect reads these as it is imported. A user's own values stand.
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")  # A first start on a busy machine.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
@@ -17,7 +20,7 @@ import typer
 from rich.console import Console
 
 from infra.paths import report_key, table_key
-from infra.settings import Settings, load_settings
+from infra.settings import RUNNERS, Settings, load_settings
 from infra.storage import Store, StoreError
 from tasks.science.specs import safe_name
 
@@ -36,6 +39,8 @@ RunnerOption = Annotated[str | None, typer.Option("--runner", help="processes or
 
 def _settings(**changes: Any) -> Settings:
     given = {name: value for name, value in changes.items() if value is not None}
+    if given.get("runner", "processes") not in RUNNERS:
+        raise ValueError(f"--runner takes {' or '.join(RUNNERS)}, got {given['runner']}")
     for name, value in given.items():
         os.environ[f"REPAIRLAB_{name.upper()}"] = value
     return load_settings()
@@ -92,18 +97,18 @@ def run(
         typer.echo(make_plan(target, request, settings.workers).describe())
         return
     target.check_writable()
-    for cell in request.cells:
-        load_dataset(cell.data.name, settings.data_dir)
     from flows.report import print_ablation
     from flows.study import UnfinishedError, run_study
 
+    request = options.resolve(lambda name: load_dataset(name, settings.data_dir).spec)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         run_study(options, settings, settings.store)
         problems = None
     except UnfinishedError as error:
         problems = error
     console = Console()
-    print_ablation(target, study, console)
+    print_ablation(target, request, console)
     console.print(f"tables  {target.locate(table_key(study, 'ablation'))}", soft_wrap=True, highlight=False)
     console.print(f"report  {target.locate(report_key(study))}", soft_wrap=True, highlight=False)
     if problems is not None:
@@ -155,6 +160,13 @@ def _checking_words() -> Generator[None]:
         yield
     except ValueError as error:
         raise WrongWordsError(str(error)) from error
+
+
+def _stop(_signal: int, _frame: object) -> None:
+    """SIGTERM ends a run as Ctrl-C does: workers first, so that nothing waits for them."""
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+    raise KeyboardInterrupt
 
 
 def main() -> None:

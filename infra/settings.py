@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Runner = Literal["processes", "threads"]
+RUNNERS: tuple[str, ...] = get_args(Runner)
 
 
 class Settings(BaseSettings):
@@ -17,7 +20,7 @@ class Settings(BaseSettings):
 
     store: str = "./runs"
     data_dir: Path = Path("~/.cache/repairlab/data")
-    runner: Literal["processes", "threads"] = "processes"
+    runner: Runner = "processes"
     workers: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1)
 
 

@@ -83,7 +83,7 @@ def stream(purpose: str, *names: int | str) -> np.random.Generator:
 def _positive(owner: str, **values: int) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{owner}: {name} must be a positive whole number, got {value!r}")
+            raise ValueError(f"{owner}{name} must be a positive whole number, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         owner = f"recipe {self.name}"
-        _positive(owner, batch_size=self.batch_size, epochs=self.epochs)
+        _positive(f"{owner}: ", batch_size=self.batch_size, epochs=self.epochs)
         for name in ("learning_rate", "warmup", "momentum", "weight_decay"):
             value = float(getattr(self, name))
             if not (np.isfinite(value) and value >= 0):
@@ -150,7 +150,7 @@ class Cell:
     recipe: Recipe
 
     def __post_init__(self) -> None:
-        _positive("cell", width=self.width, depth=self.depth)
+        _positive("", width=self.width, depth=self.depth)
 
     @property
     def id(self) -> str:

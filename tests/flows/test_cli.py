@@ -27,7 +27,7 @@ def call(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProc
         (("run", "digits-depth", "--alphas", "10"), "the number of alphas must be odd and at least 3"),
         (("run", "digits-depth", "--width", "32,wide"), "--width takes whole numbers, got 32,wide"),
         (("run", "digits-depth", "--dataset", "imagenette"), "there is no data set 'imagenette'"),
-        (("run", "digits-depth", "--runner", "gpu"), "REPAIRLAB_RUNNER='gpu'"),
+        (("run", "digits-depth", "--runner", "gpu"), "--runner takes processes or threads, got gpu"),
         (("report", "../x"), "'../x' is no name"),
     ],
 )
