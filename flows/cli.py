@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 # Prefect reads these as it is imported. A user's own values stand.
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")  # A first start on a busy machine.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
@@ -48,8 +47,12 @@ def _settings(**changes: Any) -> Settings:
 
 def _words(values: list[str] | None) -> list[str] | None:
     """An option that can be repeated, or given as a comma-separated list."""
-    words = [word.strip() for value in values or [] for word in value.split(",") if word.strip()]
-    return words or None
+    if values is None:
+        return None
+    words = [word.strip() for value in values for word in value.split(",")]
+    if not all(words):
+        raise ValueError(f"an option was given an empty value: {','.join(values)!r}")
+    return words
 
 
 def _numbers(values: list[str] | None, name: str) -> list[int] | None:
@@ -101,7 +104,8 @@ def run(
     from flows.study import UnfinishedError, run_study
 
     request = options.resolve(lambda name: load_dataset(name, settings.data_dir).spec)
-    signal.signal(signal.SIGTERM, _stop)
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, _stop)
     try:
         run_study(options, settings, settings.store)
         problems = None
@@ -109,8 +113,8 @@ def run(
         problems = error
     console = Console()
     print_ablation(target, request, console)
-    console.print(f"tables  {target.locate(table_key(study, 'ablation'))}", soft_wrap=True, highlight=False)
-    console.print(f"report  {target.locate(report_key(study))}", soft_wrap=True, highlight=False)
+    typer.echo(f"tables  {target.locate(table_key(study, 'ablation'))}")
+    typer.echo(f"report  {target.locate(report_key(study))}")
     if problems is not None:
         raise problems
 
@@ -141,11 +145,14 @@ def redraw(
     study: Annotated[str, typer.Argument(help="Name of a study that was run on this store")], store: StoreOption = None
 ) -> None:
     """Draw a study's figures and report page again, from its tables alone."""
+    from flows.presets import find_preset
     from flows.report import write_report
 
     with _checking_words():
         settings = _settings(store=store)
         safe_name(study)
+        if not Store(settings.store).exists(table_key(study, "ablation")):
+            find_preset(study)
     typer.echo(write_report(Store(settings.store), study))
 
 
@@ -163,10 +170,17 @@ def _checking_words() -> Generator[None]:
 
 
 def _stop(_signal: int, _frame: object) -> None:
-    """SIGTERM ends a run as Ctrl-C does: workers first, so that nothing waits for them."""
+    """Ends a run on Ctrl-C or SIGTERM at once, past all that would wait for workers or a server: what is finished is
+    in the store, and nothing else is needed to go on."""
+    from infra.runners import kill_own_servers
+
     for worker in multiprocessing.active_children():
-        worker.terminate()
-    raise KeyboardInterrupt
+        worker.kill()
+    kill_own_servers()
+    console = Console(stderr=True)
+    console.show_cursor()
+    console.print("repairlab: stopped; the same command goes on from here", highlight=False, soft_wrap=True)
+    os._exit(130)
 
 
 def main() -> None:
@@ -183,8 +197,6 @@ def _guarded(command: Callable[[], Any]) -> int:
         if not _is_for_a_person(error):
             raise
         code, message = 1, str(error)
-    except KeyboardInterrupt:
-        code, message = 130, "stopped; run the same command again to go on from here"
     else:
         return 0
     typer.echo(f"repairlab: {message}", err=True)
@@ -194,6 +206,7 @@ def _guarded(command: Callable[[], Any]) -> int:
 def _is_for_a_person(error: Exception) -> bool:
     """Whether an error's message is a sentence with the way out, to be shown without a traceback."""
     from flows.study import UnfinishedError
+    from infra.runners import ServerError
     from tasks.datasets import DataError
 
-    return isinstance(error, StoreError | DataError | UnfinishedError)
+    return isinstance(error, StoreError | DataError | ServerError | UnfinishedError)

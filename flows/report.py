@@ -20,6 +20,7 @@ from infra.paths import figure_key, report_key, table_key
 from infra.runners import TASK_OPTIONS
 from infra.storage import Store, StoreError
 from infra.tables import read_provenance, read_table
+from tasks.gather import NOT_YET
 from tasks.schema import TABLES
 from tasks.science.specs import Request, safe_name
 from tasks.science.statistics import MIN_SEEDS
@@ -125,6 +126,8 @@ def make_claim(ablation: pd.DataFrame) -> str:
     test = ablation[(ablation["split"] == "test") & (ablation["matcher"] == "activation")]
     removed = test[(test["metric"] == "accuracy_barrier_reduction") & (test["correction"] == "repair")]
     known = removed[removed["mean"].notna()].sort_values([factor, "dataset"])
+    if not ablation["n_pairs"].max():
+        return "No pair was measured, so nothing is claimed."
     if known.empty and ablation["n_seeds"].max() < MIN_SEEDS:
         return f"With fewer than {MIN_SEEDS} trained seeds there are no intervals, and nothing is claimed."
     if known.empty:
@@ -191,7 +194,8 @@ def print_ablation(store: Store, request: Request, console: Console) -> None:
     console.print(legend + "mid, ends: accuracy in %.", style="dim", highlight=False)
     endpoints = read_table(store, table_key(study, "endpoints"))
     endpoints = endpoints[endpoints["cell_id"].isin(cell_ids)]
-    left_out = endpoints[endpoints["status"] != "trained"]["status"].value_counts()
+    fate = endpoints["status"].where(endpoints["message"] != NOT_YET, NOT_YET)
+    left_out = fate[fate != "trained"].value_counts()
     if len(left_out):
         counts = ", ".join(f"{n} {status}" for status, n in left_out.items())
         console.print(f"Of {len(endpoints)} endpoints, {counts}: left out of pairs, see the report.", highlight=False)

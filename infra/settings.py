@@ -13,6 +13,12 @@ Runner = Literal["processes", "threads"]
 RUNNERS: tuple[str, ...] = get_args(Runner)
 
 
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    # macOS has no affinities.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Settings(BaseSettings):
     """One field per variable: `store` is `REPAIRLAB_STORE`, and so on."""
 
@@ -21,7 +27,7 @@ class Settings(BaseSettings):
     store: str = "./runs"
     data_dir: Path = Path("~/.cache/repairlab/data")
     runner: Runner = "processes"
-    workers: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1)
+    workers: int = Field(default_factory=usable_cores, ge=1)
 
 
 def load_settings() -> Settings:

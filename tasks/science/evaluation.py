@@ -32,5 +32,6 @@ def evaluate(network: nn.Module, state: State, examples: Examples) -> Evaluation
         labels = examples.labels[start : start + BATCH_SIZE]
         logits = functional_call(network, state, (examples.images[start : start + BATCH_SIZE],))
         loss += float(F.cross_entropy(logits, labels, reduction="none").double().sum())
-        n_correct += int((logits.argmax(1) == labels).sum())
+        # The largest of values that are no numbers is whatever comes first: no answer, so not a right one.
+        n_correct += int(((logits.argmax(1) == labels) & logits.isfinite().all(1)).sum())
     return Evaluation(loss / len(examples), n_correct / len(examples), len(examples))

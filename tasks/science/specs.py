@@ -238,9 +238,9 @@ class Merge:
             "b": self.b.weights_sha256,
             "matcher": self.matcher,
         }
-        if self.matcher != "none":
-            spec["statistics"] = statistics_set(self.cell)
-        return spec_id(("match",), spec)
+        if self.matcher == "none":
+            return spec_id((), spec)
+        return spec_id(("match",), spec | {"statistics": statistics_set(self.cell)})
 
 
 @dataclass(frozen=True)

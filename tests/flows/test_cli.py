@@ -77,6 +77,7 @@ def test_studies_are_listed_with_what_they_ask_and_cost(tmp_path: Path):
 
 
 def test_a_report_without_tables_says_how_to_make_them(tmp_path: Path):
+    assert call("report", "nonsense", cwd=tmp_path).returncode == 2
     called = call("report", "digits-depth", cwd=tmp_path)
     assert called.returncode == 1
     assert "holds no tables of digits-depth: `repairlab run digits-depth` makes them" in called.stderr
