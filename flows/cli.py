@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ import typer
 from rich.console import Console
 
 from infra.paths import report_key, table_key
-from infra.settings import Settings, load_settings
+from infra.settings import RUNNERS, Settings, load_settings
 from infra.storage import Store, StoreError
 from tasks.science.specs import safe_name
 
@@ -36,6 +38,8 @@ RunnerOption = Annotated[str | None, typer.Option("--runner", help="processes or
 
 def _settings(**changes: Any) -> Settings:
     given = {name: value for name, value in changes.items() if value is not None}
+    if given.get("runner", "processes") not in RUNNERS:
+        raise ValueError(f"--runner takes {' or '.join(RUNNERS)}, got {given['runner']}")
     for name, value in given.items():
         os.environ[f"REPAIRLAB_{name.upper()}"] = value
     return load_settings()
@@ -43,8 +47,12 @@ def _settings(**changes: Any) -> Settings:
 
 def _words(values: list[str] | None) -> list[str] | None:
     """An option that can be repeated, or given as a comma-separated list."""
-    words = [word.strip() for value in values or [] for word in value.split(",") if word.strip()]
-    return words or None
+    if values is None:
+        return None
+    words = [word.strip() for value in values for word in value.split(",")]
+    if not all(words):
+        raise ValueError(f"an option was given an empty value: {','.join(values)!r}")
+    return words
 
 
 def _numbers(values: list[str] | None, name: str) -> list[int] | None:
@@ -92,20 +100,21 @@ def run(
         typer.echo(make_plan(target, request, settings.workers).describe())
         return
     target.check_writable()
-    for cell in request.cells:
-        load_dataset(cell.data.name, settings.data_dir)
     from flows.report import print_ablation
     from flows.study import UnfinishedError, run_study
 
+    request = options.resolve(lambda name: load_dataset(name, settings.data_dir).spec)
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, _stop)
     try:
         run_study(options, settings, settings.store)
         problems = None
     except UnfinishedError as error:
         problems = error
     console = Console()
-    print_ablation(target, study, console)
-    console.print(f"tables  {target.locate(table_key(study, 'ablation'))}", soft_wrap=True, highlight=False)
-    console.print(f"report  {target.locate(report_key(study))}", soft_wrap=True, highlight=False)
+    print_ablation(target, request, console)
+    typer.echo(f"tables  {target.locate(table_key(study, 'ablation'))}")
+    typer.echo(f"report  {target.locate(report_key(study))}")
     if problems is not None:
         raise problems
 
@@ -137,11 +146,14 @@ def redraw(
     study: Annotated[str, typer.Argument(help="Name of a study that was run on this store")], store: StoreOption = None
 ) -> None:
     """Draw a study's figures and report page again, from its tables alone."""
+    from flows.presets import find_preset
     from flows.report import write_report
 
     with _checking_words():
         settings = _settings(store=store)
         safe_name(study)
+        if not Store(settings.store).exists(table_key(study, "ablation")):
+            find_preset(study)
     typer.echo(write_report(Store(settings.store), study))
 
 
@@ -158,6 +170,20 @@ def _checking_words() -> Generator[None]:
         raise WrongWordsError(str(error)) from error
 
 
+def _stop(_signal: int, _frame: object) -> None:
+    """Ends a run on Ctrl-C or SIGTERM at once, past all that would wait for workers or a server: what is finished is
+    in the store, and nothing else is needed to go on."""
+    from infra.runners import kill_own_servers
+
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    kill_own_servers()
+    console = Console(stderr=True)
+    console.show_cursor()
+    console.print("repairlab: stopped; the same command goes on from here", highlight=False, soft_wrap=True)
+    os._exit(130)
+
+
 def main() -> None:
     """Runs the command; what a person can mend is said in one sentence, with exit code 2 for wrong words, else 1."""
     sys.exit(_guarded(app))
@@ -172,8 +198,6 @@ def _guarded(command: Callable[[], Any]) -> int:
         if not _is_for_a_person(error):
             raise
         code, message = 1, str(error)
-    except KeyboardInterrupt:
-        code, message = 130, "stopped; run the same command again to go on from here"
     else:
         return 0
     typer.echo(f"repairlab: {message}", err=True)
@@ -183,6 +207,7 @@ def _guarded(command: Callable[[], Any]) -> int:
 def _is_for_a_person(error: Exception) -> bool:
     """Whether an error's message is a sentence with the way out, to be shown without a traceback."""
     from flows.study import UnfinishedError
+    from infra.runners import ServerError
     from tasks.datasets import DataError
 
-    return isinstance(error, StoreError | DataError | UnfinishedError)
+    return isinstance(error, StoreError | DataError | ServerError | UnfinishedError)

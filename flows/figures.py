@@ -97,7 +97,7 @@ def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
         axes.set_xticks(range(len(values)), [str(value) for value in values])
         axes.set_xlabel({"depth": "hidden layers", "width": "width"}[factor])
         axes.set_ylabel(metrics[metric])
-        axes.set_ylim(bottom=0, top=of_panel["mean"].max() * scale * 1.15 + 1e-9)
+        axes.set_ylim(bottom=0)
         axes.set_title(series)
 
     return _panels(panels, draw, max(2, shown["series"].nunique()))
@@ -118,6 +118,7 @@ def draw_paths(paths: pd.DataFrame) -> bytes | None:
                 axes.fill_between(
                     mean.index, by_alpha.min() * 100, by_alpha.max() * 100, color=curve.color, alpha=0.15, linewidth=0
                 )
+        axes.set_ylim(0, 100)
         axes.set_xlabel("alpha")
         axes.set_ylabel("test accuracy (%)")
         axes.set_title(label_cell(of_cell, shown))
@@ -141,7 +142,8 @@ def draw_variance(layers: pd.DataFrame) -> bytes | None:
                 )
         goal = _of_curve(of_cell, CURVES[3]).groupby("position")["variance_ratio_target"].mean()
         if len(goal):
-            axes.plot(goal.index + 1, goal, color="black", linestyle=":", linewidth=1.5, label="goal of REPAIR")
+            # Over the repaired line, which it would otherwise be hidden by.
+            axes.plot(goal.index + 1, goal, color="black", linestyle=":", linewidth=2, zorder=5, label="goal of REPAIR")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("hidden layer")
         axes.set_ylabel("variance ratio")

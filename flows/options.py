@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from flows.presets import find_preset
 from tasks.science.specs import DataSpec, Request
@@ -12,6 +12,8 @@ from tasks.science.specs import DataSpec, Request
 
 class StudyOptions(BaseModel):
     """A study by its name, and what of it is to be other than it comes."""
+
+    model_config = ConfigDict(extra="forbid")
 
     study: str = Field(description="Name of the study")
     dataset: list[str] | None = Field(None, description="Data sets instead of the study's own")

@@ -74,7 +74,7 @@ class Plan:
 
     def describe(self) -> str:
         lines = [
-            f"{self.n_endpoints} endpoints, {self.n_pairs} pairs, {self.hours:.2g} hours",
+            f"{self.n_endpoints} endpoints, {self.n_pairs} pairs, {self.hours:.2g} hours to go",
             f"to do: {self.n_missing_endpoints} endpoints to train, {self.n_missing_pairs} pairs to measure",
         ]
         lines += [f"{name} was not found, so all of it counts as missing" for name in self.without_data]

@@ -23,6 +23,8 @@ class Stages:
         if stage not in self._bars:
             self._bars[stage] = self._progress.add_task(stage, total=0)
         self._totals[stage] = self._totals.get(stage, 0) + n
+        if not self._console.is_terminal and n and self._totals[stage] == n:
+            self._console.print(f"{stage}: begun", highlight=False)
         self._progress.update(self._bars[stage], total=self._totals[stage])
 
     def advance(self, stage: str, n: int) -> None:

@@ -20,8 +20,10 @@ from infra.paths import figure_key, report_key, table_key
 from infra.runners import TASK_OPTIONS
 from infra.storage import Store, StoreError
 from infra.tables import read_provenance, read_table
+from tasks.gather import NOT_YET
 from tasks.schema import TABLES
-from tasks.science.specs import safe_name
+from tasks.science.specs import Request, safe_name
+from tasks.science.statistics import MIN_SEEDS
 
 FIGURES = {
     "barriers": "Barrier on the test split, mean over pairs; bars are 95 % intervals over seeds, cut off at 0.",
@@ -34,7 +36,8 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Column:
-    """A metric as a person reads it: `short` and without its interval where `brief` is asked for and `bare` is set."""
+    """A metric as a person reads it; where room is short under the title `short`, not at all where that is empty, and
+    without its interval where `bare` is set."""
 
     metric: str
     title: str
@@ -44,15 +47,16 @@ class Column:
     @property
     def scale(self) -> int:
         """Accuracies and shares are shown in percent, losses in nats."""
-        return 100 if "accuracy" in self.metric else 1
+        return 100 if "accuracy" in self.metric or "reduction" in self.metric else 1
 
 
 COLUMNS = (
-    Column("endpoint_accuracy", "endpoints, %", "ends", bare=True),
-    Column("midpoint_accuracy", "midpoint, %", "mid", bare=True),
     Column("accuracy_barrier", "accuracy barrier, points", "barrier, points", bare=False),
-    Column("loss_barrier", "loss barrier, nats", "nats", bare=True),
-    Column("accuracy_barrier_reduction", "accuracy barrier removed, %", "removed, %", bare=False),
+    Column("accuracy_barrier_reduction", "removed, %", "removed, %", bare=False),
+    Column("loss_barrier", "loss barrier, nats", "loss", bare=True),
+    Column("loss_barrier_reduction", "of the loss barrier, %", "", bare=True),
+    Column("midpoint_accuracy", "midpoint, %", "mid", bare=True),
+    Column("endpoint_accuracy", "endpoints, %", "ends", bare=True),
 )
 """What of the ablation a person is shown first, on the test split; the rest is in the table."""
 
@@ -106,6 +110,7 @@ def write_report(store: Store, study: str) -> str:
         columns=list(summary.columns),
         rows=summary.to_numpy().tolist(),
         text_columns=TEXT_COLUMNS,
+        section_starts=[i for i, path in enumerate(summary["path"]) if path == CURVES[0].label],
         missing=endpoints[endpoints["status"] != "trained"].to_dict(orient="records"),
         n_endpoints=len(endpoints),
         provenance=read_provenance(store, table_key(study, "ablation")),
@@ -115,17 +120,22 @@ def write_report(store: Store, study: str) -> str:
 
 
 def make_claim(ablation: pd.DataFrame) -> str:
-    """What the study found, in a sentence, at the largest depth or width that has a barrier to speak of."""
+    """What the study found, in a sentence, at the largest depth, or smallest width, with a barrier to speak of: where
+    the question is hardest."""
     factor = main_factor(ablation)
     test = ablation[(ablation["split"] == "test") & (ablation["matcher"] == "activation")]
     removed = test[(test["metric"] == "accuracy_barrier_reduction") & (test["correction"] == "repair")]
     known = removed[removed["mean"].notna()].sort_values([factor, "dataset"])
+    if not ablation["n_pairs"].max():
+        return "No pair was measured, so nothing is claimed."
+    if known.empty and ablation["n_seeds"].max() < MIN_SEEDS:
+        return f"With fewer than {MIN_SEEDS} trained seeds there are no intervals, and nothing is claimed."
     if known.empty:
         return (
             "No cell of this study has an aligned barrier whose 95 % interval excludes zero, "
             "so there is no share of it that REPAIR could be said to remove."
         )
-    best = known.iloc[-1]
+    best = known.iloc[-1 if factor == "depth" else 0]
     before = test[(test["cell_id"] == best["cell_id"]) & (test["metric"] == "accuracy_barrier")]
     before = before[(before["correction"] == "none") & (before["measurement"] == best["measurement"])].iloc[0]
     return (
@@ -152,19 +162,23 @@ def summarise_ablation(ablation: pd.DataFrame, brief: bool = False) -> pd.DataFr
             for column in COLUMNS:
                 known = of_path[(of_path["metric"] == column.metric) & of_path["mean"].notna()]
                 title = column.short if brief else column.title
+                if not title:
+                    continue
                 row[title] = _interval(known.iloc[0], column.scale, brief and column.bare) if len(known) else "-"
             counts = {"pairs": "n_pairs", "diverged": "n_diverged", "untrained": "n_untrained"}
             rows.append(row | {title: int(first[name]) for title, name in counts.items()})
     return pd.DataFrame(rows)
 
 
-def print_ablation(store: Store, study: str, console: Console) -> None:
-    """The claim and the ablation on a terminal, in 80 columns where one factor is swept."""
+def print_ablation(store: Store, request: Request, console: Console) -> None:
+    """The claim and the ablation of what was asked for, on a terminal, in 80 columns where one factor is swept."""
+    study, cell_ids = request.study, [cell.id for cell in request.cells]
     ablation = read_table(store, table_key(study, "ablation"))
+    ablation = ablation[ablation["cell_id"].isin(cell_ids) & (ablation["measurement"] == request.measurement.name)]
     summary = summarise_ablation(ablation, brief=True)
     dull = ["diverged", "untrained", *(["pairs"] if summary["pairs"].nunique() == 1 else [])]
     shown = summary.drop(columns=dull)
-    title = f"{study}: mean over {summary['pairs'].max()} pairs [95 % interval], test split"
+    title = f"{study}, test split: means over pairs of seeds [95 % interval]"
     text = TextTable(title=title, box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left")
     for name in shown.columns:
         text.add_column(name, justify="left" if name in TEXT_COLUMNS else "right", overflow="fold")
@@ -174,8 +188,14 @@ def print_ablation(store: Store, study: str, console: Console) -> None:
             text.add_row()
     console.print(text)
     console.print(make_claim(ablation), highlight=False)
+    legend = (
+        "barrier: highest rise of the error above the chord, in points; removed: its share; loss: barrier in nats; "
+    )
+    console.print(legend + "mid, ends: accuracy in %.", style="dim", highlight=False)
     endpoints = read_table(store, table_key(study, "endpoints"))
-    left_out = endpoints[endpoints["status"] != "trained"]["status"].value_counts()
+    endpoints = endpoints[endpoints["cell_id"].isin(cell_ids)]
+    fate = endpoints["status"].where(endpoints["message"] != NOT_YET, NOT_YET)
+    left_out = fate[fate != "trained"].value_counts()
     if len(left_out):
         counts = ", ".join(f"{n} {status}" for status, n in left_out.items())
         console.print(f"Of {len(endpoints)} endpoints, {counts}: left out of pairs, see the report.", highlight=False)

@@ -19,7 +19,7 @@ from flows.progress import show_stages
 from flows.report import report
 from flows.work import Submitted, Work
 from infra.paths import request_key
-from infra.runners import make_runner
+from infra.runners import make_runner, prefect_api
 from infra.settings import Settings
 from infra.storage import Store
 from tasks.align import align
@@ -139,7 +139,8 @@ def measure_paths(
 def run_study(options: StudyOptions, settings: Settings, store_url: str) -> StudyResult:
     """The flow, on the runner that the settings name."""
     configured = study.with_options(task_runner=make_runner(settings), flow_run_name=options.study)
-    return configured(options, store_url, settings.data_dir)
+    with prefect_api():
+        return configured(options, store_url, settings.data_dir)
 
 
 def label_seeds(seeds: Sequence[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,14 @@ from prefect import Task
 from prefect.futures import PrefectFuture
 
 from flows.progress import Stages
+from infra.storage import StoreError
+from tasks.datasets import DataError
+
+
+def describe(error: Exception) -> str:
+    """The first line of what went wrong, with its kind where the words alone would not tell."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if isinstance(error, StoreError | DataError) else f"{type(error).__name__}: {line}"
 
 
 @dataclass(frozen=True)
@@ -17,6 +26,7 @@ class Submitted:
     """A task that was submitted, and how many `things` (endpoints, pairs, paths) of its stage it carries."""
 
     future: PrefectFuture[Any]
+    name: str
     stage: str
     n_things: int
 
@@ -43,15 +53,22 @@ class Work:
         self._stages.expect(task.name, n_things)
         done = [submitted.future for submitted in after if submitted.future.state.is_completed()]
         future = task.with_options(task_run_name=name).submit(*arguments, wait_for=done)
-        return Submitted(future, task.name, n_things)
+        return Submitted(future, name, task.name, n_things)
 
     def wait(self, submitted: Submitted) -> Outcome:
         """Waits for a task to end."""
         try:
             result = submitted.future.result()
-        except Exception as error:  # Whatever a task dies of becomes a recorded outcome of its cell.
-            failure = (str(error).strip() or type(error).__name__).splitlines()[0]
+        except BrokenProcessPool:
+            failure = (
+                "a worker process was killed, most likely for want of memory; the same command goes on from here, "
+                "perhaps with fewer workers (REPAIRLAB_WORKERS)"
+            )
             self.report(failure)
+            return Outcome(failure=failure)
+        except Exception as error:  # Whatever a task dies of becomes a recorded outcome of its cell.
+            failure = describe(error)
+            self.report(f"{submitted.name}: {failure}")
             return Outcome(failure=failure)
         self._stages.advance(submitted.stage, submitted.n_things)
         return Outcome(result)

@@ -16,4 +16,6 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in _TRANSIENT
     # Botocore's connection errors share no base class with Python's.
-    return type(error).__module__.startswith("botocore") and "Connect" in type(error).__name__
+    return type(error).__module__.startswith("botocore") and any(
+        word in type(error).__name__ for word in ("Connect", "Timeout", "HTTPClient")
+    )

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Runner = Literal["processes", "threads"]
+RUNNERS: tuple[str, ...] = get_args(Runner)
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    # macOS has no affinities.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Settings(BaseSettings):
@@ -17,8 +26,8 @@ class Settings(BaseSettings):
 
     store: str = "./runs"
     data_dir: Path = Path("~/.cache/repairlab/data")
-    runner: Literal["processes", "threads"] = "processes"
-    workers: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1)
+    runner: Runner = "processes"
+    workers: int = Field(default_factory=usable_cores, ge=1)
 
 
 def load_settings() -> Settings:

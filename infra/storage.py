@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
+from infra.faults import is_transient
+
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EDQUOT, errno.ENAMETOOLONG)
 
 
 class StoreError(Exception):
     """The store cannot be used as it is; the message says why and what to do. Trying again does not help."""
+
+
+class UnreachableError(StoreError, ConnectionError):
+    """The store does not answer. It may soon, so a task is tried again."""
 
 
 class DamagedError(StoreError):
@@ -30,6 +39,8 @@ class Store:
     """Reads and writes whole files under `url`. Cheap to make, safe to send to another process."""
 
     def __init__(self, url: str) -> None:
+        if not url.strip() or "::" in url or re.match(r"[A-Za-z][A-Za-z0-9]+:/(?!/)", url):
+            raise StoreError(f"{url!r} is no store: give a folder, or a URL such as s3://bucket/prefix")
         self.url = url.rstrip("/") or "/"
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
@@ -43,7 +54,9 @@ class Store:
         try:
             filesystem, root = fsspec.core.url_to_fs(self.url)
         except (ValueError, ImportError) as error:
-            raise StoreError(f"{self.url!r} is no store: give a folder or an s3:// URL ({error})") from error
+            raise StoreError(
+                f"{self.url!r} is no store: give a folder, or a URL such as s3://bucket/prefix ({error})"
+            ) from error
         return filesystem, str(root).rstrip("/")
 
     @property
@@ -61,29 +74,36 @@ class Store:
         filesystem, _ = self._filesystem
         try:
             self.replace(key, b"")
-            filesystem.rm_file(self._full(key))
+            with self._reaching():
+                filesystem.rm_file(self._full(key))
+        except StoreError:
+            raise
         except OSError as error:
             raise self._unwritable(error) from error
 
     def exists(self, key: str) -> bool:
         filesystem, _ = self._filesystem
-        return bool(filesystem.exists(self._full(key)))
+        with self._reaching():
+            return bool(filesystem.exists(self._full(key)))
 
     def size_bytes(self, key: str) -> int:
         filesystem, _ = self._filesystem
-        return int(filesystem.size(self._full(key)))
+        with self._reaching():
+            return int(filesystem.size(self._full(key)))
 
     def read(self, key: str, start: int | None = None, end: int | None = None) -> bytes:
         """The bytes of `key` from `start` to before `end`. FileNotFoundError where there is no such key."""
         filesystem, _ = self._filesystem
-        return bytes(filesystem.cat_file(self._full(key), start=start, end=end))
+        with self._reaching():
+            return bytes(filesystem.cat_file(self._full(key), start=start, end=end))
 
     def names(self, prefix: str) -> list[str]:
         """The names of the finished files directly in the folder `prefix`, sorted; none where it is not there."""
         filesystem, _ = self._filesystem
         filesystem.invalidate_cache()
         try:
-            entries = filesystem.ls(self._full(prefix), detail=True)
+            with self._reaching():
+                entries = filesystem.ls(self._full(prefix), detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
         names = (Path(entry["name"]).name for entry in entries if entry["type"] == "file")
@@ -110,11 +130,34 @@ class Store:
                 return _write_local(Path(full), data, overwrite=overwrite)
             if not overwrite and self.exists(key):
                 return False
-            filesystem.pipe_file(full, data)
+            with self._reaching():
+                filesystem.pipe_file(full, data)
             return True
+        except StoreError:
+            raise
         except OSError as error:
             if error.errno in _UNWRITABLE:
                 raise self._unwritable(error) from error
+            raise
+
+    @contextmanager
+    def _reaching(self) -> Generator[None]:
+        """Says in a sentence what goes wrong on the way to a store that is not a folder."""
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except Exception as error:
+            if self.is_local:
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            if is_transient(error):
+                raise UnreachableError(f"the store {self.url} does not answer ({reason})") from error
+            if isinstance(error, OSError) or type(error).__module__.startswith("botocore"):
+                raise StoreError(
+                    f"the store {self.url} cannot be used ({reason}): check its name and your credentials, "
+                    "or name another with --store or REPAIRLAB_STORE"
+                ) from error
             raise
 
     def _unwritable(self, error: OSError) -> StoreError:
@@ -142,6 +185,9 @@ def _write_local(path: Path, data: bytes, *, overwrite: bool) -> bool:
             os.link(temporary, path)  # A rename would overwrite what another process has finished in the meantime.
         except FileExistsError:
             return False
+        except OSError:
+            # No hard links here (some network and FAT file systems): a rename is whole too, only not exclusive.
+            temporary.replace(path)
         return True
     finally:
         temporary.unlink(missing_ok=True)

@@ -97,7 +97,7 @@ def _values(curves: pd.DataFrame) -> dict[str, Interval]:
     for place, alphas in (("endpoint", (0.0, 1.0)), ("midpoint", (0.5,))):
         for metric in ("loss", "accuracy"):
             ends = [by_alpha.get_group(alpha).set_index("merge_id") for alpha in alphas]
-            means = pd.concat([end[metric] for end in ends], axis=1).mean(axis=1)
+            means = pd.concat([end[metric] for end in ends], axis=1).mean(axis=1, skipna=False)
             values[f"{place}_{metric}"] = mean_interval(_seed_pairs(ends[0]), list(means))
     return values
 

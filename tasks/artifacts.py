@@ -102,8 +102,12 @@ def has_match(store: Store, merge: Merge) -> bool:
     """Whether the merge's permutation can be used; a merge without a matcher needs none."""
     if merge.matcher == "none":
         return True
-    keys = permutation_key(merge.id), row_key("merges", merge.id), row_key("axes", merge.id)
-    return all(store.exists(key) for key in keys)
+    return store.exists(permutation_key(merge.id)) and has_match_rows(store, merge)
+
+
+def has_match_rows(store: Store, merge: Merge) -> bool:
+    """Whether matching was tried: true also for a pair that was stopped, whose permutation is not kept."""
+    return store.exists(row_key("merges", merge.id)) and store.exists(row_key("axes", merge.id))
 
 
 def load_permutation(store: Store, merge: Merge) -> Permutation:

@@ -195,7 +195,7 @@ def _fetch(name: str, data_dir: Path, files: IdxFiles) -> Path:
         raise DataError(
             f"{name}: {found} and they could not be fetched ({_first_line(error)}); run where there is a network, "
             f"put train-images-idx3-ubyte.gz and the other three into {data_dir / name}{package}, "
-            "or set REPAIRLAB_DATA_DIR to a folder that has them"
+            f"or set REPAIRLAB_DATA_DIR to a folder that has them in a folder {name}"
         ) from error
     return _fetched(data_dir, files)
 

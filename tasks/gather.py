@@ -19,8 +19,11 @@ from infra.storage import DamagedError, Store
 from infra.tables import Table, read_rows, write_table
 from tasks import schema
 from tasks.ablation import summarise, tabulate_barriers
-from tasks.artifacts import as_member, has_match, has_path, read_endpoint
+from tasks.artifacts import as_member, has_match_rows, has_path, read_endpoint
 from tasks.science.specs import REVISIONS, SCHEMA_VERSION, Cell, Merge, Path, Request
+
+NOT_YET = "not trained yet"
+"""The message of an endpoint that some request names and nobody has tried to train to the end."""
 
 Frames = dict[str, pd.DataFrame]
 Record = dict[str, Any]
@@ -31,6 +34,17 @@ def gather(study: str, store_url: str, failures: Mapping[str, str]) -> list[str]
     """Writes a study's tables; returns where they lie. `failures` tells, by endpoint id, why one is not there."""
     store = Store(store_url)
     requests = read_requests(store, study)
+    while True:
+        frames = _write_tables(store, study, requests, failures)
+        # A flow that began in the meantime may have gathered before us: what it asked for must not be dropped.
+        if (later := read_requests(store, study)).keys() == requests.keys():
+            break
+        requests = later
+    run_logger().info("%s: %d merges from %d requests", study, len(frames["merges"]), len(requests))
+    return [store.locate(table_key(study, table.name)) for table in schema.TABLES]
+
+
+def _write_tables(store: Store, study: str, requests: Mapping[str, Request], failures: Mapping[str, str]) -> Frames:
     provenance = {
         "repairlab": importlib.metadata.version("repairlab"),
         "commit": _commit(),
@@ -42,8 +56,7 @@ def gather(study: str, store_url: str, failures: Mapping[str, str]) -> list[str]
     frames = build_tables(store, study, requests.values(), failures)
     for table in schema.TABLES:
         write_table(store, table_key(study, table.name), table, frames[table.name], provenance)
-    run_logger().info("%s: %d merges from %d requests", study, len(frames["merges"]), len(requests))
-    return [store.locate(table_key(study, table.name)) for table in schema.TABLES]
+    return frames
 
 
 def read_requests(store: Store, study: str) -> dict[str, Request]:
@@ -74,7 +87,7 @@ def build_tables(store: Store, study: str, requests: Iterable[Request], failures
             for endpoint in request.endpoints(cell):
                 record = read_endpoint(store, endpoint)
                 if record is None:
-                    record = {"status": "failed", "message": failures.get(endpoint.id, "not trained yet")}
+                    record = {"status": "failed", "message": failures.get(endpoint.id, NOT_YET)}
                 elif record["status"] == "trained":
                     trained.append(as_member(endpoint, record))
                 endpoints[endpoint.id] = columns | _endpoint_columns(endpoint.id, endpoint.seed, record)
@@ -89,7 +102,7 @@ def build_tables(store: Store, study: str, requests: Iterable[Request], failures
                         "correction": correction,
                         "measurement": request.measurement.name,
                     }
-    matched = [merge for merge in merges.values() if merge.matcher != "none" and has_match(store, merge)]
+    matched = [merge for merge in merges.values() if merge.matcher != "none" and has_match_rows(store, merge)]
     measured = [path for path in paths.values() if has_path(store, path)]
     pairs = pd.DataFrame([_pair_columns(study, merge) for merge in merges.values()], columns=list(schema.PAIR))
     match_rows = _read(store, schema.MERGE_ROWS, [(merge.id, {}) for merge in matched])
@@ -161,12 +174,21 @@ def _complete(frame: pd.DataFrame, table: Table) -> pd.DataFrame:
 
 
 def _commit() -> str:
-    """The commit this code was checked out at; empty where it is not a checkout."""
-    folder = Folder(__file__).parent
+    """The commit this code was checked out at, `-dirty` where files differ; empty where it is not a checkout.
+
+    An installed copy may lie inside some other project's repository, whose commit says nothing about this code.
+    """
+    home = Folder(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str:
+        found = subprocess.run(["git", *words], cwd=home, capture_output=True, text=True, timeout=10, check=True)
+        return found.stdout.strip()
+
     try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        if Folder(git("rev-parse", "--show-toplevel")).resolve() != home:
+            return ""
+        git("ls-files", "--error-unmatch", "tasks/gather.py")
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return found.stdout.strip() if found.returncode == 0 else ""

@@ -61,7 +61,8 @@ def test_every_option_of_run_stands_in_the_readme():
 def test_the_python_of_the_readme_runs_on_tables_of_the_schema(tmp_path: Path):
     folder = tmp_path / "runs/studies/digits-depth"
     folder.mkdir(parents=True)
-    cell = {"study": "digits-depth", "cell_id": "c", "depth": 4, "split": "test", "matcher": "activation"}
+    cell = {"study": "digits-depth", "cell_id": "c", "width": 128, "depth": 4}
+    cell |= {"split": "test", "matcher": "activation", "measurement": "default"}
     rows = [{**cell, "merge_id": "m", "correction": c, "metric": "accuracy_barrier"} for c in ("none", "repair")]
     for table in (schema.ABLATION, schema.BARRIERS):
         frame = pd.DataFrame(rows).reindex(columns=list(table.columns))

@@ -9,6 +9,8 @@ from itertools import product
 from tasks.science.networks import ARCHITECTURES, build_network
 from tasks.science.specs import Cell, DataSpec, Measurement, Recipe, Request, override
 
+MAX_SEEDS = 10_000
+
 DEFAULT_MEASUREMENT = Measurement("default")
 
 
@@ -50,8 +52,11 @@ class Preset:
         """
         if recipe is not None and recipe not in self.recipes:
             raise ValueError(f"{self.name} has no recipe {recipe!r}; known: {', '.join(self.recipes)}")
-        if n_seeds is not None and n_seeds < 2:
-            raise ValueError(f"seeds must be at least 2, so that there is a pair to interpolate, got {n_seeds}")
+        if n_seeds is not None and not 2 <= n_seeds <= MAX_SEEDS:
+            raise ValueError(
+                f"seeds must be at least 2, so that there is a pair to interpolate, and at most {MAX_SEEDS}, "
+                f"got {n_seeds}"
+            )
         word = recipe if recipe is not None else next(iter(self.recipes))
         measurement = self.measurement if alphas is None else override(self.measurement, alphas=alphas)
         described = [describe(name) for name in dict.fromkeys(datasets or self.datasets)]

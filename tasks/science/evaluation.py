@@ -44,7 +44,8 @@ def evaluate(network: nn.Module, state: State, examples: Examples) -> Evaluation
             images = lay_out(network, examples.images[start : start + batch_size])
             logits = functional_call(network, state, (images,))
             loss += float(F.cross_entropy(logits, labels, reduction="none").double().sum())
-            n_correct += int((logits.argmax(1) == labels).sum())
+            # The largest of values that are no numbers is whatever comes first: no answer, so not a right one.
+            n_correct += int(((logits.argmax(1) == labels) & logits.isfinite().all(1)).sum())
     return Evaluation(loss / len(examples), n_correct / len(examples), len(examples))
 
 

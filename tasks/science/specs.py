@@ -83,7 +83,7 @@ def stream(purpose: str, *names: int | str) -> np.random.Generator:
 def _positive(owner: str, **values: int) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{owner}: {name} must be a positive whole number, got {value!r}")
+            raise ValueError(f"{owner}{name} must be a positive whole number, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         owner = f"recipe {self.name}"
-        _positive(owner, batch_size=self.batch_size, epochs=self.epochs)
+        _positive(f"{owner}: ", batch_size=self.batch_size, epochs=self.epochs)
         for name in ("learning_rate", "warmup", "momentum", "weight_decay"):
             value = float(getattr(self, name))
             if not (np.isfinite(value) and value >= 0):
@@ -154,7 +154,7 @@ class Cell:
     recipe: Recipe
 
     def __post_init__(self) -> None:
-        _positive("cell", width=self.width, depth=self.depth)
+        _positive("", width=self.width, depth=self.depth)
 
     @property
     def id(self) -> str:
@@ -242,9 +242,9 @@ class Merge:
             "b": self.b.weights_sha256,
             "matcher": self.matcher,
         }
-        if self.matcher != "none":
-            spec["statistics"] = statistics_set(self.cell)
-        return spec_id(("match",), spec)
+        if self.matcher == "none":
+            return spec_id((), spec)
+        return spec_id(("match",), spec | {"statistics": statistics_set(self.cell)})
 
 
 @dataclass(frozen=True)

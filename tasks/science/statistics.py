@@ -43,11 +43,10 @@ def reduction_interval(
 ) -> Interval:
     """Share of the mean barrier that a correction removes: 1 - mean(corrected) / mean(uncorrected), of the same pairs.
 
-    A ratio of means: a mean of per-pair ratios explodes where a barrier is near 0. Undefined where the interval of
-    the uncorrected mean holds 0, or where there is no such interval.
+    A ratio of means: a mean of per-pair ratios explodes where a barrier is near 0. Undefined unless the interval of
+    the uncorrected mean lies above 0: without a barrier there is nothing to remove.
     """
-    below = mean_interval(seed_pairs, uncorrected)
-    if not (below.low > 0 or below.high < 0):
+    if not mean_interval(seed_pairs, uncorrected).low > 0:
         return UNDEFINED
     return jackknife(
         seed_pairs,

@@ -27,7 +27,7 @@ def call(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProc
         (("run", "digits-depth", "--alphas", "10"), "the number of alphas must be odd and at least 3"),
         (("run", "digits-depth", "--width", "32,wide"), "--width takes whole numbers, got 32,wide"),
         (("run", "digits-depth", "--dataset", "imagenette"), "there is no data set 'imagenette'"),
-        (("run", "digits-depth", "--runner", "gpu"), "REPAIRLAB_RUNNER='gpu'"),
+        (("run", "digits-depth", "--runner", "gpu"), "--runner takes processes or threads, got gpu"),
         (("report", "../x"), "'../x' is no name"),
     ],
 )
@@ -77,6 +77,7 @@ def test_studies_are_listed_with_what_they_ask_and_cost(tmp_path: Path):
 
 
 def test_a_report_without_tables_says_how_to_make_them(tmp_path: Path):
+    assert call("report", "nonsense", cwd=tmp_path).returncode == 2
     called = call("report", "digits-depth", cwd=tmp_path)
     assert called.returncode == 1
     assert "holds no tables of digits-depth: `repairlab run digits-depth` makes them" in called.stderr

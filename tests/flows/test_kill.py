@@ -29,13 +29,14 @@ CLOCKS = ["train_seconds", "match_seconds"]
 
 
 def start(store: Path, home: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [*COMMAND, "--store", str(store)],
-        env={**os.environ, "PREFECT_HOME": str(home)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    with (store.parent / "errors").open("wb") as errors:
+        return subprocess.Popen(
+            [*COMMAND, "--store", str(store)],
+            env={**os.environ, "PREFECT_HOME": str(home)},
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+        )
 
 
 def finish(store: Path, home: Path) -> None:
@@ -73,6 +74,30 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, home: Path) -> dict[st
     store = tmp_path_factory.mktemp("undisturbed") / "store"
     finish(store, home)
     return read_tables(store)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_ends_at_once_and_leaves_no_process(tmp_path: Path, home: Path, ending: signal.Signals):
+    store = tmp_path / "store"
+    process = start(store, home)
+    try:
+        while not count(store, "endpoints"):
+            assert process.poll() is None
+            time.sleep(0.05)
+        if ending == signal.SIGINT:
+            os.killpg(process.pid, ending)  # A terminal sends Ctrl-C to all.
+        else:
+            process.send_signal(ending)
+        assert process.wait(timeout=60) == 130
+        assert "repairlab: stopped; the same command goes on from here" in (tmp_path / "errors").read_text()
+        for _ in range(100):
+            left = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, check=False).stdout
+            if not left:
+                break
+            time.sleep(0.1)
+        assert not left
+    finally:
+        kill(process)
 
 
 STAGES: dict[str, Callable[[Path], bool]] = {

@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -54,6 +56,7 @@ def test_the_claim_is_of_the_deepest_cell_with_its_interval(ablation: pd.DataFra
 
 
 def test_a_study_without_a_barrier_claims_nothing(ablation: pd.DataFrame):
+    assert make_claim(ablation.assign(mean=float("nan"), n_seeds=2)).startswith("With fewer than 3 trained seeds")
     assert make_claim(ablation[ablation["metric"] != "accuracy_barrier_reduction"]).startswith("No cell of this study")
 
 
@@ -69,7 +72,7 @@ def test_the_summary_has_a_row_per_cell_and_path_and_gaps_as_gaps(ablation: pd.D
     summary = summarise_ablation(ablation)
     assert len(summary) == 2 * len(CURVES)
     assert summary["path"].tolist()[:4] == [curve.label for curve in CURVES]
-    assert summary["accuracy barrier removed, %"].tolist()[0] == "-"
+    assert summary["removed, %"].tolist()[0] == "-"
     assert summary["accuracy barrier, points"].tolist()[2] == "10.0 [5.0, 11.0]"
     assert "dataset" not in summary.columns
 
@@ -97,10 +100,16 @@ def test_the_terminal_shows_whole_numbers_in_80_columns(store: Store, ablation: 
 
     write_study(store, ablation)
     out = io.StringIO()
-    print_ablation(store, "s", Console(width=80, file=out))
+    cells = [SimpleNamespace(id="digits-4"), SimpleNamespace(id="digits-16")]
+    request: Any = SimpleNamespace(study="s", cells=cells, measurement=SimpleNamespace(name="default"))
+    print_ablation(store, request, Console(width=80, file=out))
     assert "…" not in out.getvalue()
     assert "40.0 [20.0, 44.0]" in out.getvalue()
     assert "Of 3 endpoints, 2 diverged: left out of pairs" in out.getvalue()
+    request.cells = cells[:1]
+    print_ablation(store, request, Console(width=80, file=(alone := io.StringIO())))
+    assert "40.0 [20.0, 44.0]" not in alone.getvalue()
+    assert "10.0 [5.0, 11.0]" in alone.getvalue()
 
 
 def test_a_study_that_was_never_run_has_no_report(store: Store):
@@ -116,5 +125,7 @@ def write_study(store: Store, ablation: pd.DataFrame) -> None:
             seeds = [
                 {"endpoint_id": str(i), "seed": i, "status": s} for i, s in enumerate(["trained", *["diverged"] * 2])
             ]
-            frame = pd.DataFrame(seeds, columns=list(table.columns)).assign(width=128, depth=4, message="too wild")
+            frame = pd.DataFrame(seeds, columns=list(table.columns)).assign(
+                width=128, depth=4, message="too wild", cell_id="digits-4"
+            )
         write_table(store, f"studies/s/{table.name}.parquet", table, frame, provenance)

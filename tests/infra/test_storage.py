@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from s3fs import S3FileSystem
 
 from infra import storage
 from infra.faults import is_transient
@@ -112,8 +113,44 @@ def test_a_store_survives_a_pickle_to_another_process(store: Store):
 
 
 def test_an_unknown_protocol_is_a_sentence():
-    with pytest.raises(StoreError, match="is no store: give a folder or an s3:// URL"):
+    with pytest.raises(StoreError, match="is no store: give a folder, or a URL such as s3://"):
         Store("nonsense://bucket/x").exists("y")
+
+
+@pytest.mark.parametrize("url", ["", "  ", "a::b", "s3:/bucket"])
+def test_what_looks_like_a_slip_is_no_store(url: str):
+    with pytest.raises(StoreError, match="is no store"):
+        Store(url)
+
+
+def test_a_file_system_without_hard_links_is_written_whole_too(store: Store, monkeypatch):
+    def refuse(*_paths: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(storage.os, "link", refuse)
+    assert store.create("x", b"1")
+    assert not store.create("x", b"2")
+    assert store.read("x") == b"1"
+    assert files_under(store) == ["x"]
+
+
+@pytest.mark.parametrize("endpoint", [None, "http://127.0.0.1:9"])
+def test_a_bucket_that_cannot_be_reached_is_a_sentence(tmp_path: Path, monkeypatch, endpoint: str | None):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    S3FileSystem.clear_instance_cache()  # fsspec remembers the credentials of an earlier bucket.
+    if endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush")
+    with pytest.raises(StoreError, match=r"the store s3://nobucket/x (cannot be used|does not answer)") as caught:
+        Store("s3://nobucket/x").check_writable()
+    assert "hush-hush" not in str(caught.value)
+    assert is_transient(caught.value) == bool(endpoint)
 
 
 def test_only_faults_that_pass_are_tried_again():

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,8 @@ from pipeline import make_request, merges_of, run_all, train_all
 from infra.paths import row_key, table_key
 from infra.storage import DamagedError, Store
 from tasks import schema
-from tasks.gather import gather
+from tasks.ablation import summarise
+from tasks.gather import _commit, gather
 from tasks.science.specs import Cell, Endpoint, Measurement
 
 
@@ -183,3 +187,28 @@ def test_a_damaged_request_is_a_sentence(store: Store, cell: Cell):
     store.create("studies/test/requests/bad.json", b"{}")
     with pytest.raises(DamagedError, match=r"bad\.json is damaged .*: delete it, run the study again"):
         gather.fn("test", store.url, {})
+
+
+def test_the_commit_of_a_repository_around_an_installed_copy_is_not_ours(tmp_path: Path, monkeypatch):
+    run = functools.partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True)
+    run(["git", "init"])
+    (tmp_path / "site" / "tasks").mkdir(parents=True)
+    (tmp_path / "site" / "tasks" / "gather.py").write_text("")
+    run(["git", "add", "-A"])
+    run(["git", "-c", "user.name=n", "-c", "user.email=e", "commit", "-m", "theirs"])
+    monkeypatch.setattr("tasks.gather.__file__", str(tmp_path / "site" / "tasks" / "gather.py"))
+    assert _commit() == ""
+    monkeypatch.undo()
+    assert re.fullmatch(r"([0-9a-f]{40}(-dirty)?)?", _commit())
+
+
+def test_a_path_with_one_end_that_is_no_number_has_no_mean_of_ends(store: Store, cell: Cell):
+    run_all(store, make_request(cell))
+    tables = read_all(store)
+    paths = tables["paths"]
+    one = (paths["correction"] == "none") & (paths["alpha"] == 0) & (paths["seed_a"] == 0)
+    paths.loc[one, "loss"] = np.nan
+    group = tables["ablation"][["cell_id", "matcher", "correction", "measurement"]].iloc[0].to_dict()
+    group |= {"matcher": "none", "correction": "none"}
+    ablation = summarise([group], paths, tables["barriers"], tables["endpoints"])
+    assert ablation[ablation["metric"] == "endpoint_loss"]["mean"].isna().all()

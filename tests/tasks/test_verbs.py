@@ -16,6 +16,7 @@ from infra.paths import endpoint_key, permutation_key, row_key
 from infra.storage import DamagedError, Store
 from tasks.align import align
 from tasks.artifacts import has_match, has_path
+from tasks.gather import gather
 from tasks.science.permutation import PermutationSpec
 from tasks.science.specs import Cell, Endpoint
 from tasks.train import train
@@ -117,6 +118,10 @@ def test_a_pair_whose_permutation_changes_the_function_stops_with_a_sentence(sto
             assert not has_match(store, merge)
             row = pd.read_parquet(f"{store.url}/{row_key('merges', merge.id)}").iloc[0]
             assert row["function_error"] > 1e-9
+    gather.fn("test", store.url, {})
+    gathered = pd.read_parquet(f"{store.url}/studies/test/merges.parquet").query("matcher == 'activation'")
+    assert len(gathered) == 3
+    assert (gathered["function_error"] > 1e-9).all()
 
 
 def test_weights_that_were_changed_are_not_measured(store: Store, cell: Cell):
