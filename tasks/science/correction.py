@@ -29,10 +29,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from tasks.science.correction_table import Correction, Part, find_correction
-from tasks.science.evaluation import lay_out, mode
+from tasks.science.evaluation import compute, lay_out, mode
 from tasks.science.layout import Layout, Site, find_layout, observing
 from tasks.science.mlp_correction import is_plain_mlp, mlp_moments, repair
 from tasks.science.preactivations import (
@@ -246,7 +245,7 @@ def _one_pass(
             for norm in layout.norms:
                 network.get_submodule(norm).train()
         for batch in batches:
-            functional_call(network, working, (lay_out(network, batch),))
+            compute(network, working, lay_out(network, batch))
     return {name: running.result() for name, running in seen.items()}
 
 

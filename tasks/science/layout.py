@@ -14,11 +14,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.overrides import TorchFunctionMode
 
-from tasks.science.evaluation import mode
+from tasks.science.evaluation import compute, mode
 from tasks.science.specs import State
 
 
@@ -74,7 +73,7 @@ def find_layout(network: nn.Module, state: State, images: Tensor) -> Layout:
     """
     watch = _Watch(network)
     with mode(network, training=False), watch.hooked(), watch:
-        functional_call(network, state, (images[:2],))
+        compute(network, state, images[:2])
     uses = Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
     layers = [name for name, kind in watch.events if kind == "layer"]
     correctable = {

@@ -9,9 +9,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from tasks.science.evaluation import BATCH_SIZE, CONV_BATCH_SIZE, lay_out, mode
+from tasks.science.evaluation import BATCH_SIZE, CONV_BATCH_SIZE, compute, lay_out, mode
 from tasks.science.layout import Layout, Site, observing
 from tasks.science.specs import State
 
@@ -106,7 +105,7 @@ def measure(
     with mode(network, training=False), observing(network, sites, see):
         for batch in images.split(CONV_BATCH_SIZE if convolutional else BATCH_SIZE):
             with suppress(_ReachedError):
-                functional_call(network, state, (lay_out(network, batch),))
+                compute(network, state, lay_out(network, batch))
     return {name: running.result() for name, running in seen.items()}
 
 
@@ -143,7 +142,7 @@ def matched_covariances(network: nn.Module, layout: Layout, a: State, b: State, 
             shown = lay_out(network, batch)
             for state, see in ((a, keep), (b, compare)):
                 with observing(network, layout.layers, see):
-                    functional_call(network, state, (shown,))
+                    compute(network, state, shown)
             n_seen += len(batch)
     return {name: product / n_seen for name, product in products.items()}
 
