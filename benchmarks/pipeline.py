@@ -18,7 +18,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from tasks.science.correction import goal_moments, preactivation_moments, reorder_layers, repair
+from tasks.science.correction import goal_moments, preactivation_moments, reorder_layers, repair, unit_orders
 from tasks.science.interpolation import interpolate
 from tasks.science.matching import match_activations
 from tasks.science.moments import read_activations
@@ -86,8 +86,9 @@ def repair_path(
 ) -> None:
     """Ours: each endpoint measured once, B's moments reordered, each alpha corrected in one walk through the layers."""
     moments_a, moments_b = (preactivation_moments(network, state, images) for state in (a, b))
-    aligned = network.permutation_spec().apply(b, permutation)
-    moments_b = reorder_layers(moments_b, permutation, network.layer_axes)
+    spec = network.permutation_spec()
+    aligned = spec.apply(b, permutation)
+    moments_b = reorder_layers(moments_b, unit_orders(spec, permutation, moments_b, b))
     for alpha in alphas:
         repair(network, interpolate(a, aligned, alpha), goal_moments(moments_a, moments_b, alpha), images)
 

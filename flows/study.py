@@ -1,8 +1,9 @@
 """A study as a DAG: endpoints -> permutations -> paths (direct, aligned, repaired) -> tables -> report.
 
 Each cell's endpoints are trained by groups of seeds; all pairs of a cell are aligned in one pass; their paths are
-measured as interpolation leaves them, and after REPAIR; what all requests under the study's name have measured is
-gathered into tables. Only what the store lacks is submitted, so a study that was interrupted goes on where it was.
+measured as interpolation leaves them, and after each correction; what all requests under the study's name have
+measured is gathered into tables. Only what the store lacks is submitted, so a study that was interrupted goes on where
+it was.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from tasks.datasets import load_dataset
 from tasks.gather import gather
 from tasks.interpolate import interpolate
 from tasks.repair import repair
+from tasks.science.correction_table import CORRECTIONS
 from tasks.science.specs import Cell, Endpoint, Merge, Path, Request
 from tasks.train import train
 
-CORRECTION_TASKS = {"none": interpolate, "repair": repair}
+CORRECTION_TASKS = {name: interpolate if name == "none" else repair for name in CORRECTIONS}
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ def measure_paths(
         size = group_size(path_seconds(cell, missing[0].measurement.alphas))
         for start in range(0, len(missing), size):
             chunk = missing[start : start + size]
-            name = f"{verb.name} {cell.label}, paths {start + 1}-{start + len(chunk)} of {len(missing)}"
+            done = verb.name if correction == "none" else correction
+            name = f"{done} {cell.label}, paths {start + 1}-{start + len(chunk)} of {len(missing)}"
             measuring.append(work.submit(verb, name, len(chunk), chunk, store.url, data_dir, after=aligned))
     return measuring
 

@@ -11,7 +11,7 @@ from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
 from tasks.artifacts import has_path
 from tasks.pairs import PairBench, save_points
-from tasks.science.curves import evaluate_splits, uncorrected_path
+from tasks.science.curves import evaluate_splits, measure_path
 from tasks.science.specs import Path
 
 
@@ -31,13 +31,14 @@ def interpolate(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None
         save_points(
             store,
             path,
-            uncorrected_path(
+            measure_path(
                 bench.network,
                 bench.aligned(pair),
-                (ends[pair.a], ends[pair.b]),
+                "none",
                 alphas,
                 bench.dataset,
                 bench.statistics,
+                ends=(ends[pair.a], ends[pair.b]),
             ),
         )
     run_logger().info("%s: %d paths interpolated", missing[0].merge.cell.label, len(missing))

@@ -12,9 +12,11 @@ from tasks.artifacts import load_permutation, load_weights, save_rows
 from tasks.datasets import load_dataset
 from tasks.schema import LAYER_ROWS, PATH_ROWS
 from tasks.science.augmentation import statistics_images
-from tasks.science.correction import preactivation_moments
-from tasks.science.curves import Point, Side
-from tasks.science.networks import build_mlp
+from tasks.science.correction_table import CORRECTIONS
+from tasks.science.curves import Point, Side, measure_side
+from tasks.science.networks import build_network
+from tasks.science.networks.mlp import MLP
+from tasks.science.preactivations import PermutesStates
 from tasks.science.specs import Merge, Path
 
 
@@ -24,12 +26,13 @@ class PairBench:
     def __init__(self, store: Store, paths: Sequence[Path], data_dir: Folder) -> None:
         self.store = store
         cell = paths[0].merge.cell
-        self.network = build_mlp(cell)
+        self.network = build_network(cell)
         self.dataset = load_dataset(cell.data.name, data_dir)
         self.statistics = statistics_images(self.dataset, cell.recipe)
         weights = load_weights(store, [member for path in paths for member in (path.merge.a, path.merge.b)])
+        blocks = any(CORRECTIONS[path.correction].blocks for path in paths)
         self.endpoints = {
-            member: Side(state, preactivation_moments(self.network, state, self.statistics))
+            member: measure_side(self.network, state, self.statistics, blocks=blocks)
             for member, state in weights.items()
         }
 
@@ -37,8 +40,14 @@ class PairBench:
         """A, and B permuted into alignment with it (as it is, where the merge has no matcher)."""
         b = self.endpoints[merge.b]
         if merge.matcher != "none":
-            b = b.permuted(self.network, load_permutation(self.store, merge))
+            b = b.permuted(self.permutation_spec(), load_permutation(self.store, merge))
         return self.endpoints[merge.a], b
+
+    def permutation_spec(self) -> PermutesStates:
+        """ValueError for a network whose units nobody has said how to permute."""
+        if not isinstance(self.network, MLP):
+            raise ValueError(f"a {type(self.network).__name__} cannot be aligned yet: use matcher none")
+        return self.network.permutation_spec()
 
 
 def save_points(store: Store, path: Path, points: Sequence[Point]) -> None:

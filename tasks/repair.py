@@ -11,13 +11,13 @@ from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
 from tasks.artifacts import has_path
 from tasks.pairs import PairBench, save_points
-from tasks.science.curves import repaired_path
+from tasks.science.curves import measure_path
 from tasks.science.specs import Path
 
 
 @task(**TASK_OPTIONS)
 def repair(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None:
-    """Measures those repaired paths of one cell that the store lacks."""
+    """Measures those corrected paths of one cell that the store lacks; each path names its correction."""
     store = Store(store_url)
     missing = [path for path in paths if not has_path(store, path)]
     if not missing:
@@ -25,6 +25,7 @@ def repair(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None:
     bench = PairBench(store, missing, data_dir)
     for path in missing:
         alphas = path.measurement.grid.tolist()
-        points = repaired_path(bench.network, bench.aligned(path.merge), alphas, bench.dataset, bench.statistics)
+        sides = bench.aligned(path.merge)
+        points = measure_path(bench.network, sides, path.correction, alphas, bench.dataset, bench.statistics)
         save_points(store, path, points)
-    run_logger().info("%s: %d paths repaired", missing[0].merge.cell.label, len(missing))
+    run_logger().info("%s: %d paths corrected", missing[0].merge.cell.label, len(missing))

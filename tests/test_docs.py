@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from tasks import schema
+from tasks.science.correction_table import CORRECTIONS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -87,3 +88,9 @@ def test_every_column_of_every_table_is_described():
 def test_the_picture_of_the_readme_is_there():
     for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
         assert (ROOT / path).stat().st_size > 10_000
+
+
+def test_the_page_of_corrections_is_the_table():
+    page = (ROOT / "docs" / "corrections.md").read_text()
+    for name, row in CORRECTIONS.items():
+        assert f"| `{name}` | {row.does} | {row.touches} |" in page

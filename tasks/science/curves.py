@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from tasks.science.correction import (
-    LayerMoments,
-    LayerReport,
-    goal_moments,
-    preactivation_moments,
-    reorder_layers,
-    repair,
-    report_layers,
-)
+from tasks.science.correction import Estimator, correct, preactivation_moments
+from tasks.science.correction_table import find_correction
 from tasks.science.evaluation import Evaluation, evaluate
 from tasks.science.examples import Dataset
 from tasks.science.interpolation import interpolate
-from tasks.science.networks.mlp import MLP
-from tasks.science.permutation import Permutation
+from tasks.science.layout import Layout, find_layout
+from tasks.science.preactivations import (
+    LayerMoments,
+    LayerReport,
+    PermutesStates,
+    goal_moments,
+    matched_covariances,
+    predicted_moments,
+    reorder_layers,
+    report_layers,
+    unit_orders,
+)
 from tasks.science.specs import State
 
 Splits = dict[str, Evaluation]
@@ -29,17 +33,25 @@ Splits = dict[str, Evaluation]
 
 @dataclass(frozen=True)
 class Side:
-    """One end of a path: an endpoint's weights, and its moments on the statistics samples."""
+    """One end of a path: an endpoint's weights, where its network is corrected, and its moments there on the statistics
+    samples."""
 
     state: State
+    layout: Layout
     moments: LayerMoments
 
-    def permuted(self, network: MLP, permutation: Permutation) -> Side:
+    def permuted(self, spec: PermutesStates, permutation: Any) -> Side:
         """The endpoint with its units reordered; moments are reordered too, never measured again."""
-        return Side(
-            network.permutation_spec().apply(self.state, permutation),
-            reorder_layers(self.moments, permutation, network.layer_axes),
-        )
+        units = {site.name: site.units or site.name for site in self.layout.sites if site.name in self.moments}
+        orders = unit_orders(spec, permutation, set(units.values()), self.state)
+        moments = reorder_layers(self.moments, {name: orders[layer] for name, layer in units.items()})
+        return Side(spec.apply(self.state, permutation), self.layout, moments)
+
+
+def measure_side(network: nn.Module, state: State, statistics: Tensor, *, blocks: bool = False) -> Side:
+    """An endpoint of paths, measured once over all of `statistics`; `blocks` for corrections of residual blocks."""
+    layout = find_layout(network, state, statistics)
+    return Side(state, layout, preactivation_moments(network, state, statistics, layout, blocks=blocks))
 
 
 @dataclass(frozen=True)
@@ -51,43 +63,46 @@ class Point:
     layers: list[LayerReport]
 
 
-def evaluate_splits(network: MLP, state: State, dataset: Dataset) -> Splits:
+def evaluate_splits(network: nn.Module, state: State, dataset: Dataset) -> Splits:
     return {"train": evaluate(network, state, dataset.train), "test": evaluate(network, state, dataset.test)}
 
 
-def uncorrected_path(
-    network: MLP,
+def measure_path(
+    network: nn.Module,
     sides: tuple[Side, Side],
-    ends: tuple[Splits, Splits],
+    correction: str,
     alphas: Sequence[float],
     dataset: Dataset,
     statistics: Tensor,
+    ends: tuple[Splits, Splits] | None = None,
+    estimator: Estimator = "one-pass",
 ) -> list[Point]:
-    """The path as interpolation leaves it; its layers are measured at the midpoint alone.
+    """The path from the first of `sides` to the second under `correction`, at every one of `alphas`.
 
-    `ends` are the raw endpoints' evaluations, which all uncorrected paths of a cell share at alpha 0 and 1.
+    Uncorrected, it ends in the raw endpoints' evaluations `ends`, which all such paths of a cell share (made where they
+    are not given), and its layers are measured at the midpoint alone. Corrected, it is measured at alpha 0 and 1 as
+    anywhere, for a correction may move the endpoints, and its layers are at every alpha.
+    Raises ValueError where the correction is not defined for this network.
     """
     a, b = sides
-    points = [Point(0.0, ends[0], [])]
-    for alpha in alphas[1:-1]:
-        state = interpolate(a.state, b.state, alpha)
-        layers: list[LayerReport] = []
-        if alpha == 0.5:
-            achieved = preactivation_moments(network, state, statistics)
-            layers = report_layers(achieved, goal_moments(a.moments, b.moments, alpha), a.moments, b.moments)
-        points.append(Point(alpha, evaluate_splits(network, state, dataset), layers))
-    return [*points, Point(1.0, ends[1], [])]
-
-
-def repaired_path(
-    network: MLP, sides: tuple[Side, Side], alphas: Sequence[float], dataset: Dataset, statistics: Tensor
-) -> list[Point]:
-    """The path after REPAIR at every alpha, 0 and 1 included, where a correction may move the endpoints."""
-    a, b = sides
+    if correction == "none":
+        ends = ends or (evaluate_splits(network, a.state, dataset), evaluate_splits(network, b.state, dataset))
+    closed_form = find_correction(correction).closed_form
+    covariances = matched_covariances(network, a.layout, a.state, b.state, statistics) if closed_form else None
     points: list[Point] = []
     for alpha in alphas:
+        if correction == "none" and ends and alpha in (0, 1):
+            points.append(Point(alpha, ends[int(alpha)], []))
+            continue
+        state = interpolate(a.state, b.state, alpha)
+        if correction == "none" and alpha != 0.5:
+            points.append(Point(alpha, evaluate_splits(network, state, dataset), []))
+            continue
         goal = goal_moments(a.moments, b.moments, alpha)
-        state, achieved = repair(network, interpolate(a.state, b.state, alpha), goal, statistics)
-        layers = report_layers(achieved, goal, a.moments, b.moments)
-        points.append(Point(alpha, evaluate_splits(network, state, dataset), layers))
+        predicted = predicted_moments(a.moments, b.moments, covariances, alpha) if covariances is not None else None
+        corrected = correct(
+            network, a.layout, state, correction, goal, statistics, predicted=predicted, estimator=estimator
+        )
+        layers = report_layers(corrected.achieved, goal, a.moments, b.moments)
+        points.append(Point(alpha, evaluate_splits(corrected.network, corrected.state, dataset), layers))
     return points

@@ -42,11 +42,18 @@ def evaluate(network: nn.Module, state: State, examples: Examples) -> Evaluation
         for start in range(0, len(examples), batch_size):
             labels = examples.labels[start : start + batch_size]
             images = lay_out(network, examples.images[start : start + batch_size])
-            logits = functional_call(network, state, (images,))
+            logits = compute(network, state, images)
             loss += float(F.cross_entropy(logits, labels, reduction="none").double().sum())
             # The largest of values that are no numbers is whatever comes first: no answer, so not a right one.
             n_correct += int(((logits.argmax(1) == labels) & logits.isfinite().all(1)).sum())
     return Evaluation(loss / len(examples), n_correct / len(examples), len(examples))
+
+
+def compute(network: nn.Module, state: State, images: Tensor) -> Tensor:
+    """What `network` with the weights `state` puts out for `images`, laid out as they are."""
+    # A parameter that two layers share has two names in a state dict, hence after interpolation two equal tensors,
+    # which `functional_call` takes for a mistake unless it is told not to look for shared ones.
+    return functional_call(network, state, (images,), tie_weights=False)
 
 
 @contextmanager

@@ -6,7 +6,8 @@ from tasks.science.specs import State
 
 
 def interpolate(a: State, b: State, alpha: float) -> State:
-    """(1 - alpha) a + alpha b for every tensor; alpha 0 and 1 give the endpoints to the bit.
+    """(1 - alpha) a + alpha b for every tensor, running statistics included; alpha 0 and 1 give the endpoints to the
+    bit. Whole numbers, such as how many batches BatchNorm has seen, are no quantities on a line: A's are taken.
 
     Raises ValueError where the two have other names or shapes, or where alpha leaves [0, 1].
     """
@@ -19,4 +20,4 @@ def interpolate(a: State, b: State, alpha: float) -> State:
             raise ValueError(f"{name} has shape {tuple(a[name].shape)} in A and {tuple(b[name].shape)} in B")
     if alpha in (0, 1):
         return dict(b if alpha == 1 else a)
-    return {name: (1 - alpha) * a[name] + alpha * b[name] for name in a}
+    return {name: (1 - alpha) * a[name] + alpha * b[name] if a[name].is_floating_point() else a[name] for name in a}

@@ -20,6 +20,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from tasks.science.correction_table import check_correction
+
 State = dict[str, torch.Tensor]
 """A network's parameters and buffers by name, as `nn.Module.state_dict` names them."""
 
@@ -29,7 +31,6 @@ REVISIONS: Mapping[str, int] = {"train": 1, "match": 1, "correct": 1, "evaluate"
 """Raised, with a CHANGELOG line, when the numbers of that verb change: then all that it made is made anew."""
 
 MATCHERS = ("none", "activation")
-CORRECTIONS = ("none", "repair")
 
 _LABEL = {"label": True}
 
@@ -256,8 +257,8 @@ class Path:
     measurement: Measurement
 
     def __post_init__(self) -> None:
-        if self.correction not in CORRECTIONS:
-            raise ValueError(f"there is no correction {self.correction!r}; known: {', '.join(CORRECTIONS)}")
+        cell = self.merge.cell
+        check_correction(self.correction, cell.normalization, cell.architecture)
 
     @property
     def id(self) -> str:
@@ -293,6 +294,9 @@ class Request:
             )
         if not self.cells:
             raise ValueError(f"study {self.study} has no cells")
+        for cell in self.cells:
+            for correction in self.corrections:
+                check_correction(correction, cell.normalization, cell.architecture)
 
     @property
     def id(self) -> str:

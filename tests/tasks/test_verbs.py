@@ -17,6 +17,9 @@ from infra.storage import DamagedError, Store
 from tasks.align import align
 from tasks.artifacts import has_match, has_path
 from tasks.gather import gather
+from tasks.interpolate import interpolate
+from tasks.repair import repair
+from tasks.science.correction_table import CORRECTIONS
 from tasks.science.permutation import PermutationSpec
 from tasks.science.specs import Cell, Endpoint
 from tasks.train import train
@@ -176,3 +179,30 @@ def test_a_path_is_done_only_when_both_its_files_are(store: Store, cell: Cell):
     assert not has_path(store, path)
     measure_all(store, request)
     assert has_path(store, path)
+
+
+@pytest.mark.slow
+def test_every_correction_of_a_residual_network_is_stored_by_one_task(store: Store, cell: Cell):
+    """One pair on tiny images; a chunk of paths may hold several corrections, and is the same as one by one."""
+    small = dataclasses.replace(cell, architecture="resnet20", normalization="batch", width=1, depth=20)
+    names = tuple(CORRECTIONS)
+    request = dataclasses.replace(make_request(small, n_seeds=2, alphas=3), matchers=("none",), corrections=names)
+    train_all(store, request)
+    paths = request.paths(merges_of(store, request))
+    assert [path.correction for path in paths] == list(names)
+    interpolate.fn([path for path in paths if path.correction == "none"], store.url, Path())
+    repair.fn([path for path in paths if path.correction != "none"], store.url, Path())
+    frames = {path.correction: pd.read_parquet(f"{store.url}/{row_key('paths', path.id)}") for path in paths}
+    layers = {path.correction: pd.read_parquet(f"{store.url}/{row_key('layers', path.id)}") for path in paths}
+    for name in names:
+        assert len(frames[name]) == 3 * 2
+        assert (frames[name]["correction"] == name).all()
+        assert len(layers[name]) == (21 if name == "none" else 3 * (21 + (9 if CORRECTIONS[name].blocks else 0)))
+    assert not frames["repair"]["loss"].equals(frames["none"]["loss"])
+    assert frames["repair"]["loss"].to_numpy() == pytest.approx(frames["reset"]["loss"].to_numpy(), rel=1e-2)
+    (alone,) = [path for path in paths if path.correction == "repair"]
+    kept = store.read(row_key("layers", alone.id))
+    for table in ("paths", "layers"):
+        (Path(store.url) / row_key(table, alone.id)).unlink()
+    repair.fn([alone], store.url, Path())
+    assert store.read(row_key("layers", alone.id)) == kept

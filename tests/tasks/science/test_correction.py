@@ -3,8 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tasks.science.correction import goal_moments, preactivation_moments, reorder_layers, repair, report_layers
-from tasks.science.curves import Side, evaluate_splits, repaired_path, uncorrected_path
+from tasks.science.correction import (
+    goal_moments,
+    preactivation_moments,
+    reorder_layers,
+    repair,
+    report_layers,
+    unit_orders,
+)
+from tasks.science.curves import evaluate_splits, measure_path, measure_side
 from tasks.science.examples import Dataset
 from tasks.science.interpolation import interpolate
 from tasks.science.networks import build_network
@@ -26,7 +33,7 @@ def network(cell: Cell):
 
 @pytest.fixture(scope="module")
 def sides(network, states, blobs: Dataset):
-    return tuple(Side(state, preactivation_moments(network, state, blobs.train.images)) for state in states)
+    return tuple(measure_side(network, state, blobs.train.images) for state in states)
 
 
 def moments_plainly(state, images: torch.Tensor, depth: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -103,7 +110,7 @@ def test_a_unit_without_spread_is_shifted_but_not_rescaled(network, sides, blobs
     flat = dict(a.state)
     flat["hidden.1.linear.weight"] = flat["hidden.1.linear.weight"].clone()
     flat["hidden.1.linear.weight"][2] = 0
-    still = Side(flat, preactivation_moments(network, flat, blobs.train.images))
+    still = measure_side(network, flat, blobs.train.images)
     goal = goal_moments(still.moments, b.moments, 0.5)
     state, achieved = repair(network, flat, goal, blobs.train.images)
     assert all(tensor.isfinite().all() for tensor in state.values())
@@ -117,7 +124,7 @@ def test_a_permuted_endpoint_has_its_moments_in_permuted_order(network, sides, b
     spec = network.permutation_spec()
     permutation = spec.random(torch.Generator().manual_seed(0))
     measured = preactivation_moments(network, spec.apply(b.state, permutation), blobs.train.images)
-    reordered = reorder_layers(b.moments, permutation, network.layer_axes)
+    reordered = reorder_layers(b.moments, unit_orders(spec, permutation, b.moments, b.state))
     for name in measured:
         assert torch.allclose(measured[name].mean, reordered[name].mean, rtol=1e-4, atol=1e-5)
         assert torch.allclose(measured[name].sd, reordered[name].sd, rtol=1e-4, atol=1e-5)
@@ -126,8 +133,8 @@ def test_a_permuted_endpoint_has_its_moments_in_permuted_order(network, sides, b
 def test_paths_end_in_the_endpoints_and_are_measured_where_they_should_be(network, sides, blobs: Dataset):
     a, b = sides
     ends = tuple(evaluate_splits(network, side.state, blobs) for side in sides)
-    raw = uncorrected_path(network, (a, b), ends, ALPHAS, blobs, blobs.train.images)
-    fixed = repaired_path(network, (a, b), ALPHAS, blobs, blobs.train.images)
+    raw = measure_path(network, (a, b), "none", ALPHAS, blobs, blobs.train.images, ends)
+    fixed = measure_path(network, (a, b), "repair", ALPHAS, blobs, blobs.train.images)
     assert [point.alpha for point in raw] == [point.alpha for point in fixed] == ALPHAS
     assert (raw[0].splits, raw[-1].splits) == ends
     assert [bool(point.layers) for point in raw] == [False, False, True, False, False]

@@ -19,6 +19,16 @@ def test_alpha_weighs_b():
     assert torch.equal(interpolate(A, B, 0.5)["w"], (A["w"] + B["w"]) / 2)
 
 
+def test_whole_numbers_are_as_in_a_and_running_statistics_on_the_line():
+    a = {"norm.running_var": torch.tensor([1.0]), "norm.num_batches_tracked": torch.tensor(7)}
+    b = {"norm.running_var": torch.tensor([3.0]), "norm.num_batches_tracked": torch.tensor(12)}
+    for alpha, count, variance in ((0.0, 7, 1.0), (0.25, 7, 1.5), (1.0, 12, 3.0)):
+        state = interpolate(a, b, alpha)
+        assert state["norm.num_batches_tracked"].dtype == torch.int64
+        assert int(state["norm.num_batches_tracked"]) == count
+        assert float(state["norm.running_var"]) == variance
+
+
 def test_what_is_no_line_between_two_networks_is_refused():
     with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], got 1.5"):
         interpolate(A, B, 1.5)
