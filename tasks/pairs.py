@@ -15,6 +15,7 @@ from tasks.science.augmentation import statistics_images
 from tasks.science.correction import preactivation_moments
 from tasks.science.curves import Point, Side
 from tasks.science.networks import build_mlp
+from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.specs import Merge, Path
 
 
@@ -25,6 +26,7 @@ class PairBench:
         self.store = store
         cell = paths[0].merge.cell
         self.network = build_mlp(cell)
+        self.spec = cell_permutation_spec(cell)
         self.dataset = load_dataset(cell.data.name, data_dir)
         self.statistics = statistics_images(self.dataset, cell.recipe)
         weights = load_weights(store, [member for path in paths for member in (path.merge.a, path.merge.b)])
@@ -37,7 +39,7 @@ class PairBench:
         """A, and B permuted into alignment with it (as it is, where the merge has no matcher)."""
         b = self.endpoints[merge.b]
         if merge.matcher != "none":
-            b = b.permuted(self.network, load_permutation(self.store, merge))
+            b = b.permuted(self.network, self.spec, load_permutation(self.store, merge))
         return self.endpoints[merge.a], b
 
 

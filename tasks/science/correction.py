@@ -15,7 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,8 +34,9 @@ class Moments:
     mean: Tensor
     sd: Tensor
 
-    def reorder(self, indices: Tensor) -> Moments:
-        """The moments of the permuted network, without measuring it: position i takes unit indices[i]."""
+    def reorder(self, vector: NDArray[np.int64]) -> Moments:
+        """The moments of the permuted network, without measuring it: position i takes unit vector[i]."""
+        indices = torch.from_numpy(vector)
         return Moments(self.mean[indices], self.sd[indices])
 
 
@@ -88,7 +91,7 @@ def goal_moments(a: LayerMoments, b: LayerMoments, alpha: float) -> LayerMoments
 
 def reorder_layers(moments: LayerMoments, permutation: Permutation, layer_axes: Mapping[str, str]) -> LayerMoments:
     """An endpoint's moments as its permuted self has them; `layer_axes` names the axis of each layer's units."""
-    return {name: layer.reorder(permutation.indices[layer_axes[name]]) for name, layer in moments.items()}
+    return {name: layer.reorder(permutation[layer_axes[name]]) for name, layer in moments.items()}
 
 
 def report_layers(achieved: LayerMoments, goal: LayerMoments, a: LayerMoments, b: LayerMoments) -> list[LayerReport]:

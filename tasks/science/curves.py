@@ -20,7 +20,7 @@ from tasks.science.evaluation import Evaluation, evaluate
 from tasks.science.examples import Dataset
 from tasks.science.interpolation import interpolate
 from tasks.science.networks.mlp import MLP
-from tasks.science.permutation import Permutation
+from tasks.science.permutation import Permutation, PermutationSpec
 from tasks.science.specs import State
 
 Splits = dict[str, Evaluation]
@@ -34,10 +34,10 @@ class Side:
     state: State
     moments: LayerMoments
 
-    def permuted(self, network: MLP, permutation: Permutation) -> Side:
+    def permuted(self, network: MLP, spec: PermutationSpec, permutation: Permutation) -> Side:
         """The endpoint with its units reordered; moments are reordered too, never measured again."""
         return Side(
-            network.permutation_spec().apply(self.state, permutation),
+            spec.apply(self.state, permutation),
             reorder_layers(self.moments, permutation, network.layer_axes),
         )
 
