@@ -89,7 +89,7 @@ def save_match(store: Store, merge: Merge, match: Match, function_error: float, 
     save_rows(store, AXIS_ROWS, merge.id, rows)
     save_rows(store, MERGE_ROWS, merge.id, [row])
     if exact:
-        header = {
+        header: dict[str, Any] = {
             "kind": "permutation",
             "pair": [dataclasses.asdict(merge.a), dataclasses.asdict(merge.b)],
             "matcher": merge.matcher,

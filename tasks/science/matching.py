@@ -8,6 +8,7 @@ matching orders by its weights in the end, with all else in place.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,16 +18,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from tasks.science.assignment import SOLVERS, assign
+from tasks.science.assignment import SOLVERS, Solver, assign
 from tasks.science.evaluation import mode
 from tasks.science.families import Families, Paired
 from tasks.science.matchers import MATCHERS, MatcherChoice, parse_matcher
-from tasks.science.moments import ObservedFamily, UnitCorrelations, observed_families, unit_correlations
+from tasks.science.moments import (
+    ObservedFamily,
+    UnitCorrelations,
+    read_activations,
+    readable_families,
+    unit_correlations,
+)
 from tasks.science.permutation import Permutation, PermutationSpec
+from tasks.science.reading import run_network
 from tasks.science.specs import State
 from tasks.science.weight_matching import match_weights, unit_cosines
 
@@ -45,6 +52,13 @@ FUNCTION_TOLERANCE = 1e-9
 """Largest `function_error` of a permutation that is used: float64 rounding stays orders of magnitude below."""
 
 FUNCTION_EXAMPLES = 128
+
+MAX_ROUNDS = 5
+"""How often axes whose samples are units of other axes are matched anew."""
+
+STEADY_TOLERANCE = 1e-2
+"""Largest difference between activations of a permuted network and reordered ones that float32 rounding is held to
+explain, beside the largest activation."""
 
 FUNCTION_BATCH_SIZE = 16
 
@@ -98,6 +112,8 @@ def match(
     Raises ValueError for an unknown matcher or option, for images that are missing, for weights that are not finite.
     """
     choice = parse_matcher(matcher)
+    if choice.needs_data and images is not None and len(images) == 0:
+        raise ValueError("there is no image to measure activations on")
     for index in sorted({k for pair in pairs for k in pair}):
         bad = [key for key, tensor in states[index].items() if not bool(torch.isfinite(tensor).all())]
         if bad:
@@ -143,29 +159,65 @@ def _match_activations(
     is `activation-published`.
     """
     families = Families(spec)
-    observed = _independent(families, observed_families(spec, str(choice.options["reading"])))
-    batch = int(choice.options["batch"]) if "batch" in choice.options else None
+    if not pairs:
+        return []
+    state = states[pairs[0][0]]
+    readable = readable_families(network, spec, state, images, str(choice.options["reading"]))
+    observed = _independent(families, readable)
     solver = SOLVERS[str(choice.options["solver"])]
+    batch = int(choice.options["batch"]) if "batch" in choice.options else None
+    unsteady = _unsteady_trees(network, families, observed, state, images)
+    root_of = {family: root for root in families.roots for family in families.tree(root)}
+    steady = [family for family in observed if root_of[family.name] not in unsteady]
+    found = _match_once(network, families, states, pairs, steady, images, batch, solver)
+    if unsteady:
+        later = [family for family in observed if root_of[family.name] in unsteady]
+        found = [
+            _match_again(network, families, states[a], states[b], one, later, images, batch, solver)
+            for (a, b), one in zip(pairs, found, strict=True)
+        ]
+    seen = {root_of[family.name] for family in observed}
+    unseen = [family for family in families.axes if root_of[family] not in seen]
+    if unseen:
+        parameters = _parameters(network)
+        for position, (a, b) in enumerate(pairs):
+            one = found[position]
+            descent = match_weights(spec, states[a], states[b], parameters, 1, solver, one.permutation, unseen)
+            found[position] = dataclasses.replace(one, permutation=descent.permutation)
+    return found
+
+
+def _match_once(
+    network: nn.Module,
+    families: Families,
+    states: Sequence[State],
+    pairs: Sequence[tuple[int, int]],
+    observed: Sequence[ObservedFamily],
+    images: Tensor,
+    batch: int | None,
+    solver: Solver,
+) -> list[Match]:
+    """Every tree of axes that has observed ones, each by itself; the others stay as they are."""
+    spec = families.spec
     root_of = {family: root for root in families.roots for family in families.tree(root)}
     waiting: dict[str, set[str]] = {}
     for family in observed:
         waiting.setdefault(root_of[family.name], set()).add(family.name)
+    positions: dict[tuple[int, int], list[int]] = {}
+    for position, pair in enumerate(pairs):
+        positions.setdefault(pair, []).append(position)
     vectors = [{**spec.identity()} for _ in pairs]
     axes: list[dict[str, AxisMatch]] = [{} for _ in pairs]
     objectives = [0.0] * len(pairs)
     # A tree is matched once all of its families are measured.
-    measured: dict[tuple[int, str], dict[str, UnitCorrelations]] = {}
-    positions: dict[tuple[int, int], list[int]] = {}
-    for position, pair in enumerate(pairs):
-        positions.setdefault(pair, []).append(position)
+    measured: dict[tuple[tuple[int, int], str], dict[str, UnitCorrelations]] = {}
     for found in unit_correlations(network, states, list(positions), observed, images, batch):
         root = root_of[found.family.name]
-        first = positions[found.pair][0]
-        together = measured.setdefault((first, root), {})
+        together = measured.setdefault((found.pair, root), {})
         together[found.family.name] = found
         if len(together) < len(waiting[root]):
             continue
-        del measured[first, root]
+        del measured[found.pair, root]
         scores = {name: one.correlations for name, one in together.items()}
         objective, paired = families.best(root, scores, solver)
         described = _describe(families, paired, together)
@@ -174,18 +226,65 @@ def _match_activations(
             axes[position] |= described
             for one in paired:
                 vectors[position][families.names[one.family, one.b]] = one.partners
-    unseen = [f for f in families.axes if waiting.get(root_of[f]) is None]
-    parameters = _parameters(network)
     matches: list[Match] = []
-    for position, (a, b) in enumerate(pairs):
-        permutation = Permutation(vectors[position])
-        if unseen:
-            permutation = match_weights(
-                spec, states[a], states[b], parameters, 1, solver, start=permutation, families=unseen
-            ).permutation
+    for position in range(len(pairs)):
         ordered = tuple(axes[position][axis.name] for axis in spec.axes if axis.name in axes[position])
-        matches.append(Match(permutation, objectives[position], ordered, 0.0))
+        matches.append(Match(Permutation(vectors[position]), objectives[position], ordered, 0.0))
     return matches
+
+
+def _match_again(
+    network: nn.Module,
+    families: Families,
+    a: State,
+    b: State,
+    found: Match,
+    observed: Sequence[ObservedFamily],
+    images: Tensor,
+    batch: int | None,
+    solver: Solver,
+) -> Match:
+    """Matches axes whose samples are units of other axes, B being permuted by what was found until then; repeated
+    while anything changes, since they may depend on one another."""
+    spec = families.spec
+    permutation, first, last = found.permutation, None, found
+    for _ in range(MAX_ROUNDS):
+        states = [a, spec.apply(b, permutation)]
+        (last,) = _match_once(network, families, states, [(0, 1)], observed, images, batch, solver)
+        first = last if first is None else first
+        permutation = spec.compose(permutation, last.permutation)
+        if last.permutation == spec.identity():
+            break
+    before = {axis.axis: axis.identity_correlation for axis in (first or last).axes}
+    added = {axis.axis: dataclasses.replace(axis, identity_correlation=before[axis.axis]) for axis in last.axes} | {
+        axis.axis: axis for axis in found.axes
+    }
+    ordered = tuple(added[axis.name] for axis in spec.axes if axis.name in added)
+    return Match(permutation, found.objective + last.objective, ordered, 0.0)
+
+
+def _unsteady_trees(
+    network: nn.Module, families: Families, observed: Sequence[ObservedFamily], state: State, images: Tensor
+) -> set[str]:
+    """Trees whose activations are out of order where other axes are: a hidden axis over tokens, say, whose samples
+    are the channels of a stream. Found by comparing a network with a permuted copy of itself on one image."""
+    seen = read_activations(network, state, images[:1], observed)
+    if all(len(values) == 1 and values.ndim == 2 for values in seen.values()):
+        return set()
+    spec = families.spec
+    shuffle = spec.random(torch.Generator().manual_seed(0))
+    moved = read_activations(network, spec.apply(state, shuffle), images[:1], observed)
+    unsteady: set[str] = set()
+    for family in observed:
+        columns = [
+            families.units(family.name, families.paths[source]).start + shuffle[source]
+            for source in (families.origin(shuffle, axis.name) for axis in family.axes)
+        ]
+        expected = seen[family.name][:, torch.from_numpy(np.concatenate(columns))]
+        gap = (moved[family.name] - expected).abs().max()
+        if not bool(gap <= STEADY_TOLERANCE * expected.abs().max()):
+            unsteady.add(next(root for root in families.roots if family.name in families.tree(root)))
+    return unsteady
 
 
 def _independent(families: Families, observed: Sequence[ObservedFamily]) -> list[ObservedFamily]:
@@ -195,9 +294,7 @@ def _independent(families: Families, observed: Sequence[ObservedFamily]) -> list
     return [family for family in observed if not names.intersection(families.tree(family.name)[1:])]
 
 
-def _match_weights(
-    network: nn.Module, spec: PermutationSpec, a: State, b: State, choice: MatcherChoice
-) -> Match:
+def _match_weights(network: nn.Module, spec: PermutationSpec, a: State, b: State, choice: MatcherChoice) -> Match:
     parameters = _parameters(network)
     solver = SOLVERS[str(choice.options["solver"])]
     descent = match_weights(spec, a, b, parameters, int(choice.options["restarts"]), solver)
@@ -286,7 +383,7 @@ def function_error(network: nn.Module, state: State, permuted: State, images: Te
 
 def _outputs_in_double(network: nn.Module, state: State, batches: Sequence[Tensor]) -> Tensor:
     with mode(network, training=False), _InDouble(state):
-        outputs = [functional_call(network, state, (batch,), tie_weights=False) for batch in batches]
+        outputs = [run_network(network, state, batch) for batch in batches]
     return torch.cat(outputs)
 
 
@@ -305,10 +402,10 @@ class _InDouble(TorchFunctionMode):
             # Of an attribute (`weight.T`, `weight.shape`) only a tensor is converted.
             value = func(*args, **(kwargs or {}))
             return value.double() if isinstance(value, Tensor) and id(args[0]) in self.weights else value
-        args, kwargs = tree_map_only(
+        arguments: tuple[tuple[Any, ...], dict[str, Any]] = tree_map_only(
             Tensor, lambda tensor: tensor.double() if id(tensor) in self.weights else tensor, (args, kwargs or {})
         )
-        return func(*args, **kwargs)
+        return func(*arguments[0], **arguments[1])
 
 
 def _mean(values: NDArray[np.float64]) -> float:

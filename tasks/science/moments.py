@@ -11,7 +11,7 @@ keep their order) has as correlation the mean of its channels' correlations.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tasks.science.evaluation import mode
 from tasks.science.permutation import Axis, PermutationSpec, Reading
-from tasks.science.reading import Reader, make_reader
+from tasks.science.reading import MisreadError, Reader, make_reader
 from tasks.science.specs import State
 
 BATCH_SIZE = 1000
@@ -81,19 +81,25 @@ class UnitCorrelations:
     dead_b: NDArray[np.bool_]
 
 
-def observed_families(spec: PermutationSpec, reading: str = "post") -> list[ObservedFamily]:
+def observed_families(
+    spec: PermutationSpec, reading: str = "post", avoid: Collection[str] = ()
+) -> list[ObservedFamily]:
     """The families of `spec` whose units can be observed, in the order of the spec.
 
     `reading`: `post`, where the axis is read by default (after its nonlinearity, a residual stream at its end), or
-    `pre`, the last linear map or convolution before that; an axis without one keeps the default.
+    `pre`, the last linear map or convolution before that; an axis without one keeps the default. An axis that would be
+    read at an operation in `avoid` is read at the next best one.
     """
     members: dict[str, list[Axis]] = {}
     for axis in spec.axes:
         members.setdefault(axis.family, []).append(axis)
     families: list[ObservedFamily] = []
     for name, axes in members.items():
-        chosen = [(a.pre_activation() if reading == "pre" else None) or a.reading for a in axes]
-        readings = [r for r in chosen if r is not None]
+        readings: list[Reading] = []
+        for axis in axes:
+            usable = [r for r in axis.readings if r.node not in avoid]
+            before = [r for r in usable if r.kind == "linear"] if reading == "pre" else []
+            readings += (before or usable)[:1]
         if len(readings) < len(axes) or len({r.positions.shape[1] for r in readings}) > 1:
             continue
         merged: list[Reading] = []
@@ -105,6 +111,26 @@ def observed_families(spec: PermutationSpec, reading: str = "post") -> list[Obse
                 merged.append(r)
         families.append(ObservedFamily(name, tuple(axes), tuple(merged)))
     return families
+
+
+def readable_families(
+    network: nn.Module, spec: PermutationSpec, state: State, images: Tensor, reading: str = "post"
+) -> list[ObservedFamily]:
+    """`observed_families` without readings that hold for the traced size of batch alone: where a layer folds the
+    samples of a batch into its units (InstanceNorm), another batch has other positions."""
+    avoid: set[str] = set()
+    while True:
+        families = observed_families(spec, reading, avoid)
+        try:
+            one, two = (read_activations(network, state, images[:n], families) for n in (1, 2))
+        except MisreadError as error:
+            avoid.add(error.reading.node)
+            continue
+        n_images = min(len(images), 2)
+        folded = [f for f in families if len(two[f.name]) != n_images * len(one[f.name])]
+        if not folded:
+            return families
+        avoid |= {r.node for family in folded for r in family.readings}
 
 
 def unit_correlations(
@@ -265,7 +291,9 @@ def _one_pass(
     of_member: dict[int, list[ObservedFamily]] = {}
     for k in sorted({index for _, pair in jobs for index in pair}):
         of_member[k] = [f for f in families.values() if any(f.name == g.name and k in pair for g, pair in jobs)]
-    sums = {(family.name, k): _Sums(published=published_batch is not None) for k, of in of_member.items() for family in of}
+    sums = {
+        (family.name, k): _Sums(published=published_batch is not None) for k, of in of_member.items() for family in of
+    }
     products = {
         (family.name, pair): torch.zeros(family.n_each, family.n_units, family.n_units, dtype=torch.float64)
         for family, pair in jobs

@@ -26,6 +26,14 @@ Key = tuple[str, int]
 Receive = Callable[[Key, Tensor], None]
 
 
+class MisreadError(ValueError):
+    """What `reading` names is not what it says, in a batch of another size than the traced one."""
+
+    def __init__(self, reading: Reading) -> None:
+        super().__init__(f"{reading.node} does not carry the units that were traced there")
+        self.reading = reading
+
+
 class Reader(Protocol):
     """Runs a network and hands out what is read on the way."""
 
@@ -43,10 +51,15 @@ def make_reader(network: nn.Module, readings: Sequence[Reading]) -> Reader:
 
 
 def select(tensor: Tensor, reading: Reading) -> Tensor:
-    """A reading's activations (n_samples, n_units, n_each) from the tensor that it names; a view where that can be."""
+    """A reading's activations (n_samples, n_units, n_each) from the tensor that it names; a view where that can be.
+
+    Raises MisreadError where the tensor has no such positions.
+    """
+    positions = reading.positions
+    if tensor.ndim <= reading.dim or tensor.shape[reading.dim] <= positions.max():
+        raise MisreadError(reading)
     n = tensor.shape[reading.dim]
     rows = tensor.movedim(reading.dim, -1).reshape(-1, n)
-    positions = reading.positions
     if not np.array_equal(positions.ravel(), np.arange(n)):
         rows = rows.index_select(1, torch.from_numpy(positions.ravel()).to(tensor.device))
     return rows.reshape(len(rows), *positions.shape)
@@ -69,7 +82,7 @@ class HookReader:
             for path, of_module in by_module.items()
         ]
         try:
-            functional_call(self.network, state, (lay_out(self.network, batch),), tie_weights=False)
+            run_network(self.network, state, lay_out(self.network, batch))
         finally:
             for handle in handles:
                 handle.remove()
@@ -130,6 +143,20 @@ class GraphReader:
         args, kwargs = arguments  # pyright: ignore[reportGeneralTypeIssues]
         target: Any = node.target
         return target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+
+def run_network(network: nn.Module, state: State, batch: Tensor) -> Any:
+    """What `network` computes from `batch` with the weights `state`; it is left as it was.
+
+    `functional_call`, which for a module under two names would exchange its weights twice and put the wrong ones back:
+    here each place is given once.
+    """
+    modules = dict(network.named_modules(remove_duplicate=False))
+    once: dict[tuple[int, str], str] = {}
+    for key in state:
+        path, _, name = key.rpartition(".")
+        once.setdefault((id(modules.get(path)), name), key)
+    return functional_call(network, {key: state[key] for key in once.values()}, (batch,), tie_weights=False)
 
 
 def on_cpu(network: nn.Module) -> nn.Module:

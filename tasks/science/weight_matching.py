@@ -106,9 +106,7 @@ def _unit_rows(tensor: Tensor, slot: Slot) -> Tensor:
 class _Problem:
     """A, B and the spec between them."""
 
-    def __init__(
-        self, spec: PermutationSpec, a: State, b: State, parameters: Collection[str], solver: Solver
-    ) -> None:
+    def __init__(self, spec: PermutationSpec, a: State, b: State, parameters: Collection[str], solver: Solver) -> None:
         self.spec, self.a, self.b, self.solver = spec, a, b, solver
         # Applies a permutation to a few tensors rather than to a whole state.
         self.mover = PermutationSpec(spec.axes)

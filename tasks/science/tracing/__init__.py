@@ -41,7 +41,9 @@ def trace_permutation_spec(
     if not isinstance(example_inputs, tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"example_inputs must be a tuple of tensors, got {type(example_inputs).__name__}")
     graphs = [trace_graph(network, example_inputs, training=False)]
-    tensors = network.state_dict(keep_vars=True)
+    tensors = {k: v for k, v in network.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+    if strange := [key for key in graphs[0].state.values() if key not in tensors]:
+        raise TraceError(f"{type(network).__name__} cannot be traced: its state dict has no entry {strange[0]!r}")
     unreached = _unreached(graphs, tensors)
     training = "same"
     if unreached:

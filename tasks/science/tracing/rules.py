@@ -276,8 +276,11 @@ def _cat(visitor: Visitor, node: Node) -> Value:
     shape = result_shape(node)
     if len(parts) == 1:
         return parts[0]
-    if any(len(f.dims) > 1 for p in parts for f in p.touching([dim])):
+    over = {f.dims for p in parts for f in p.touching([dim])}
+    if len(over) == 1 and len(next(iter(over))) > 1:
         return _cat_joint(visitor, parts, dim, shape)
+    # Where only some parts move jointly with other dimensions, all move on their own from here on.
+    parts = [_alone(visitor, p, dim) for p in parts]
     rest = [Layout(_with(p.shape, dim, 1), tuple(f for f in p.fields if dim not in f.dims)) for p in parts]
     across = combine(demands, rest, _with(shape, dim, 1))
     own = [p.touching([dim]) for p in parts]

@@ -184,6 +184,19 @@ class PixelShuffle(Net):
         return self.c(F.pixel_shuffle(self.a(x), 2).relu())
 
 
+@case((2, 3, 4, 4), 4, 6)
+class PixelShuffleConcat(Net):
+    """What comes out of the shuffle is concatenated with plain channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n, self.b, self.c = nn.Conv2d(3, 16, 1), nn.PReLU(4), nn.Conv2d(4, 6, 1), nn.Conv2d(10, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.n(F.pixel_shuffle(self.a(x), 2))
+        return self.c(torch.cat([self.b(x).tanh(), x], 1))
+
+
 @case((2, 3, 4, 4), 5, 6)
 class PixelUnshuffle(Net):
     def __init__(self) -> None:
