@@ -226,6 +226,8 @@ def _match_once(
             axes[position] |= described
             for one in paired:
                 vectors[position][families.names[one.family, one.b]] = one.partners
+        # The next pass needs the memory that these correlations hold.
+        del found, together, scores
     matches: list[Match] = []
     for position in range(len(pairs)):
         ordered = tuple(axes[position][axis.name] for axis in spec.axes if axis.name in axes[position])

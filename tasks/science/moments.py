@@ -43,6 +43,9 @@ cannot tell it from a constant."""
 
 PUBLISHED_EPSILON = 1e-4
 
+CORRELATION_ROWS = 512
+"""Rows of a product that are worked on at a time, where a temporary copy of all of them would count."""
+
 
 @dataclass(frozen=True)
 class ObservedFamily:
@@ -315,7 +318,11 @@ def _one_pass(
                 for rows_a, rows_b in zip(left.split(ROWS), right.split(ROWS), strict=True):
                     for channel in range(family.n_each):
                         product = rows_a[:, :, channel].T @ rows_b[:, :, channel]
-                        total[channel] += product if share == 1 else product.double() / share
+                        # A few rows at a time: in one piece, torch would make a float64 copy of the whole product.
+                        for first in range(0, family.n_units, CORRELATION_ROWS):
+                            block = slice(first, first + CORRELATION_ROWS)
+                            added = product[block]
+                            total[channel, block] += added if share == 1 else added.double() / share
             del shifted
         if published_batch:
             for of_one in sums.values():
@@ -338,19 +345,23 @@ def _correlate(
     dead_a = _dead(mean_a, sd_a, sums[0])
     dead_b = _dead(mean_b, sd_b, sums[1])
     n = n_batches or sums[0].n_rows
-    correlation = torch.zeros(0)
     for channel in range(family.n_each):
-        covariance = product[channel].div_(n).sub_(torch.outer(mean_a[:, channel], mean_b[:, channel]))
-        off_a, off_b = dead_a[:, channel], dead_b[:, channel]
-        if n_batches:
-            covariance /= torch.outer(sd_a[:, channel], sd_b[:, channel]).add_(PUBLISHED_EPSILON)
-        else:
-            # Dividing a dead unit's row by 1 leaves it finite; it is then set to 0.
-            covariance /= torch.where(off_a, 1.0, sd_a[:, channel])[:, None]
-            covariance /= torch.where(off_b, 1.0, sd_b[:, channel])[None, :]
-        covariance[off_a, :] = 0
-        covariance[:, off_b] = 0
-        correlation = covariance if channel == 0 else correlation.add_(covariance)
+        # A few rows at a time: an outer product of a wide axis takes as much memory as its correlations.
+        for rows in torch.arange(family.n_units).split(CORRELATION_ROWS):
+            block = product[channel, rows[0] : rows[-1] + 1]
+            off_a, off_b = dead_a[rows, channel], dead_b[:, channel]
+            block.div_(n).sub_(torch.outer(mean_a[rows, channel], mean_b[:, channel]))
+            if n_batches:
+                block /= torch.outer(sd_a[rows, channel], sd_b[:, channel]).add_(PUBLISHED_EPSILON)
+            else:
+                # Dividing a dead unit's row by 1 leaves it finite; it is then set to 0.
+                block /= torch.where(off_a, 1.0, sd_a[rows, channel])[:, None]
+                block /= torch.where(off_b, 1.0, sd_b[:, channel])[None, :]
+            block[off_a, :] = 0
+            block[:, off_b] = 0
+        if channel:
+            product[0] += product[channel]
+    correlation = product[0]
     if family.n_each > 1:
         correlation = correlation.div_(family.n_each)
     return UnitCorrelations(family, pair, correlation.numpy(), dead_a.all(1).numpy(), dead_b.all(1).numpy())

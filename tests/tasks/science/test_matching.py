@@ -433,7 +433,9 @@ def assert_recovered(network: nn.Module, spec: PermutationSpec, state: State, im
 @pytest.mark.parametrize("cell", PAPER, ids=lambda cell: f"{cell.architecture}-{cell.normalization}")
 def test_a_permuted_copy_is_recovered_exactly(cell: Cell, matcher: str):
     network, spec = build_network(cell), cell_permutation_spec(cell)
-    assert_recovered(network, spec, randomise(network), draw_images(100 if "act" in matcher else 16), matcher)
+    # Of an MLP's units some fire for one image in a hundred: two such cannot be told apart by fewer.
+    n_images = 1000 if cell.architecture == "mlp" else 100
+    assert_recovered(network, spec, randomise(network), draw_images(n_images), matcher)
 
 
 @pytest.mark.parametrize("cell", PAPER, ids=lambda cell: f"{cell.architecture}-{cell.normalization}")

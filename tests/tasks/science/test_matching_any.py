@@ -43,7 +43,10 @@ def randomise(network: nn.Module) -> State:
     }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+SLOW = ["Attention", "EncoderLayer", "LearnedQueries"]  # traced for every size of batch that they see
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NETWORKS])
 def test_a_permuted_copy_of_any_network_is_recovered(name: str):
     build, shape, _ = CASES[name]
     torch.manual_seed(0)
