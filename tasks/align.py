@@ -12,37 +12,39 @@ from infra.storage import Store
 from tasks.artifacts import has_match, load_weights, save_match
 from tasks.datasets import load_dataset
 from tasks.science.augmentation import statistics_images
-from tasks.science.matching import FUNCTION_TOLERANCE, function_error, match_activations
-from tasks.science.networks import build_mlp
+from tasks.science.matching import FUNCTION_TOLERANCE, function_error, match
+from tasks.science.networks import build_network
+from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.specs import Merge
 
 
 @task(**TASK_OPTIONS)
 def align(merges: Sequence[Merge], store_url: str, data_dir: Path) -> list[str]:
-    """Aligns those pairs of one cell that the store lacks, all in one pass; a sentence for each that must stop."""
+    """Aligns those pairs of one cell that the store lacks, those of a matcher in one pass; a sentence for each that
+    must stop."""
     store = Store(store_url)
     merges = [merge for merge in merges if not has_match(store, merge)]
     if not merges:
         return []
     cell = merges[0].cell
-    network = build_mlp(cell)
-    spec = network.permutation_spec()
+    network, spec = build_network(cell), cell_permutation_spec(cell)
     images = statistics_images(load_dataset(cell.data.name, data_dir), cell.recipe)
     states = load_weights(store, [member for merge in merges for member in (merge.a, merge.b)])
     members = list(states)
-    pairs = [(members.index(merge.a), members.index(merge.b)) for merge in merges]
     stopped: list[str] = []
-    for merge, match in zip(
-        merges, match_activations(network, spec, list(states.values()), pairs, images), strict=True
-    ):
-        b = states[merge.b]
-        error = function_error(network, b, spec.apply(b, match.permutation), images)
-        exact = error <= FUNCTION_TOLERANCE
-        save_match(store, merge, match, error, exact)
-        if not exact:
-            stopped.append(
-                f"{cell.label}, seeds {merge.a.seed} and {merge.b.seed}: the permutation changes B's function "
-                f"(error {error:.2g}, at most {FUNCTION_TOLERANCE:g}); the pair stops here"
-            )
+    for matcher in dict.fromkeys(merge.matcher for merge in merges):
+        wanted = [merge for merge in merges if merge.matcher == matcher]
+        pairs = [(members.index(merge.a), members.index(merge.b)) for merge in wanted]
+        found = match(network, spec, list(states.values()), pairs, matcher, images)
+        for merge, matched in zip(wanted, found, strict=True):
+            b = states[merge.b]
+            error = function_error(network, b, spec.apply(b, matched.permutation), images)
+            exact = error <= FUNCTION_TOLERANCE
+            save_match(store, merge, matched, error, exact)
+            if not exact:
+                stopped.append(
+                    f"{cell.label}, seeds {merge.a.seed} and {merge.b.seed}: the permutation changes B's function "
+                    f"(error {error:.2g}, at most {FUNCTION_TOLERANCE:g}); the pair stops here"
+                )
     run_logger().info("%s: %d pairs aligned, %d stopped", cell.label, len(merges), len(stopped))
     return stopped

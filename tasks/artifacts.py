@@ -81,7 +81,7 @@ def save_match(store: Store, merge: Merge, match: Match, function_error: float, 
     rows = [{"merge_id": merge.id, **dataclasses.asdict(axis)} for axis in match.axes]
     row = {
         "merge_id": merge.id,
-        "matcher_options": "{}",
+        "matcher_options": merge.choice.options_json,
         "objective": match.objective,
         "function_error": function_error,
         "match_seconds": match.seconds,
@@ -89,13 +89,16 @@ def save_match(store: Store, merge: Merge, match: Match, function_error: float, 
     save_rows(store, AXIS_ROWS, merge.id, rows)
     save_rows(store, MERGE_ROWS, merge.id, [row])
     if exact:
-        header = {
+        header: dict[str, Any] = {
             "kind": "permutation",
             "pair": [dataclasses.asdict(merge.a), dataclasses.asdict(merge.b)],
             "matcher": merge.matcher,
             "objective": match.objective,
         }
-        store.create(permutation_key(merge.id), pack(dict(match.permutation.indices), header))
+        if match.restarts:
+            header["restarts"] = list(match.restarts)
+        vectors = {axis: torch.from_numpy(vector) for axis, vector in match.permutation.items()}
+        store.create(permutation_key(merge.id), pack(vectors, header))
 
 
 def has_match(store: Store, merge: Merge) -> bool:
@@ -111,8 +114,8 @@ def has_match_rows(store: Store, merge: Merge) -> bool:
 
 
 def load_permutation(store: Store, merge: Merge) -> Permutation:
-    indices, _ = read_checkpoint(store, permutation_key(merge.id))
-    return Permutation(indices)
+    vectors, _ = read_checkpoint(store, permutation_key(merge.id))
+    return Permutation({axis: vector.numpy() for axis, vector in vectors.items()})
 
 
 def has_path(store: Store, path: Path) -> bool:

@@ -15,8 +15,7 @@ from tasks.science.augmentation import statistics_images
 from tasks.science.correction_table import CORRECTIONS
 from tasks.science.curves import Point, Side, measure_side
 from tasks.science.networks import build_network
-from tasks.science.networks.mlp import MLP
-from tasks.science.preactivations import PermutesStates
+from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.specs import Merge, Path
 
 
@@ -27,6 +26,7 @@ class PairBench:
         self.store = store
         cell = paths[0].merge.cell
         self.network = build_network(cell)
+        self.spec = cell_permutation_spec(cell)
         self.dataset = load_dataset(cell.data.name, data_dir)
         self.statistics = statistics_images(self.dataset, cell.recipe)
         weights = load_weights(store, [member for path in paths for member in (path.merge.a, path.merge.b)])
@@ -40,14 +40,8 @@ class PairBench:
         """A, and B permuted into alignment with it (as it is, where the merge has no matcher)."""
         b = self.endpoints[merge.b]
         if merge.matcher != "none":
-            b = b.permuted(self.permutation_spec(), load_permutation(self.store, merge))
+            b = b.permuted(self.spec, load_permutation(self.store, merge))
         return self.endpoints[merge.a], b
-
-    def permutation_spec(self) -> PermutesStates:
-        """ValueError for a network whose units nobody has said how to permute."""
-        if not isinstance(self.network, MLP):
-            raise ValueError(f"a {type(self.network).__name__} cannot be aligned yet: use matcher none")
-        return self.network.permutation_spec()
 
 
 def save_points(store: Store, path: Path, points: Sequence[Point]) -> None:

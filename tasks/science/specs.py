@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from tasks.science.correction_table import check_correction
+from tasks.science.matchers import MatcherChoice, parse_matcher
 
 State = dict[str, torch.Tensor]
 """A network's parameters and buffers by name, as `nn.Module.state_dict` names them."""
@@ -30,7 +31,6 @@ SCHEMA_VERSION = 1
 REVISIONS: Mapping[str, int] = {"train": 1, "match": 1, "correct": 1, "evaluate": 1}
 """Raised, with a CHANGELOG line, when the numbers of that verb change: then all that it made is made anew."""
 
-MATCHERS = ("none", "activation")
 
 _LABEL = {"label": True}
 
@@ -231,8 +231,13 @@ class Merge:
     matcher: str
 
     def __post_init__(self) -> None:
-        if self.matcher not in MATCHERS:
-            raise ValueError(f"there is no matcher {self.matcher!r}; known: {', '.join(MATCHERS)}")
+        # One text for one choice: an option at its default is left out.
+        object.__setattr__(self, "matcher", parse_matcher(self.matcher).text)
+
+    @property
+    def choice(self) -> MatcherChoice:
+        """The matcher and all of its options."""
+        return parse_matcher(self.matcher)
 
     @property
     def id(self) -> str:
@@ -245,7 +250,9 @@ class Merge:
         }
         if self.matcher == "none":
             return spec_id((), spec)
-        return spec_id(("match",), spec | {"statistics": statistics_set(self.cell)})
+        if self.choice.needs_data:
+            spec["statistics"] = statistics_set(self.cell)
+        return spec_id(("match",), spec)
 
 
 @dataclass(frozen=True)
@@ -287,6 +294,7 @@ class Request:
     def __post_init__(self) -> None:
         for name in ("cells", "seeds", "matchers", "corrections"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "matchers", tuple(parse_matcher(matcher).text for matcher in self.matchers))
         safe_name(self.study)
         if len(self.seeds) < 2:
             raise ValueError(

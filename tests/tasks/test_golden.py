@@ -16,8 +16,9 @@ from tasks.science.correction import goal_moments, preactivation_moments, repair
 from tasks.science.evaluation import evaluate
 from tasks.science.examples import Dataset
 from tasks.science.interpolation import interpolate
-from tasks.science.matching import match_activations
+from tasks.science.matching import match
 from tasks.science.networks import build_network
+from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.specs import REVISIONS, Cell
 from tasks.science.training import train_group
 
@@ -56,9 +57,9 @@ def numbers(blobs: Dataset, cell: Cell) -> dict[str, list[float]]:
     cell = dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, translate=1, flip=True, weight_decay=1e-3))
     a, b = (trained.state for trained in train_group(cell, [0, 1], blobs, dtype=torch.float64))
     network = build_network(cell)
-    spec = network.permutation_spec()
-    (match,) = match_activations(network, spec, [a, b], [(0, 1)], data.train.images)
-    aligned = spec.apply(b, match.permutation)
+    spec = cell_permutation_spec(cell)
+    (matched,) = match(network, spec, [a, b], [(0, 1)], "activation", data.train.images)
+    aligned = spec.apply(b, matched.permutation)
     goal = goal_moments(
         preactivation_moments(network, a, data.train.images),
         preactivation_moments(network, aligned, data.train.images),
@@ -68,7 +69,7 @@ def numbers(blobs: Dataset, cell: Cell) -> dict[str, list[float]]:
     seen = evaluate(network, fixed, data.test)
     return {
         "train": [float(tensor.square().sum()) for tensor in a.values()],
-        "match": [match.objective, *(axis.matched_correlation for axis in match.axes)],
+        "match": [matched.objective, *(axis.matched_correlation for axis in matched.axes)],
         "correct": [float(tensor.square().sum()) for tensor in fixed.values()],
         "evaluate": [seen.loss, seen.accuracy],
     }

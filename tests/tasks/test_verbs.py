@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from infra.checkpoints import pack, read_checkpoint, read_header
 from infra.paths import endpoint_key, permutation_key, row_key
 from infra.storage import DamagedError, Store
 from tasks.align import align
-from tasks.artifacts import has_match, has_path
+from tasks.artifacts import as_member, has_match, has_path, load_permutation, read_endpoint
 from tasks.gather import gather
 from tasks.interpolate import interpolate
 from tasks.repair import repair
 from tasks.science.correction_table import CORRECTIONS
+from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.permutation import PermutationSpec
 from tasks.science.specs import Cell, Endpoint
 from tasks.train import train
@@ -206,3 +208,32 @@ def test_every_correction_of_a_residual_network_is_stored_by_one_task(store: Sto
         (Path(store.url) / row_key(table, alone.id)).unlink()
     repair.fn([alone], store.url, Path())
     assert store.read(row_key("layers", alone.id)) == kept
+
+
+@pytest.mark.parametrize(
+    ("architecture", "normalization", "depth"),
+    [("resnet20", "batch", 20), ("resnet20", "layer", 20), ("mlp", "batch", 3)],
+)
+def test_every_architecture_is_aligned(store: Store, cell: Cell, architecture: str, normalization: str, depth: int):
+    width = 1 if architecture == "resnet20" else 12
+    recipe = dataclasses.replace(cell.recipe, epochs=1)
+    changed = dataclasses.replace(
+        cell, architecture=architecture, normalization=normalization, width=width, depth=depth, recipe=recipe
+    )
+    request = dataclasses.replace(
+        make_request(changed, n_seeds=2), matchers=("none", "activation", "activation-published/batch=100", "weight")
+    )
+    train_all(store, request)
+    # Whether one epoch is enough to count as trained does not matter here.
+    members = [as_member(e, record) for e in request.endpoints(changed) if (record := read_endpoint(store, e))]
+    merges = [merge for merge in request.merges(changed, members) if merge.matcher != "none"]
+    assert align.fn(merges, store.url, Path()) == []
+    for merge in merges:
+        assert has_match(store, merge)
+        row = pd.read_parquet(f"{store.url}/{row_key('merges', merge.id)}").iloc[0]
+        assert row["function_error"] < 1e-12
+        assert json.loads(row["matcher_options"]) == merge.choice.options
+        permutation = load_permutation(store, merge)
+        assert permutation.keys() == cell_permutation_spec(changed).identity().keys()
+        if merge.matcher == "weight":
+            assert len(read_header(store, permutation_key(merge.id))["restarts"]) == 3

@@ -80,8 +80,8 @@ def build_mlp(cell: Cell) -> MLP:
     network = build_network(cell)
     if not isinstance(network, MLP) or network.normalization != "none":
         raise ValueError(
-            f"{cell.architecture} with normalization {cell.normalization} can be trained, but not aligned or corrected "
-            "yet: that needs an mlp with normalization none or batch-fused"
+            f"{cell.architecture} with normalization {cell.normalization} can be trained and aligned, but not "
+            "corrected yet: that needs an mlp with normalization none or batch-fused"
         )
     return network
 

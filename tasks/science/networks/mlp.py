@@ -7,7 +7,6 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from tasks.science.networks.initialization import Initialization
-from tasks.science.permutation import Axis, PermutationSpec, Slot
 
 
 class MLP(nn.Module):
@@ -40,29 +39,6 @@ class MLP(nn.Module):
     def layer_axes(self) -> dict[str, str]:
         """For each of `hidden_linears` the axis that its units lie on."""
         return {f"hidden.{i}.linear": f"hidden.{i}" for i in range(self.depth)}
-
-    def permutation_spec(self) -> PermutationSpec:
-        """One axis per hidden layer: the rows of its Linear, its BatchNorm, and the columns of the next Linear; read
-        after the ReLU."""
-        per_unit = ["linear.bias"]
-        if self.normalization == "batch":
-            per_unit = ["norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"]
-        consumers = [*self.hidden_linears[1:], "output"]
-        return PermutationSpec(
-            tuple(
-                Axis(
-                    name=f"hidden.{i}",
-                    size=self.width,
-                    slots=(
-                        Slot(f"hidden.{i}.linear.weight", 0),
-                        *(Slot(f"hidden.{i}.{tensor}", 0) for tensor in per_unit),
-                        Slot(f"{consumer}.weight", 1),
-                    ),
-                    read=f"hidden.{i}.relu",
-                )
-                for i, consumer in enumerate(consumers)
-            )
-        )
 
 
 def _layer(n_in: int, n_out: int, normalization: str) -> nn.Sequential:

@@ -15,6 +15,7 @@ from tasks.science.curves import evaluate_splits, measure_path, measure_side
 from tasks.science.examples import Dataset
 from tasks.science.interpolation import interpolate
 from tasks.science.networks import build_network
+from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.specs import Cell
 from tasks.science.training import train_group
 
@@ -119,9 +120,9 @@ def test_a_unit_without_spread_is_shifted_but_not_rescaled(network, sides, blobs
     assert report_layers(achieved, goal, still.moments, b.moments)[1].n_dead == 1
 
 
-def test_a_permuted_endpoint_has_its_moments_in_permuted_order(network, sides, blobs: Dataset):
+def test_a_permuted_endpoint_has_its_moments_in_permuted_order(network, cell: Cell, sides, blobs: Dataset):
     _, b = sides
-    spec = network.permutation_spec()
+    spec = cell_permutation_spec(cell)
     permutation = spec.random(torch.Generator().manual_seed(0))
     measured = preactivation_moments(network, spec.apply(b.state, permutation), blobs.train.images)
     reordered = reorder_layers(b.moments, unit_orders(spec, permutation, b.moments, b.state))

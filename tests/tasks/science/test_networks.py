@@ -14,6 +14,7 @@ from tasks.science.networks import ARCHITECTURES, build_mlp, build_network, buil
 from tasks.science.networks.folding import fold_batch_norm
 from tasks.science.networks.mlp import MLP
 from tasks.science.networks.normalization import LayerNorm2d
+from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.specs import Cell, DataSpec, Recipe, State, stream, weights_digest
 
 RECIPE = Recipe("plain", batch_size=8, epochs=1, learning_rate=0.1, warmup=0.1)
@@ -328,7 +329,7 @@ def test_folding_refuses_what_has_no_batch_norm() -> None:
 def test_permuting_an_mlp_with_batch_norm_leaves_its_logits() -> None:
     network = MLP(12, 9, 3, 4, "batch").eval()
     state = randomised(network)
-    spec = network.permutation_spec()
+    spec = cell_permutation_spec(cell("mlp", "batch", (3, 2, 2), width=9, depth=3, n_classes=4))
     permuted = spec.apply(state, spec.random(torch.Generator().manual_seed(0)))
     seen = images(20, (3, 2, 2), torch.float64)
     expected = functional_call(network, state, (seen,))
@@ -370,7 +371,7 @@ def test_a_cell_that_no_network_fits_is_refused_with_what_would(asked: Cell, mes
 def test_what_handles_plain_mlps_alone_refuses_the_rest() -> None:
     assert isinstance(build_mlp(cell("mlp", "batch-fused")), MLP)
     for architecture, normalization in (("mlp", "batch"), ("resnet20", "layer")):
-        with pytest.raises(ValueError, match="can be trained, but not aligned or corrected yet"):
+        with pytest.raises(ValueError, match="can be trained and aligned, but not corrected yet"):
             build_mlp(cell(architecture, normalization))
 
 

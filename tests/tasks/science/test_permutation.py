@@ -1,88 +1,144 @@
+"""Permutations form a group that acts on state dicts."""
+
 from __future__ import annotations
 
-import dataclasses
-
+import numpy as np
 import pytest
 import torch
-from torch.func import functional_call
+from torch import Tensor
 
-from tasks.science.networks import build_network, initial_state
-from tasks.science.permutation import Permutation
-from tasks.science.specs import Cell, stream
+from tasks.science.permutation import Axis, Permutation, PermutationSpec, Slot
+from tasks.science.tracing import trace_permutation_spec
+from tests.tasks.science.handwritten import CASES
 
+pytestmark = pytest.mark.filterwarnings("ignore")
 
-@pytest.fixture
-def network(cell: Cell):
-    return build_network(dataclasses.replace(cell, width=12, depth=4))
-
-
-@pytest.fixture
-def state(network):
-    drawn = initial_state(network, stream("test"))
-    # Biases are zero at initialisation: a forgotten one would not show.
-    return {name: (tensor + 0.1 * torch.randn_like(tensor)).double() for name, tensor in drawn.items()}
+NESTED = ["Attention", "GroupedConv", "GroupedQueries", "GroupNormed", "HandMadeAttention", "DepthwiseMultiplier"]
 
 
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(1)
+@pytest.fixture(scope="module", params=["Dense", "Flattened", "TiedWeights", "OuterOfTwo", *NESTED])
+def traced(request: pytest.FixtureRequest) -> tuple[PermutationSpec, dict[str, Tensor]]:
+    build, shape, _ = CASES[request.param]
+    network = build()
+    return trace_permutation_spec(network, (torch.randn(*shape),), check=False), network.state_dict()
 
 
-def test_a_permuted_network_computes_the_same_function(network, state, generator):
-    spec = network.permutation_spec()
-    images = torch.randn(50, 1, 6, 6, dtype=torch.float64, generator=generator)
-    logits = functional_call(network, state, (images,))
-    permuted = spec.apply(state, spec.random(generator))
-    assert not torch.equal(permuted["hidden.0.linear.weight"], state["hidden.0.linear.weight"])
-    assert torch.allclose(functional_call(network, permuted, (images,)), logits, rtol=1e-12, atol=1e-12)
+def draw(spec: PermutationSpec, number: int) -> Permutation:
+    return spec.random(torch.Generator().manual_seed(number))
 
 
-def test_every_hidden_axis_moves_and_no_input_or_class_does(network):
-    moved = {(slot.tensor, slot.dim) for axis in network.permutation_spec().axes for slot in axis.slots}
-    hidden = {(f"hidden.{i}.linear.{name}", 0) for i in range(4) for name in ("weight", "bias")}
-    assert moved == hidden | {(f"hidden.{i}.linear.weight", 1) for i in (1, 2, 3)} | {("output.weight", 1)}
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_position_i_takes_unit_perm_i(network, state):
-    spec = network.permutation_spec()
-    permutation = spec.identity()
-    indices = torch.tensor([2, 0, 1, *range(3, 12)])
-    permutation = Permutation({**permutation.indices, "hidden.1": indices})
-    permuted = spec.apply(state, permutation)
-    assert torch.equal(permuted["hidden.1.linear.weight"][0], state["hidden.1.linear.weight"][2])
-    assert torch.equal(permuted["hidden.2.linear.weight"][:, 1], state["hidden.2.linear.weight"][:, 0])
+def test_identity_changes_nothing(traced: tuple[PermutationSpec, dict[str, Tensor]]) -> None:
+    spec, state = traced
+    assert equal(spec.apply(state, spec.identity()), dict(state))
 
 
-def test_the_inverse_undoes_and_compose_does_one_after_the_other(network, state, generator):
-    spec = network.permutation_spec()
-    first, then = spec.random(generator), spec.random(generator)
-    there_and_back = spec.apply(spec.apply(state, first), spec.inverse(first))
-    one_by_one = spec.apply(spec.apply(state, first), then)
-    at_once = spec.apply(state, spec.compose(first, then))
-    for name in state:
-        assert torch.equal(there_and_back[name], state[name])
-        assert torch.equal(one_by_one[name], at_once[name])
-    assert all(torch.equal(spec.apply(state, spec.identity())[name], state[name]) for name in state)
+def test_inverse_undoes_from_either_side(traced: tuple[PermutationSpec, dict[str, Tensor]]) -> None:
+    spec, state = traced
+    p = draw(spec, 1)
+    q = spec.inverse(p)
+    assert not equal(spec.apply(state, p), dict(state))
+    assert equal(spec.apply(spec.apply(state, p), q), dict(state))
+    assert equal(spec.apply(spec.apply(state, q), p), dict(state))
+    assert spec.compose(p, q) == spec.identity() == spec.compose(q, p)
 
 
-def test_apply_leaves_what_it_was_given_and_keeps_every_key(network, state, generator):
-    spec = network.permutation_spec()
-    before = {name: tensor.clone() for name, tensor in state.items()}
-    state["extra"] = torch.ones(3)
-    permuted = spec.apply(state, spec.random(generator))
-    assert permuted.keys() == state.keys()
-    assert all(torch.equal(state[name], before[name]) for name in before)
+def test_composition_does_one_after_the_other(traced: tuple[PermutationSpec, dict[str, Tensor]]) -> None:
+    spec, state = traced
+    p, q, r = draw(spec, 1), draw(spec, 2), draw(spec, 3)
+    assert equal(spec.apply(spec.apply(state, p), q), spec.apply(state, spec.compose(p, q)))
+    assert spec.compose(spec.compose(p, q), r) == spec.compose(p, spec.compose(q, r))
 
 
-def test_weights_or_vectors_that_do_not_fit_are_refused(network, state):
-    spec = network.permutation_spec()
-    short = {name: tensor for name, tensor in state.items() if name != "hidden.2.linear.bias"}
-    with pytest.raises(ValueError, match=r"no tensor 'hidden\.2\.linear\.bias', which axis hidden\.2 moves"):
-        spec.apply(short, spec.identity())
-    with pytest.raises(ValueError, match=r"has shape \(12, 11\); axis hidden\.0 needs 12 units along dimension 1"):
-        spec.apply({**state, "hidden.1.linear.weight": torch.ones(12, 11)}, spec.identity())
-    twice = Permutation({**spec.identity().indices, "hidden.0": torch.zeros(12, dtype=torch.int64)})
-    with pytest.raises(ValueError, match=r"hidden\.0: not a permutation of 0\.\.11"):
-        spec.apply(state, twice)
-    with pytest.raises(ValueError, match=r"missing or unknown: hidden\.3"):
-        spec.inverse(Permutation({k: v for k, v in spec.identity().indices.items() if k != "hidden.3"}))
+def test_json_gives_an_equal_spec_back(traced: tuple[PermutationSpec, dict[str, Tensor]]) -> None:
+    spec, state = traced
+    again = PermutationSpec.from_json(spec.to_json())
+    assert again == spec
+    assert equal(again.apply(state, draw(spec, 1)), spec.apply(state, draw(spec, 1)))
+    assert repr(again) == repr(spec)
+
+
+def test_apply_is_pure_and_keeps_every_key(traced: tuple[PermutationSpec, dict[str, Tensor]]) -> None:
+    spec, state = traced
+    before = {k: v.clone() for k, v in state.items()}
+    extra = {**state, "extra": torch.ones(3)}
+    out = spec.apply(extra, draw(spec, 1))
+    assert list(out) == list(extra)
+    assert out["extra"] is extra["extra"]
+    assert equal(before, dict(state))
+
+
+def mlp() -> PermutationSpec:
+    """4 -> 3 -> 2 by hand."""
+    positions = np.arange(3)[:, None]
+    slots = (Slot("a.weight", 0, positions), Slot("b.weight", 1, positions))
+    return PermutationSpec((Axis("a", 3, slots, (), "a"),), shapes={"a.weight": (3, 4), "b.weight": (2, 3)})
+
+
+def test_position_i_of_the_permuted_network_takes_unit_perm_i() -> None:
+    spec = mlp()
+    state = {"a.weight": torch.arange(12.0).view(3, 4), "b.weight": torch.arange(6.0).view(2, 3)}
+    out = spec.apply(state, Permutation({"a": np.array([2, 0, 1])}))
+    assert torch.equal(out["a.weight"], state["a.weight"][[2, 0, 1]])
+    assert torch.equal(out["b.weight"], state["b.weight"][:, [2, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("state", "vectors", "message"),
+    [
+        ({"a.weight": torch.ones(3, 4)}, {"a": [0, 1, 2]}, "the state dict lacks 'b.weight'"),
+        ({"a.weight": torch.ones(4, 3)}, {"a": [0, 1, 2]}, r"'a.weight' has shape \(4, 3\), the traced network has"),
+        ({}, {"a": [0, 1, 1]}, r"the vector of axis 'a' is not a permutation of 0\.\.2"),
+        ({}, {"a": [0, 1]}, r"the vector of axis 'a' is not a permutation of 0\.\.2"),
+        ({}, {}, "the permutation lacks 1 axes of the spec, the first is 'a'"),
+        ({}, {"a": [0, 1, 2], "b": [0]}, "the permutation has an axis that the spec lacks: 'b'"),
+    ],
+)
+def test_what_cannot_be_applied_is_refused_with_its_reason(
+    state: dict[str, Tensor], vectors: dict[str, list[int]], message: str
+) -> None:
+    permutation = Permutation({k: np.array(v) for k, v in vectors.items()})
+    with pytest.raises(ValueError, match=message):
+        mlp().apply(state, permutation)
+
+
+def test_tied_entries_stay_one_tensor_and_must_agree() -> None:
+    build, shape, _ = CASES["SharedModule"]
+    network = build()
+    spec = trace_permutation_spec(network, (torch.randn(*shape),), check=False)
+    assert ("b.weight", "same.weight") in spec.tied
+    state = network.state_dict(keep_vars=True)
+    out = spec.apply(state, draw(spec, 0))
+    assert out["b.weight"] is out["same.weight"]
+    copied = {k: v.detach().clone() for k, v in state.items()}
+    assert equal(spec.apply(copied, draw(spec, 0)), {k: v.detach() for k, v in out.items()})
+    copied["same.weight"] += 1
+    with pytest.raises(ValueError, match="are one tensor in the traced network, here they differ"):
+        spec.apply(copied, draw(spec, 0))
+
+
+def test_random_draws_from_the_given_generator_alone() -> None:
+    spec = mlp()
+    assert draw(spec, 3) == draw(spec, 3)
+    state = torch.get_rng_state()
+    draw(spec, 3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_text_that_is_no_spec_is_refused() -> None:
+    with pytest.raises(ValueError, match="this is not the JSON of a permutation spec"):
+        PermutationSpec.from_json("{}")
+    with pytest.raises(ValueError, match="permutation spec of version 7"):
+        PermutationSpec.from_json('{"version":7}')
+
+
+def test_table_names_every_axis_once() -> None:
+    build, shape, _ = CASES["Attention"]
+    spec = trace_permutation_spec(build(), (torch.randn(*shape),), check=False)
+    lines = repr(spec).splitlines()
+    assert lines[0].split() == ["axis", "size", "moves", "read", "at"]
+    assert any(line.startswith("attend.in_proj_weight.heads") for line in lines)
+    assert sum("2 x 6" in line for line in lines) == 2

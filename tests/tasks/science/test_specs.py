@@ -201,3 +201,52 @@ def test_a_name_that_could_leave_its_folder_is_refused(name: str, cell: Cell):
         safe_name(name)
     with pytest.raises(ValueError, match="is no name"):
         make_request(cell, study=name)
+
+
+def test_the_options_of_a_matcher_enter_ids_and_one_choice_has_one_text(cell: Cell):
+    a, b = Member(0, "a", "1"), Member(1, "b", "2")
+
+    def merge(matcher: str) -> Merge:
+        return Merge(cell, a, b, matcher)
+
+    assert merge("activation/reading=post").matcher == "activation"
+    assert merge("activation/reading=post").id == merge("activation").id
+    assert merge("activation-published/solver=lapx,batch=100").matcher == "activation-published/batch=100,solver=lapx"
+    texts = ["none", "activation", "activation/reading=pre", "activation-published", "weight", "weight/restarts=5"]
+    assert len({merge(text).id for text in texts}) == len(texts)
+    assert merge("weight/restarts=5").choice.options == {"restarts": 5, "solver": "scipy"}
+    assert make_request(cell, matchers=("weight/restarts=3",)).matchers == ("weight",)
+
+
+def test_what_needs_no_data_is_not_keyed_by_them(cell: Cell):
+    a, b = Member(0, "a", "1"), Member(1, "b", "2")
+    shifted = dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, translate=2))
+    assert Merge(cell, a, b, "weight").id == Merge(shifted, a, b, "weight").id
+    assert Merge(cell, a, b, "activation").id != Merge(shifted, a, b, "activation").id
+
+
+def test_the_ids_of_merges_do_not_change_from_one_release_to_the_next():
+    data = DataSpec("digits", "f" * 64, 1437, 360, 10, (1, 8, 8))
+    cell = Cell(data, "mlp", "none", 128, 4, Recipe("digits", 128, 60, 0.01, 0.05))
+    a, b = Member(0, "a", "1"), Member(1, "b", "2")
+    assert Merge(cell, a, b, "none").id == "c0ad8d333e199e08b81ea116a722fdd6"
+    assert Merge(cell, a, b, "activation").id == "9338f4d7422fd11339ae7a11dffd920c"
+
+
+@pytest.mark.parametrize(
+    ("matcher", "text"),
+    [
+        ("activation/", "matcher activation: '' sets no option; known: reading, solver"),
+        ("activation/reading", "matcher activation: 'reading' sets no option"),
+        ("activation/restarts=2", "'restarts=2' sets no option; known: reading, solver"),
+        ("activation/reading=middle", "reading must be one of post, pre, got 'middle'"),
+        ("activation/reading=pre,reading=pre", "reading is given twice"),
+        ("weight/restarts=0", "restarts must be a positive whole number, got '0'"),
+        ("weight/restarts=two", "restarts must be a positive whole number, got 'two'"),
+        ("activation-published/batch=1", "a batch of 1 image has no deviation"),
+        ("none/reading=pre", "matcher none: 'reading=pre' sets no option; known: it has none"),
+    ],
+)
+def test_an_option_that_there_is_not_is_refused(cell: Cell, matcher: str, text: str):
+    with pytest.raises(ValueError, match=text):
+        Merge(cell, Member(0, "a", "1"), Member(1, "b", "2"), matcher)

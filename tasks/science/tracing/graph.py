@@ -1,0 +1,199 @@
+"""One forward pass as a list of ATen operations.
+
+`torch.export` (non-strict) is used rather than symbolic tracing with torch.fx: it runs the user's own Python, so
+functional weights, einsum, packed attention and modules called twice all become a few dozen ATen operations without
+side effects; every parameter, buffer and constant enters as an input with its name; and a branch on data is an error
+and not silently one side of it. A handful of composite operations (linear, matmul, attention, smooth activations) are
+kept whole, because they are easier to describe whole than in parts.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import traceback
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+# Operations that are not taken apart; each has its own rule in operations.py.
+KEPT_WHOLE = frozenset(
+    "linear matmul scaled_dot_product_attention silu hardswish hardsigmoid mish softplus elu celu selu relu6 leaky_relu"
+    " prelu dropout feature_dropout alpha_dropout feature_alpha_dropout roll flip im2col adaptive_avg_pool1d"
+    " adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"
+    " upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d"
+    " upsample_bicubic2d upsample_trilinear3d".split()
+)
+
+
+class TraceError(ValueError):
+    """This network cannot be traced; the message names the operation and its place."""
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The operations of one forward pass, in order, and what its inputs are.
+
+    `state`: placeholder -> key of the state dict. `constants`: placeholder -> tensor that no state dict holds.
+    `mutations`: result -> key of the buffer that it overwrites. `results`: every tensor that the network returns.
+    """
+
+    nodes: tuple[Node, ...]
+    state: dict[str, str]
+    constants: dict[str, Tensor]
+    mutations: tuple[tuple[Node, str], ...]
+    results: tuple[Node, ...]
+
+
+def trace_graph(network: nn.Module, example_inputs: tuple[Tensor, ...], training: bool) -> Graph:
+    """The ATen graph of one forward pass in eval or training mode; the network is left as it was.
+
+    Raises TraceError where the forward pass cannot be followed: a branch or a shape that depends on data, an
+    operation that torch.export does not know.
+    """
+    name = type(network).__name__
+    with _unchanged(network), kept_random_state(), torch.no_grad(), _quiet(), _plain_attention():
+        network.train(training)
+        try:
+            exported = torch.export.export(network, example_inputs, strict=False)
+            exported = exported.run_decompositions(dict(_decompositions()))  # pyright: ignore[reportUnknownMemberType]
+        except Exception as error:
+            raise TraceError(f"{name} cannot be traced: {_summary(error)}{_where(error)}") from error
+    signature = exported.graph_signature
+    nodes = tuple(exported.graph.nodes)
+    for node in nodes:
+        _check_node(name, node)
+    persistent = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    state = {k: v for k, v in persistent.items() if v not in signature.non_persistent_buffers}
+    loose = {k: v for k, v in persistent.items() if k not in state} | dict(signature.inputs_to_lifted_tensor_constants)
+    constants = {k: v for k, key in loose.items() if isinstance(v := exported.constants[key], Tensor)}
+    by_name = {node.name: node for node in nodes}
+    mutated = signature.buffers_to_mutate
+    mutations = tuple((by_name[k], v) for k, v in mutated.items() if v not in signature.non_persistent_buffers)
+    results = tuple(by_name[k] for k in signature.user_outputs if isinstance(k, str) and k in by_name)
+    return Graph(nodes, state, constants, mutations, results)
+
+
+@functools.cache
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """How to take operations apart into core ATen, without those that are kept whole; slow to collect."""
+    table = cast(dict[Any, Callable[..., Any]], torch.export.default_decompositions())
+    return {op: table[op] for op in table if _name(op) not in KEPT_WHOLE}
+
+
+def place_of(node: Node) -> str:
+    """Where an operation stands, as a person would say it: "softmax in blocks.0.attn"."""
+    path, _ = module_of(node)
+    return f"{operation_name(node)} in {path}" if path else f"{operation_name(node)} in forward"
+
+
+def module_of(node: Node) -> tuple[str, int]:
+    """Innermost module that runs the operation, and which of its calls this is (0 the first)."""
+    return module_stack(node)[-1] if module_stack(node) else ("", 0)
+
+
+def module_stack(node: Node) -> list[tuple[str, int]]:
+    """Modules around an operation from the outside in, each with the number of the call."""
+    stack: dict[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
+    calls: list[tuple[str, int]] = []
+    for key, (path, _) in stack.items():
+        _, _, call = key.rpartition("@")
+        calls.append((path, int(call) if "@" in key and call.isdigit() else 0))
+    return calls
+
+
+def operation_name(node: Node) -> str:
+    """Short name of an operation: "add" for aten.add.Tensor."""
+    return _name(node.target) if node.op == "call_function" else node.op
+
+
+def _name(operation: Any) -> str:
+    packet = getattr(operation, "overloadpacket", None)
+    return packet.__name__ if packet is not None else getattr(operation, "__name__", str(operation))
+
+
+def _check_node(network: str, node: Node) -> None:
+    values: Any = node.meta.get("val")
+    for value in cast(Sequence[Any], values if isinstance(values, tuple | list) else [values]):
+        if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool) or (
+            isinstance(value, Tensor) and any(isinstance(n, torch.SymInt) for n in value.shape)
+        ):
+            raise TraceError(f"{network} cannot be traced: a size depends on data ({place_of(node)})")
+    if node.op == "get_attr" or isinstance(node.target, torch._ops.HigherOrderOperator):  # pyright: ignore[reportPrivateUsage]
+        raise TraceError(f"{network} cannot be traced: control flow inside the graph ({place_of(node)})")
+
+
+def _summary(error: Exception) -> str:
+    if "data-dependent" in str(error) or "DataDependent" in type(error).__name__:
+        return "its forward pass branches on data or reads a tensor's value"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def _where(error: Exception) -> str:
+    """The last line of the user's own code that the error passed through."""
+    library = str(Path(torch.__file__).parent)
+    here = str(Path(__file__).parent)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((library, here, "<")):
+            return f" ({Path(frame.filename).name}:{frame.lineno}: {frame.line})"
+    return ""
+
+
+@contextmanager
+def _unchanged(network: nn.Module) -> Generator[None]:
+    """Put every attribute of every module back, whatever the forward pass has stored there."""
+    before = [(module, dict(module.__dict__)) for module in network.modules()]
+    inner = [(d, dict(d)) for module, _ in before for d in (module._parameters, module._buffers, module._modules)]  # pyright: ignore[reportPrivateUsage]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+        for holder, content in inner:
+            if list(holder) != list(content) or any(holder.get(k) is not v for k, v in content.items()):
+                holder.clear()
+                holder.update(content)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+@contextmanager
+def kept_random_state() -> Generator[None]:
+    """Leave the CPU's random state as it was; nothing here draws elsewhere."""
+    before = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+@contextmanager
+def _plain_attention() -> Generator[None]:
+    """Without gradients nn.MultiheadAttention would take one opaque operation; keep to its documented parts."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """A refused network is reported by the exception alone, not in the log as well."""
+    names = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export", "torch._subclasses.fake_tensor")
+    loggers = [logging.getLogger(n) for n in names]
+    levels = [log.level for log in loggers]
+    try:
+        for log in loggers:
+            log.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)

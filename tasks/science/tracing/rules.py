@@ -1,0 +1,663 @@
+"""Rules of the operations that move, cut, join or contract dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from torch.fx import Node
+
+from tasks.science.tracing.graph import operation_name
+from tasks.science.tracing.layouts import (
+    Demands,
+    Field,
+    Layout,
+    Nodes,
+    combine,
+    freeze,
+    freeze_all,
+    insert_dim,
+    reduce,
+    reshape,
+    rigid_layout,
+    select_dims,
+)
+from tasks.science.tracing.operations import (
+    Value,
+    Visitor,
+    argument,
+    channel_nodes,
+    contract,
+    dimension,
+    layout_of,
+    light_layout_of,
+    not_covered,
+    result_shape,
+    rule,
+    spatial_from,
+)
+
+# Views: positions change place, values do not.
+
+
+@rule("view", "_unsafe_view", "reshape")
+def _view(visitor: Visitor, node: Node) -> Value:
+    return reshape(visitor.demands, light_layout_of(visitor, node.args[0]), result_shape(node))
+
+
+@rule("permute")
+def _permute(visitor: Visitor, node: Node) -> Value:
+    x = light_layout_of(visitor, node.args[0])
+    return select_dims(x, [d % len(x.shape) for d in cast(Sequence[int], node.args[1])])
+
+
+@rule("transpose")
+def _transpose(visitor: Visitor, node: Node) -> Value:
+    x = light_layout_of(visitor, node.args[0])
+    order = list(range(len(x.shape)))
+    a, b = cast(int, node.args[1]), cast(int, node.args[2])
+    order[a], order[b] = order[b], order[a]
+    return select_dims(x, order)
+
+
+@rule("t")
+def _t(visitor: Visitor, node: Node) -> Value:
+    x = light_layout_of(visitor, node.args[0])
+    return select_dims(x, list(range(len(x.shape)))[::-1])
+
+
+@rule("expand")
+def _expand(visitor: Visitor, node: Node) -> Value:
+    return combine(visitor.demands, [light_layout_of(visitor, node.args[0])], result_shape(node))
+
+
+@rule("unsqueeze")
+def _unsqueeze(visitor: Visitor, node: Node) -> Value:
+    x = light_layout_of(visitor, node.args[0])
+    return insert_dim(x, cast(int, node.args[1]) % (len(x.shape) + 1))
+
+
+@rule("squeeze")
+def _squeeze(visitor: Visitor, node: Node) -> Value:
+    return reshape(visitor.demands, light_layout_of(visitor, node.args[0]), result_shape(node))
+
+
+@rule("repeat")
+def _repeat(visitor: Visitor, node: Node) -> Value:
+    x = layout_of(visitor, node.args[0])
+    times = cast(Sequence[int], node.args[1])
+    x = Layout((*(1,) * (len(times) - len(x.shape)), *x.shape), _shift(x, len(times) - len(x.shape)))
+    wide = reshape(visitor.demands, x, [n for size in x.shape for n in (1, size)])
+    copies = [n for pair in zip(times, x.shape, strict=True) for n in pair]
+    return reshape(visitor.demands, combine(visitor.demands, [wide], copies), result_shape(node))
+
+
+def _shift(x: Layout, by: int) -> tuple[Field, ...]:
+    return tuple(Field(tuple(d + by for d in f.dims), f.nodes) for f in x.fields)
+
+
+@rule("full_like", "zeros_like", "ones_like", "new_full", "new_zeros", "new_ones")
+def _filled(visitor: Visitor, node: Node) -> Value:
+    if any(isinstance(a, Node) for a in node.args[1:]):
+        raise not_covered()
+    return Layout(result_shape(node), ())
+
+
+@rule("copy")
+def _copy(visitor: Visitor, node: Node) -> Value:
+    return combine(visitor.demands, [light_layout_of(visitor, node.args[1])], result_shape(node))
+
+
+# Selections: which nodes arrive where.
+
+
+def _pick(demands: Demands, x: Layout, dim: int, index: Nodes) -> Layout:
+    """The tensor at positions `index` of one dimension, in that order, repeats allowed."""
+    shape = (*x.shape[:dim], len(index), *x.shape[dim + 1 :])
+    out: list[Field] = []
+    for f in x.fields:
+        if dim not in f.dims:
+            out.append(f)
+        elif len(index) == 1:
+            # One position is left: it can no longer move. The place of size 1 says so.
+            rest = tuple(d for d in f.dims if d != dim)
+            if f.nodes is None:
+                continue
+            nodes = np.asarray(f.nodes.take(int(index[0]), axis=f.dims.index(dim)), np.int64)
+            demands.place(nodes)
+            if rest:
+                out.append(Field(rest, nodes))
+        elif f.nodes is None:
+            out.append(f)
+        else:
+            axis = f.dims.index(dim)
+            nodes = f.nodes.take(index, axis=axis)
+            if len(np.unique(index)) < len(index):
+                nodes = _told_apart(demands, nodes, axis, index)
+            out.append(Field(f.dims, nodes))
+    return Layout(shape, tuple(out))
+
+
+def _told_apart(demands: Demands, nodes: Nodes, axis: int, index: Nodes) -> Nodes:
+    """Fresh nodes for positions that repeat a unit: which unit, and which of its copies."""
+    copy = np.array([np.count_nonzero(index[:i] == v) for i, v in enumerate(index)], np.int64)
+    fresh = demands.fresh(nodes.shape)
+    demands.map(fresh, nodes)
+    shape = [1] * nodes.ndim
+    shape[axis] = len(index)
+    demands.map(fresh, demands.tags(int(copy.max()) + 1)[copy].reshape(shape))
+    return fresh
+
+
+@rule("select")
+def _select(visitor: Visitor, node: Node) -> Value:
+    x = layout_of(visitor, node.args[0])
+    dim = cast(int, node.args[1]) % len(x.shape)
+    index = np.array([cast(int, node.args[2]) % x.shape[dim]])
+    picked = _pick(visitor.demands, x, dim, index)
+    return select_dims(picked, [d for d in range(len(x.shape)) if d != dim])
+
+
+@rule("slice")
+def _slice(visitor: Visitor, node: Node) -> Value:
+    x = layout_of(visitor, node.args[0])
+    dim = dimension(node, 1, 0, len(x.shape))
+    index = _numbers(x.shape[dim])[_slice_of(node, 2)]
+    return x if len(index) == x.shape[dim] else _pick(visitor.demands, x, dim, index)
+
+
+def _numbers(n: int) -> Nodes:
+    return np.arange(n, dtype=np.int64)
+
+
+def _slice_of(node: Node, position: int) -> slice:
+    return slice(
+        argument(node, position, "start", None),
+        argument(node, position + 1, "end", None),
+        argument(node, position + 2, "step", 1),
+    )
+
+
+@rule("split_with_sizes", "split", "chunk", "unbind")
+def _split(visitor: Visitor, node: Node) -> Value:
+    x = layout_of(visitor, node.args[0])
+    name = operation_name(node)
+    dim = dimension(node, 1 if name == "unbind" else 2, 0, len(x.shape))
+    shapes = [tuple(v.shape) for v in node.meta["val"]]
+    parts: list[Layout] = []
+    start = 0
+    for shape in shapes:
+        stop = start + (1 if name == "unbind" else shape[dim])
+        part = _pick(visitor.demands, x, dim, np.arange(start, stop))
+        if name == "unbind":
+            part = select_dims(part, [d for d in range(len(x.shape)) if d != dim])
+        parts.append(part)
+        start = stop
+    return tuple(parts)
+
+
+@rule("flip")
+def _flip(visitor: Visitor, node: Node) -> Value:
+    x = layout_of(visitor, node.args[0])
+    for d in cast(Sequence[int], node.args[1]):
+        x = _pick(visitor.demands, x, d % len(x.shape), np.arange(x.shape[d])[::-1].copy())
+    return x
+
+
+@rule("roll")
+def _roll(visitor: Visitor, node: Node) -> Value:
+    x = layout_of(visitor, node.args[0])
+    shifts = cast(Sequence[int], argument(node, 1, "shifts", []))
+    dims = cast(Sequence[int], argument(node, 2, "dims", []))
+    if not dims:
+        raise not_covered()
+    for shift, d in zip(shifts, dims, strict=True):
+        x = _pick(visitor.demands, x, d % len(x.shape), np.roll(np.arange(x.shape[d]), shift))
+    return x
+
+
+@rule("index_select")
+def _index_select(visitor: Visitor, node: Node) -> Value:
+    x = layout_of(visitor, node.args[0])
+    return _indexed(visitor, x, cast(int, node.args[1]) % len(x.shape), cast(Node, node.args[2]))
+
+
+@rule("index")
+def _index(visitor: Visitor, node: Node) -> Value:
+    x = layout_of(visitor, node.args[0])
+    indices = cast(Sequence[Any], node.args[1])
+    used = [d for d, i in enumerate(indices) if i is not None]
+    if len(used) != 1:
+        raise not_covered()
+    return _indexed(visitor, x, used[0], indices[used[0]])
+
+
+def _indexed(visitor: Visitor, x: Layout, dim: int, index: Node) -> Layout:
+    """Positions of one dimension named by an index tensor; a constant index moves units to known places."""
+    value = visitor.known.get(index)
+    shape = layout_of(visitor, index).shape
+    if (
+        value is not None
+        and value.dtype.is_floating_point is False
+        and value.ndim == 1
+        and str(value.dtype) != "torch.bool"
+    ):
+        return _pick(visitor.demands, x, dim, value.numpy().astype(np.int64) % x.shape[dim])
+    # The values of the index are fixed numbers: they mean fixed positions.
+    freeze_all(visitor.demands, layout_of(visitor, index), f"is an index of {visitor.demands.here}")
+    if "bool" in str(index.meta["val"].dtype):
+        raise not_covered()
+    frozen = visitor.freeze_dims(x, [dim], "is indexed by position in")
+    kept = [f for f in frozen.fields if dim not in f.dims]
+    grow = len(shape) - 1
+    out = [Field(tuple(d + grow if d > dim else d for d in f.dims), f.nodes) for f in kept]
+    out.extend(Field((dim + i,), None) for i, n in enumerate(shape) if n > 1)
+    return Layout((*x.shape[:dim], *shape, *x.shape[dim + 1 :]), tuple(out))
+
+
+@rule("embedding")
+def _embedding(visitor: Visitor, node: Node) -> Value:
+    table, index = layout_of(visitor, node.args[0]), layout_of(visitor, node.args[1])
+    freeze_all(visitor.demands, index, f"is an index of {visitor.demands.here}")
+    table = visitor.freeze_dims(table, [0], "is indexed by position in")
+    columns = [Field((len(index.shape),), f.nodes) for f in table.fields if 0 not in f.dims]
+    return Layout(result_shape(node), (*rigid_layout(index.shape).fields, *columns))
+
+
+# Joins.
+
+
+@rule("cat")
+def _cat(visitor: Visitor, node: Node) -> Value:
+    demands = visitor.demands
+    parts = [p for a in cast(Sequence[Node], node.args[0]) if (p := layout_of(visitor, a)).shape != (0,)]
+    dim = dimension(node, 1, 0, len(parts[0].shape))
+    shape = result_shape(node)
+    if len(parts) == 1:
+        return parts[0]
+    over = {f.dims for p in parts for f in p.touching([dim])}
+    if len(over) == 1 and len(next(iter(over))) > 1:
+        return _cat_joint(visitor, parts, dim, shape)
+    # Where only some parts move jointly with other dimensions, all move on their own from here on.
+    parts = [_alone(visitor, p, dim) for p in parts]
+    rest = [Layout(_with(p.shape, dim, 1), tuple(f for f in p.fields if dim not in f.dims)) for p in parts]
+    across = combine(demands, rest, _with(shape, dim, 1))
+    own = [p.touching([dim]) for p in parts]
+    if all(f and f[0].nodes is None for f in own) or (len({p.shape[dim] for p in parts}) == 1 == parts[0].shape[dim]):
+        # Parts of size 1 follow each other in a fixed order.
+        return Layout(shape, (*across.fields, Field((dim,), None)))
+    nodes = _distinct(demands, [_part_nodes(demands, p, dim) for p in parts])
+    return Layout(shape, (*across.fields, Field((dim,), np.concatenate(nodes))))
+
+
+def _distinct(demands: Demands, parts: list[Nodes]) -> list[Nodes]:
+    """The parts of a concatenation; where a node arrives in two of them, each part gets nodes of its own."""
+    if len(np.unique(np.concatenate([p.ravel() for p in parts]))) < sum(p.size for p in parts):
+        copies = [demands.fresh(p.shape) for p in parts]
+        for k, (copy, part) in enumerate(zip(copies, parts, strict=True)):
+            demands.map(copy, part)
+            demands.map(copy, demands.tags(k + 1)[k].reshape((1,) * copy.ndim))
+        parts = copies
+    for part in parts:
+        demands.place(part)
+    return parts
+
+
+def _part_nodes(demands: Demands, part: Layout, dim: int) -> Nodes:
+    touched = part.touching([dim])
+    if touched and touched[0].nodes is not None:
+        return touched[0].nodes
+    nodes = demands.fresh((part.shape[dim],))
+    if touched:
+        demands.fix(nodes, f"meets something that does not move in {demands.here}")
+    return nodes
+
+
+def _cat_joint(visitor: Visitor, parts: list[Layout], dim: int, shape: tuple[int, ...]) -> Value:
+    """Parts whose joined dimension moves together with others: all parts must agree on those others."""
+    demands = visitor.demands
+    over = tuple(sorted({d for p in parts for f in p.touching([dim]) for d in f.dims}))
+    others = tuple(d for d in over if d != dim)
+    if any(f.nodes is None or f.dims != over for p in parts for f in p.touching(over)):
+        raise not_covered()
+    rest = [Layout(_with(p.shape, dim, 1), tuple(f for f in p.fields if dim not in f.dims)) for p in parts]
+    across = combine(demands, rest, _with(shape, dim, 1))
+    parents = demands.fresh([shape[d] for d in others])
+    axis = over.index(dim)
+    pieces: list[Nodes] = []
+    for part in parts:
+        touched = part.touching(over)
+        nodes = touched[0].nodes if touched else demands.fresh([part.shape[d] for d in over])
+        assert nodes is not None
+        demands.map(nodes, np.expand_dims(parents, axis))
+        pieces.append(nodes)
+    return Layout(shape, (*across.fields, Field(over, np.concatenate(_distinct(demands, pieces), axis))))
+
+
+def _with(shape: tuple[int, ...], dim: int, size: int) -> tuple[int, ...]:
+    return (*shape[:dim], size, *shape[dim + 1 :])
+
+
+@rule("constant_pad_nd")
+def _pad(visitor: Visitor, node: Node) -> Value:
+    x = layout_of(visitor, node.args[0])
+    pads = cast(Sequence[int], node.args[1])
+    for i in range(0, len(pads), 2):
+        dim, low, high = len(x.shape) - 1 - i // 2, pads[i], pads[i + 1]
+        if low == high == 0:
+            continue
+        size = x.shape[dim] + low + high
+        touched = x.touching([dim])
+        if min(low, high) < 0 or not touched or touched[0].dims != (dim,) or touched[0].nodes is None:
+            x = visitor.freeze_dims(x, [dim], "is padded in")
+            kept = [f for f in x.fields if dim not in f.dims]
+            x = Layout(_with(x.shape, dim, size), (*kept, *([Field((dim,), None)] if size > 1 else [])))
+            continue
+        ends = [visitor.demands.fresh((n,)) for n in (low, high)]
+        # All padding holds one value: those positions may mix among themselves.
+        visitor.demands.place(np.concatenate(ends))
+        nodes = np.concatenate([ends[0], touched[0].nodes, ends[1]])
+        kept = [f for f in x.fields if dim not in f.dims]
+        x = Layout(_with(x.shape, dim, size), (*kept, Field((dim,), nodes)))
+    return x
+
+
+@rule("slice_scatter", "select_scatter")
+def _scatter(visitor: Visitor, node: Node) -> Value:
+    demands = visitor.demands
+    x, source = layout_of(visitor, node.args[0]), layout_of(visitor, node.args[1])
+    dim = dimension(node, 2, 0, len(x.shape))
+    if operation_name(node) == "select_scatter":
+        index = _numbers(x.shape[dim])[[cast(int, node.args[3])]]
+        source = insert_dim(source, dim)
+    else:
+        index = _numbers(x.shape[dim])[_slice_of(node, 3)]
+    if len(index) == x.shape[dim]:
+        return source
+    for part in (x, source):
+        if any(len(f.dims) > 1 for f in part.touching([dim])):
+            raise not_covered()
+    rest = [Layout(_with(p.shape, dim, 1), tuple(f for f in p.fields if dim not in f.dims)) for p in (x, source)]
+    across = combine(demands, rest, _with(x.shape, dim, 1))
+    target = x.touching([dim])
+    own = source.touching([dim])
+    if not any(f.nodes is not None for f in (*target, *own)):
+        return Layout(x.shape, (*across.fields, Field((dim,), None)))
+    nodes, _ = channel_nodes(visitor, x, dim)
+    nodes = nodes.copy()
+    outside = np.setdiff1d(_numbers(x.shape[dim]), index)
+    demands.place(nodes[outside])
+    if own:
+        # A uniform source keeps the nodes of what it overwrites, so that overwritten entries move with their unit.
+        nodes[index], _ = channel_nodes(visitor, source, dim)
+    demands.place(nodes[index])
+    return Layout(x.shape, (*across.fields, Field((dim,), nodes)))
+
+
+# Products.
+
+_LETTERS = "abcdefghijklmnopqrstuvw"
+
+
+@rule("linear")
+def _linear(visitor: Visitor, node: Node) -> Value:
+    x, weight = light_layout_of(visitor, node.args[0]), light_layout_of(visitor, node.args[1])
+    batch = _LETTERS[: len(x.shape) - 1]
+    out = contract(visitor.demands, [(x, batch + "x"), (weight, "yx")], batch + "y")
+    bias = argument(node, 2, "bias", None)
+    return out if bias is None else combine(visitor.demands, [out, light_layout_of(visitor, bias)], out.shape)
+
+
+@rule("matmul", "mm", "bmm", "mv", "dot")
+def _matmul(visitor: Visitor, node: Node) -> Value:
+    return _matmul_layout(visitor, light_layout_of(visitor, node.args[0]), light_layout_of(visitor, node.args[1]))
+
+
+def _matmul_layout(visitor: Visitor, x: Layout, y: Layout) -> Layout:
+    n_batch = max(len(x.shape), len(y.shape), 2) - 2
+    batch = _LETTERS[:n_batch]
+    left = "y" if len(x.shape) == 1 else batch[n_batch - len(x.shape) + 2 :] + "xy"
+    right = "y" if len(y.shape) == 1 else batch[n_batch - len(y.shape) + 2 :] + "yz"
+    out = batch + ("x" if len(x.shape) > 1 else "") + ("z" if len(y.shape) > 1 else "")
+    return contract(visitor.demands, [(x, left), (y, right)], out)
+
+
+@rule("addmm", "baddbmm", "addmv")
+def _addmm(visitor: Visitor, node: Node) -> Value:
+    added, x, y = (light_layout_of(visitor, a) for a in node.args[:3])
+    product = _matmul_layout(visitor, x, y)
+    return combine(visitor.demands, [product, added], product.shape)
+
+
+@rule("_softmax", "_log_softmax", "_safe_softmax")
+def _softmax(visitor: Visitor, node: Node) -> Value:
+    x = light_layout_of(visitor, node.args[0])
+    return _against(visitor, x, [cast(int, node.args[1])])
+
+
+def _against(visitor: Visitor, x: Layout, dims: Sequence[int]) -> Layout:
+    """Each value set against a symmetric function of all values along `dims`."""
+    total = reduce(visitor.demands, x, dims, keepdim=True)
+    return combine(visitor.demands, [x, total], x.shape)
+
+
+@rule("scaled_dot_product_attention")
+def _attention(visitor: Visitor, node: Node) -> Value:
+    q, k, v = (light_layout_of(visitor, a) for a in node.args[:3])
+    demands = visitor.demands
+    if argument(node, 7, "enable_gqa", False):
+        raise not_covered()
+    if argument(node, 5, "is_causal", False):
+        q, k, v = (visitor.freeze_dims(t, [len(t.shape) - 2], "is masked by position in") for t in (q, k, v))
+    if not len(q.shape) == len(k.shape) == len(v.shape):
+        raise not_covered()
+    batch = _LETTERS[: len(q.shape) - 2]
+    scores = contract(demands, [(q, batch + "xz"), (k, batch + "yz")], batch + "xy")
+    mask = argument(node, 3, "attn_mask", None)
+    if mask is not None:
+        scores = combine(demands, [scores, layout_of(visitor, mask)], scores.shape)
+    weights = _against(visitor, scores, [-1])
+    return contract(demands, [(weights, batch + "xy"), (v, batch + "yz")], batch + "xz")
+
+
+@rule("convolution")
+def _convolution(visitor: Visitor, node: Node) -> Value:
+    demands = visitor.demands
+    x, weight = layout_of(visitor, node.args[0]), layout_of(visitor, node.args[1])
+    transposed, groups = cast(bool, node.args[6]), cast(int, node.args[8])
+    channel = len(x.shape) - len(weight.shape) + 1  # 0 without a batch dimension
+    x = spatial_from(visitor, x, channel + 1)
+    weight = _frozen_kernel(visitor, weight)
+    x = _alone(visitor, x, channel)
+    inner, x = channel_nodes(visitor, x, channel)
+    if groups == 1:
+        first, second = _columns(visitor, weight, 0), _columns(visitor, weight, 1)
+        rows, columns = (second, first) if transposed else (first, second)
+        demands.tie(inner, columns)
+    else:
+        rows = _grouped_rows(visitor, weight, inner, groups, transposed)
+    shape = result_shape(node)
+    batch = [f for f in x.fields if max(f.dims) < channel]
+    space = [Field((d,), None) for d in range(channel + 1, len(shape)) if shape[d] > 1]
+    out = Layout(shape, (*batch, *([Field((channel,), rows)] if len(rows) > 1 else []), *space))
+    demands.place(rows)
+    bias = node.args[2]
+    if bias is None:
+        return out
+    column = layout_of(visitor, bias)
+    for _ in range(len(shape) - channel - 1):
+        column = insert_dim(column, len(column.shape))
+    return combine(demands, [out, column], shape)
+
+
+def _frozen_kernel(visitor: Visitor, weight: Layout) -> Layout:
+    kernel = [f for f in weight.fields if f.nodes is not None and max(f.dims) >= 2]
+    if all(min(f.dims) >= 2 for f in kernel):
+        for f in kernel:
+            assert f.nodes is not None
+            visitor.demands.fix(f.nodes, KERNEL)
+        rest = tuple(f for f in weight.fields if max(f.dims) < 2)
+        return Layout(weight.shape, (*rest, *(Field((d,), None) for d in range(2, len(weight.shape)))))
+    return freeze(visitor.demands, weight, range(2, len(weight.shape)), KERNEL)
+
+
+KERNEL = "a position in a kernel"
+
+
+def _alone(visitor: Visitor, x: Layout, dim: int) -> Layout:
+    """The tensor with `dim` in a field of its own; what moved jointly moves as a product from here on."""
+    joint = [f for f in x.touching([dim]) if len(f.dims) > 1]
+    for f in joint:
+        assert f.nodes is not None
+        rest = tuple(d for d in f.dims if d != dim)
+        own = visitor.demands.fresh((x.shape[dim],))
+        others = visitor.demands.fresh([x.shape[d] for d in rest])
+        axis = f.dims.index(dim)
+        visitor.demands.map(f.nodes, own.reshape([-1 if a == axis else 1 for a in range(f.nodes.ndim)]))
+        visitor.demands.map(f.nodes, np.expand_dims(others, axis))
+        kept = tuple(g for g in x.fields if g is not f)
+        x = Layout(x.shape, (*kept, Field((dim,), own), Field(rest, others)))
+    return visitor.demands.register(x)
+
+
+def _columns(visitor: Visitor, weight: Layout, dim: int) -> Nodes:
+    return channel_nodes(visitor, _alone(visitor, weight, dim), dim)[0]
+
+
+def _grouped_rows(visitor: Visitor, weight: Layout, inner: Nodes, groups: int, transposed: bool) -> Nodes:
+    """Output channels of a grouped convolution; whole groups move, and the channels within a group.
+
+    Weight: (n_out, n_in / groups, ...), transposed (n_in, n_out / groups, ...); its rows are those of dimension 0.
+    """
+    demands = visitor.demands
+    own = [f for f in weight.fields if f.dims == (0, 1)]
+    rows = channel_nodes(visitor, Layout(weight.shape, tuple(f for f in weight.fields if f not in own)), 0)[0]
+    n_columns = weight.shape[1]
+    if own:
+        assert own[0].nodes is not None
+        columns = own[0].nodes[:: len(rows) // groups]
+    elif n_columns == 1:
+        columns = None
+    else:
+        columns = demands.fresh((groups, n_columns))
+        demands.map(columns, _columns(visitor, weight, 1))
+    rows = rows.reshape(groups, -1)
+    if transposed:
+        demands.tie(inner, rows)
+        if columns is None:
+            if rows.shape[1] == 1:
+                return inner
+            columns = demands.fresh((groups, 1))
+    elif columns is None:
+        # Depthwise: the input channel itself is the group.
+        if rows.shape[1] == 1:
+            demands.tie(inner, rows)
+        else:
+            demands.map(rows, inner.reshape(groups, 1))
+        return rows.ravel()
+    else:
+        demands.tie(inner, columns)
+    parents = demands.fresh((groups, 1))
+    demands.map(rows, parents)
+    demands.map(columns, parents)
+    return columns.ravel() if transposed else rows.ravel()
+
+
+# Windows, pooling and resampling: positions under a window stay, channels pass.
+
+
+@rule(
+    *(f"{kind}{n}d" for kind in ("avg_pool", "_adaptive_avg_pool", "adaptive_avg_pool") for n in (1, 2, 3)),
+    *(f"{kind}{n}d" for kind in ("adaptive_max_pool", "upsample_nearest") for n in (1, 2, 3)),
+    *(f"max_pool{n}d_with_indices" for n in (1, 2, 3)),
+    "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d",
+)  # fmt: skip
+def _window(visitor: Visitor, node: Node) -> Value:
+    x = layout_of(visitor, node.args[0])
+    n_spatial = next(int(c) for c in operation_name(node) if c in "123")
+    first = len(x.shape) - n_spatial
+    x = spatial_from(visitor, x, first)
+    shape = result_shape(node)
+    space = [Field((d,), None) for d in range(first, len(shape)) if shape[d] > 1]
+    out = Layout(shape, (*(f for f in x.fields if max(f.dims) < first), *space))
+    return (out,) * len(cast(Sequence[Any], node.meta["val"])) if isinstance(node.meta["val"], tuple | list) else out
+
+
+@rule("im2col")
+def _im2col(visitor: Visitor, node: Node) -> Value:
+    x = layout_of(visitor, node.args[0])
+    if len(x.shape) != 4:
+        raise not_covered()
+    x = spatial_from(visitor, x, 2)
+    shape = result_shape(node)
+    cut = (shape[0], x.shape[1], shape[1] // x.shape[1], shape[2])
+    space = [Field((d,), None) for d in (2, 3) if cut[d] > 1]
+    kept = [f for f in x.fields if max(f.dims) < 2]
+    return reshape(visitor.demands, Layout(cut, (*kept, *space)), shape)
+
+
+# Normalisation.
+
+
+@rule("native_layer_norm")
+def _layer_norm(visitor: Visitor, node: Node) -> Value:
+    x = light_layout_of(visitor, node.args[0])
+    dims = range(len(x.shape) - len(cast(Sequence[int], node.args[1])), len(x.shape))
+    total = reduce(visitor.demands, x, dims, keepdim=True)
+    affine = [light_layout_of(visitor, a) for a in node.args[2:4] if a is not None]
+    out = combine(visitor.demands, [x, total, *affine], x.shape)
+    return out, total, total
+
+
+@rule("native_group_norm")
+def _group_norm(visitor: Visitor, node: Node) -> Value:
+    x = light_layout_of(visitor, node.args[0])
+    groups = cast(int, node.args[6])
+    cut = (x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+    grouped = reshape(visitor.demands, x, cut)
+    normal = reshape(visitor.demands, _against(visitor, grouped, range(2, len(cut))), x.shape)
+    affine = [_as_channel(light_layout_of(visitor, a), len(x.shape)) for a in node.args[1:3] if a is not None]
+    total = reduce(visitor.demands, grouped, range(2, len(cut)), keepdim=False)
+    return combine(visitor.demands, [normal, *affine], x.shape), total, total
+
+
+def _as_channel(vector: Layout, n_dims: int) -> Layout:
+    for _ in range(n_dims - 2):
+        vector = insert_dim(vector, 1)
+    return vector
+
+
+@rule("_native_batch_norm_legit_no_training")
+def _batch_norm_eval(visitor: Visitor, node: Node) -> Value:
+    x = light_layout_of(visitor, node.args[0])
+    state = [_as_channel(light_layout_of(visitor, a), len(x.shape)) for a in node.args[1:5] if a is not None]
+    none = Layout((0,), ())
+    return combine(visitor.demands, [x, *state], x.shape), none, none
+
+
+@rule("_native_batch_norm_legit_functional", "_native_batch_norm_legit")
+def _batch_norm_training(visitor: Visitor, node: Node) -> Value:
+    x = layout_of(visitor, node.args[0])
+    functional = operation_name(node).endswith("functional")
+    if not functional and isinstance(node.args[3], Node):
+        raise not_covered()
+    if functional and node.args[5] is not True:
+        raise not_covered()
+    dims = [d for d in range(len(x.shape)) if d != 1]
+    total = reduce(visitor.demands, x, dims, keepdim=True)
+    affine = [_as_channel(layout_of(visitor, a), len(x.shape)) for a in node.args[1:3] if a is not None]
+    out = combine(visitor.demands, [x, total, *affine], x.shape)
+    flat = reduce(visitor.demands, total, dims, keepdim=False)
+    if not functional:
+        return out, flat, flat
+    running = [combine(visitor.demands, [flat, layout_of(visitor, a)], flat.shape) for a in node.args[3:5]]
+    return out, flat, flat, *running
+
+
+@rule("prelu")
+def _prelu(visitor: Visitor, node: Node) -> Value:
+    x, slope = light_layout_of(visitor, node.args[0]), light_layout_of(visitor, node.args[1])
+    if slope.shape in ((), (1,)):
+        return x
+    return combine(visitor.demands, [x, _as_channel(slope, len(x.shape))], x.shape)
