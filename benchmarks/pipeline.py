@@ -20,25 +20,33 @@ from torch import Tensor, nn
 
 from tasks.science.correction import goal_moments, preactivation_moments, reorder_layers, repair, unit_orders
 from tasks.science.interpolation import interpolate
-from tasks.science.matching import match_activations
-from tasks.science.moments import read_activations
+from tasks.science.matching import match
 from tasks.science.networks import build_network, initial_state
 from tasks.science.networks.mlp import MLP
-from tasks.science.permutation import Permutation
+from tasks.science.networks.symmetry import cell_permutation_spec
+from tasks.science.permutation import Permutation, PermutationSpec
 from tasks.science.specs import Cell, DataSpec, Recipe, State, stream
 
 BATCH_SIZE = 500
 
 
-def align_layer_by_layer(network: MLP, a: State, b: State, images: Tensor) -> Permutation:
+def hidden_layer(network: MLP, state: State, batch: Tensor, position: int) -> Tensor:
+    """Activations (n_examples, width) of one hidden layer, from a pass up to it."""
+    values = batch.flatten(1)
+    for name in network.hidden_linears[: position + 1]:
+        values = nn.functional.linear(values, state[f"{name}.weight"], state[f"{name}.bias"]).relu()
+    return values
+
+
+def align_layer_by_layer(network: MLP, spec: PermutationSpec, a: State, b: State, images: Tensor) -> Permutation:
     """For each layer a pass through both networks, float64 outer products and an assignment; then B is permuted."""
-    spec = network.permutation_spec()
-    indices = dict(spec.identity().indices)
-    for axis in spec.axes:
+    identity = dict(spec.identity())
+    vectors = dict(identity)
+    for position, axis in enumerate(spec.axes):
         sums_a, sums_b, squares_a, squares_b = (torch.zeros(axis.size, dtype=torch.float64) for _ in range(4))
         products = torch.zeros(axis.size, axis.size, dtype=torch.float64)
         for batch in images.split(BATCH_SIZE):
-            seen_a, seen_b = (read_activations(network, state, batch, [axis])[axis.name].double() for state in (a, b))
+            seen_a, seen_b = (hidden_layer(network, state, batch, position).double() for state in (a, b))
             sums_a += seen_a.sum(0)
             sums_b += seen_b.sum(0)
             squares_a += seen_a.square().sum(0)
@@ -47,9 +55,9 @@ def align_layer_by_layer(network: MLP, a: State, b: State, images: Tensor) -> Pe
         mean_a, mean_b = sums_a / len(images), sums_b / len(images)
         sd_a, sd_b = ((s / len(images) - m**2).sqrt() for s, m in ((squares_a, mean_a), (squares_b, mean_b)))
         correlation = (products / len(images) - torch.outer(mean_a, mean_b)) / (torch.outer(sd_a, sd_b) + 1e-4)
-        indices[axis.name] = torch.from_numpy(linear_sum_assignment(correlation.nan_to_num().numpy(), maximize=True)[1])
-        b = spec.apply(b, Permutation({**spec.identity().indices, axis.name: indices[axis.name]}))
-    return Permutation(indices)
+        vectors[axis.name] = linear_sum_assignment(correlation.nan_to_num().numpy(), maximize=True)[1]
+        b = spec.apply(b, Permutation({**identity, axis.name: vectors[axis.name]}))
+    return Permutation(vectors)
 
 
 def tracked_pass(network: MLP, state: State, images: Tensor, goal: Sequence[tuple[Tensor, Tensor]] | None):
@@ -82,11 +90,16 @@ def repair_in_three_passes(network: MLP, a: State, b: State, alpha: float, image
 
 
 def repair_path(
-    network: MLP, a: State, b: State, permutation: Permutation, alphas: list[float], images: Tensor
+    network: MLP,
+    spec: PermutationSpec,
+    a: State,
+    b: State,
+    permutation: Permutation,
+    alphas: list[float],
+    images: Tensor,
 ) -> None:
     """Ours: each endpoint measured once, B's moments reordered, each alpha corrected in one walk through the layers."""
     moments_a, moments_b = (preactivation_moments(network, state, images) for state in (a, b))
-    spec = network.permutation_spec()
     aligned = spec.apply(b, permutation)
     moments_b = reorder_layers(moments_b, unit_orders(spec, permutation, moments_b, b))
     for alpha in alphas:
@@ -118,18 +131,19 @@ def main() -> None:
     alphas = [i / 10 for i in range(11)]
     print(f"{'work':<34}{'ours':>9}{'reference':>11}{'ratio':>8}  range of ratios")
     for width in (64, 128):
-        network = build_network(Cell(data, "mlp", "none", width, 11, Recipe("none", 1, 1, 1.0, 0.0)))
+        cell = Cell(data, "mlp", "none", width, 11, Recipe("none", 1, 1, 1.0, 0.0))
+        network, spec = build_network(cell), cell_permutation_spec(cell)
+        assert isinstance(network, MLP)
         a, b = (initial_state(network, stream("benchmark", seed)) for seed in (0, 1))
-        spec = network.permutation_spec()
-        (match,) = match_activations(network, spec, [a, b], [(0, 1)], images)
-        aligned = spec.apply(b, match.permutation)
+        (found,) = match(network, spec, [a, b], [(0, 1)], "activation", images)
+        aligned = spec.apply(b, found.permutation)
         works: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
             f"align a pair, MLP 11 x {width}": (
-                lambda n=network, s=spec, p=(a, b): match_activations(n, s, p, [(0, 1)], images),
-                lambda n=network, p=(a, b): align_layer_by_layer(n, *p, images),
+                lambda n=network, s=spec, p=(a, b): match(n, s, p, [(0, 1)], "activation", images),
+                lambda n=network, s=spec, p=(a, b): align_layer_by_layer(n, s, *p, images),
             ),
             f"REPAIR at 11 alphas, MLP 11 x {width}": (
-                lambda n=network, p=(a, b), m=match: repair_path(n, *p, m.permutation, alphas, images),
+                lambda n=network, s=spec, p=(a, b), m=found: repair_path(n, s, *p, m.permutation, alphas, images),
                 lambda n=network, p=(a, aligned): [repair_in_three_passes(n, *p, alpha, images) for alpha in alphas],
             ),
         }

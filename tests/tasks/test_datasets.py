@@ -154,7 +154,9 @@ def test_other_data_have_another_fingerprint(tmp_path: Path):
 
 
 def test_an_unknown_data_set_names_those_there_are(tmp_path: Path):
-    with pytest.raises(ValueError, match="there is no data set 'imagenette'; known: digits, digits32, mnist, fashion_mnist"):
+    with pytest.raises(
+        ValueError, match="there is no data set 'imagenette'; known: digits, digits32, mnist, fashion_mnist"
+    ):
         load_dataset("imagenette", tmp_path)
 
 

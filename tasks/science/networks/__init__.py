@@ -20,7 +20,7 @@ from tasks.science.networks.resnet import resnet18, resnet20
 from tasks.science.networks.vgg import MAX_SIDE, VGG
 from tasks.science.specs import Cell
 
-__all__ = ["ARCHITECTURES", "Architecture", "build_mlp", "build_network", "build_training_network", "initial_state"]
+__all__ = ["ARCHITECTURES", "Architecture", "build_network", "build_training_network", "initial_state"]
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,6 @@ def build_training_network(cell: Cell) -> nn.Module:
     """The network that is trained for `cell`: with its BatchNorm where that is folded afterwards, else the same."""
     _check(cell)
     return _build(cell, "batch" if cell.normalization == "batch-fused" else cell.normalization)
-
-
-def build_mlp(cell: Cell) -> MLP:
-    """`build_network` for what handles plain MLPs alone; ValueError for a cell of another kind."""
-    network = build_network(cell)
-    if not isinstance(network, MLP) or network.normalization != "none":
-        raise ValueError(
-            f"{cell.architecture} with normalization {cell.normalization} can be trained and aligned, but not "
-            "corrected yet: that needs an mlp with normalization none or batch-fused"
-        )
-    return network
 
 
 def _check(cell: Cell) -> None:

@@ -20,7 +20,9 @@ Ints = NDArray[np.int64]
 Copy = tuple[int, int]  # a family and one of its copies
 
 # Operations whose results are worth observing beside those of the other kinds.
-OTHERS = frozenset("mul div sub scaled_dot_product_attention sigmoid hardsigmoid cat view embedding index".split())
+OTHERS = frozenset(
+    ["mul", "div", "sub", "scaled_dot_product_attention", "sigmoid", "hardsigmoid", "cat", "view", "embedding", "index"]
+)
 
 
 class Misaligned(Exception):

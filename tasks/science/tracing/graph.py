@@ -24,11 +24,42 @@ from torch.fx import Node
 
 # Operations that are not taken apart; each has its own rule in operations.py.
 KEPT_WHOLE = frozenset(
-    "linear matmul scaled_dot_product_attention silu hardswish hardsigmoid mish softplus elu celu selu relu6 leaky_relu"
-    " prelu dropout feature_dropout alpha_dropout feature_alpha_dropout roll flip im2col adaptive_avg_pool1d"
-    " adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"
-    " upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d"
-    " upsample_bicubic2d upsample_trilinear3d".split()
+    [
+        "linear",
+        "matmul",
+        "scaled_dot_product_attention",
+        "silu",
+        "hardswish",
+        "hardsigmoid",
+        "mish",
+        "softplus",
+        "elu",
+        "celu",
+        "selu",
+        "relu6",
+        "leaky_relu",
+        "prelu",
+        "dropout",
+        "feature_dropout",
+        "alpha_dropout",
+        "feature_alpha_dropout",
+        "roll",
+        "flip",
+        "im2col",
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "adaptive_avg_pool3d",
+        "adaptive_max_pool1d",
+        "adaptive_max_pool2d",
+        "adaptive_max_pool3d",
+        "upsample_nearest1d",
+        "upsample_nearest2d",
+        "upsample_nearest3d",
+        "upsample_linear1d",
+        "upsample_bilinear2d",
+        "upsample_bicubic2d",
+        "upsample_trilinear3d",
+    ]
 )
 
 

@@ -39,29 +39,138 @@ Value = Layout | tuple[Layout, ...]
 MAX_CONSTANT_NUMEL = 1 << 24
 
 ELEMENTWISE = frozenset(
-    "add sub mul div rsub pow neg abs exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal square sin cos tan asin"
-    " acos atan atan2 sinh cosh tanh asinh acosh atanh sigmoid relu relu6 gelu silu hardswish hardsigmoid hardtanh"
-    " leaky_relu elu celu selu mish softplus clamp clamp_min clamp_max maximum minimum where eq ne lt le gt ge"
-    " logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor sign floor ceil"
-    " round trunc fmod remainder erf erfc isnan isinf isfinite lerp addcmul addcdiv copysign _to_copy clone alias"
-    " detach lift_fresh_copy hypot sgn _prelu_kernel log_sigmoid xlogy".split()
+    [
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "rsub",
+        "pow",
+        "neg",
+        "abs",
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log2",
+        "log10",
+        "log1p",
+        "sqrt",
+        "rsqrt",
+        "reciprocal",
+        "square",
+        "sin",
+        "cos",
+        "tan",
+        "asin",
+        "acos",
+        "atan",
+        "atan2",
+        "sinh",
+        "cosh",
+        "tanh",
+        "asinh",
+        "acosh",
+        "atanh",
+        "sigmoid",
+        "relu",
+        "relu6",
+        "gelu",
+        "silu",
+        "hardswish",
+        "hardsigmoid",
+        "hardtanh",
+        "leaky_relu",
+        "elu",
+        "celu",
+        "selu",
+        "mish",
+        "softplus",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "maximum",
+        "minimum",
+        "where",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "logical_and",
+        "logical_or",
+        "logical_not",
+        "logical_xor",
+        "bitwise_and",
+        "bitwise_or",
+        "bitwise_not",
+        "bitwise_xor",
+        "sign",
+        "floor",
+        "ceil",
+        "round",
+        "trunc",
+        "fmod",
+        "remainder",
+        "erf",
+        "erfc",
+        "isnan",
+        "isinf",
+        "isfinite",
+        "lerp",
+        "addcmul",
+        "addcdiv",
+        "copysign",
+        "_to_copy",
+        "clone",
+        "alias",
+        "detach",
+        "lift_fresh_copy",
+        "hypot",
+        "sgn",
+        "_prelu_kernel",
+        "log_sigmoid",
+        "xlogy",
+    ]
 )
 NONLINEARITIES = frozenset(
-    "relu relu6 gelu silu hardswish hardtanh leaky_relu elu celu selu mish softplus tanh prelu _prelu_kernel".split()
+    [
+        "relu",
+        "relu6",
+        "gelu",
+        "silu",
+        "hardswish",
+        "hardtanh",
+        "leaky_relu",
+        "elu",
+        "celu",
+        "selu",
+        "mish",
+        "softplus",
+        "tanh",
+        "prelu",
+        "_prelu_kernel",
+    ]
 )
-LINEAR = frozenset("linear convolution addmm mm matmul bmm".split())
+LINEAR = frozenset(["linear", "convolution", "addmm", "mm", "matmul", "bmm"])
 NORMS = frozenset(
-    "native_layer_norm native_group_norm _native_batch_norm_legit_no_training _native_batch_norm_legit"
-    " _native_batch_norm_legit_functional".split()
+    [
+        "native_layer_norm",
+        "native_group_norm",
+        "_native_batch_norm_legit_no_training",
+        "_native_batch_norm_legit",
+        "_native_batch_norm_legit_functional",
+    ]
 )
-DROPOUTS = frozenset("dropout feature_dropout alpha_dropout feature_alpha_dropout native_dropout".split())
+DROPOUTS = frozenset(["dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"])
 REDUCTIONS = {  # position of the `dim` argument; without it the whole tensor is reduced
-    **dict.fromkeys("sum mean amax amin prod any all var var_mean std nansum".split(), 1),
-    **dict.fromkeys("logsumexp max min argmax argmin".split(), 1),
-    **dict.fromkeys("linalg_vector_norm norm".split(), 2),
+    **dict.fromkeys(["sum", "mean", "amax", "amin", "prod", "any", "all", "var", "var_mean", "std", "nansum"], 1),
+    **dict.fromkeys(["logsumexp", "max", "min", "argmax", "argmin"], 1),
+    **dict.fromkeys(["linalg_vector_norm", "norm"], 2),
 }
-ORDER_SENSITIVE = frozenset("argmax argmin".split())
-SCANS = frozenset("cumsum cumprod sort topk cummax cummin".split())
+ORDER_SENSITIVE = frozenset(["argmax", "argmin"])
+SCANS = frozenset(["cumsum", "cumprod", "sort", "topk", "cummax", "cummin"])
 
 
 class _NotCovered(Exception):

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torchvision import models
 
-from tasks.science.networks import ARCHITECTURES, build_mlp, build_network, build_training_network, initial_state
+from tasks.science.networks import ARCHITECTURES, build_network, build_training_network, initial_state
 from tasks.science.networks.folding import fold_batch_norm
 from tasks.science.networks.mlp import MLP
 from tasks.science.networks.normalization import LayerNorm2d
@@ -316,7 +316,8 @@ def test_folding_follows_its_formula_and_keeps_the_type() -> None:
 
 
 def test_folding_refuses_what_has_no_batch_norm() -> None:
-    plain = build_mlp(cell("mlp", "none"))
+    plain = build_network(cell("mlp", "none"))
+    assert isinstance(plain, MLP)
     with pytest.raises(ValueError, match="only an MLP with normalization batch can be folded, got none"):
         fold_batch_norm(plain, draw(plain))
     trained = MLP(4, 3, 1, 2, "batch")
@@ -366,13 +367,6 @@ def test_a_cell_that_no_network_fits_is_refused_with_what_would(asked: Cell, mes
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole text is compared below
         build_network(asked)
     assert str(error.value) == message
-
-
-def test_what_handles_plain_mlps_alone_refuses_the_rest() -> None:
-    assert isinstance(build_mlp(cell("mlp", "batch-fused")), MLP)
-    for architecture, normalization in (("mlp", "batch"), ("resnet20", "layer")):
-        with pytest.raises(ValueError, match="can be trained and aligned, but not corrected yet"):
-            build_mlp(cell(architecture, normalization))
 
 
 def test_a_network_that_does_not_say_how_it_begins_is_refused() -> None:

@@ -1,0 +1,318 @@
+"""Traced specs are exact, complete where the generator of a network knows the answer, and never wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from torch import Tensor, nn
+
+from tasks.science.permutation import PermutationSpec
+from tasks.science.tracing import FAILED_CHECK, UNREACHED, TraceError, trace_permutation_spec
+from tasks.science.tracing.check import TOLERANCE, Check, read
+from tests.tasks.science.handwritten import CASES
+from tests.tasks.science.random_networks import Known, RandomNetwork, networks
+
+# torch.export itself uses what it deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def _documentation() -> Any:
+    path = Path(__file__).parents[3] / "docs" / "networks.py"
+    module = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("networks_page", path))  # type: ignore[arg-type]
+    sys.modules["networks_page"] = module
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    return module
+
+
+page = _documentation()
+EVERY_NETWORK = page.every_network()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def largest_error(network: nn.Module, inputs: tuple[Tensor, ...], spec: PermutationSpec, n: int = 3) -> float:
+    check = Check(network, inputs, ())
+    return max(check.error(spec, spec.random(torch.Generator().manual_seed(i))) for i in range(n))
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_handwritten_network_is_exact_without_the_net_and_every_free_axis_moves(name: str) -> None:
+    build, shape, sizes = CASES[name]
+    torch.manual_seed(0)
+    network, inputs = build(), (torch.randn(*shape),)
+    spec = trace_permutation_spec(network, inputs, check=False)
+    assert largest_error(network, inputs, spec) <= TOLERANCE
+    assert sorted(a.size for a in spec.axes) == sizes
+
+
+@pytest.mark.parametrize("name", page.REPRESENTATIVES)
+def test_torchvision_family_is_exact_and_every_expected_axis_moves(name: str) -> None:
+    if name == "maxvit_t":
+        pytest.skip("half a minute; in the slow test")
+    row = page.examine(name)
+    assert row.error <= TOLERANCE
+    assert row.n_found == row.n_expected
+    assert row.caught == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVERY_NETWORK)
+def test_every_torchvision_network_is_exact_and_nine_of_ten_expected_axes_move(name: str) -> None:
+    row = page.examine(name)
+    assert row.error <= TOLERANCE
+    assert row.n_found >= 0.9 * row.n_expected
+    assert row.caught == 0
+
+
+def _examine_random_networks(n_examples: int, number: int) -> Counter[str]:
+    count: Counter[str] = Counter()
+
+    @seed(number)
+    @settings(
+        max_examples=n_examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
+    @given(networks())
+    def run(case: tuple[RandomNetwork, tuple[Tensor, ...], list[Known]]) -> None:
+        network, inputs, known = case
+        count["networks"] += 1
+        try:
+            spec = trace_permutation_spec(network, inputs, check=False)
+        except TraceError:
+            return
+        count["traced"] += 1
+        assert largest_error(network, inputs, spec, 2) <= TOLERANCE, f"wrong spec for {network}\n{spec}"
+        have = Counter((k, d, a.size) for a in spec.axes for k, d in {(s.key, s.dim) for s in a.slots})
+        for axis in known:
+            place = (axis.key, axis.dim, axis.size)
+            moving = min(have[place], axis.copies)
+            have[place] -= moving
+            count["known free"] += axis.copies
+            count["moving"] += moving
+
+    run()
+    print(dict(count))
+    return count
+
+
+def test_random_networks_never_get_a_wrong_spec(capsys: pytest.CaptureFixture[str]) -> None:
+    count = _examine_random_networks(60, 0)
+    with capsys.disabled():
+        print(f"\n{dict(count)}")
+    assert count["traced"] >= 0.9 * count["networks"]
+    assert count["moving"] >= 0.8 * count["known free"]
+
+
+@pytest.mark.slow
+def test_five_thousand_random_networks_never_get_a_wrong_spec(capsys: pytest.CaptureFixture[str]) -> None:
+    count = _examine_random_networks(5000, 1)
+    with capsys.disabled():
+        print(f"\n{dict(count)}")
+    assert count["traced"] >= 0.9 * count["networks"]
+    assert count["moving"] >= 0.8 * count["known free"]
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(), nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_tracing_leaves_the_network_and_the_random_state_as_they_were(training: bool) -> None:
+    network = small().train(training)
+    network[1].eval()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    modes = [m.training for m in network.modules()]
+    generator = torch.get_rng_state()
+    trace_permutation_spec(network, (torch.ones(2, 4),))
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert [m.training for m in network.modules()] == modes
+    after = network.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+class Stores(nn.Module):
+    """Keeps its last activation, as many networks do for visualisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 6)
+        self.last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.a(x)
+        return self.last.sum(1)
+
+
+def test_what_the_forward_pass_stores_does_not_leak_out() -> None:
+    network = Stores()
+    with contextlib.suppress(TraceError):
+        trace_permutation_spec(network, (torch.ones(2, 4),), check=False)
+    assert network.last is None
+
+
+class Branches(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+class ReadsValue(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * float(x.max())
+
+
+class DataDependentSize(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x > 0].sum()
+
+
+@pytest.mark.parametrize(
+    ("network", "place"),
+    [(Branches(), "if x.sum() > 0:"), (ReadsValue(), "float(x.max())"), (DataDependentSize(), "index in forward")],
+)
+def test_forward_that_depends_on_data_is_refused_with_its_place(network: nn.Module, place: str) -> None:
+    with pytest.raises(TraceError) as caught:
+        trace_permutation_spec(network, (torch.randn(2, 3),))
+    assert isinstance(caught.value, ValueError)
+    assert type(network).__name__ in str(caught.value)
+    assert place in str(caught.value)
+
+
+def test_inputs_that_are_no_tuple_are_refused() -> None:
+    with pytest.raises(TypeError, match="must be a tuple of tensors, got Tensor"):
+        trace_permutation_spec(small(), torch.ones(2, 4))  # type: ignore[arg-type]
+
+
+class Auxiliary(nn.Module):
+    """A head that training mode alone uses, fed by the hidden axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c, self.aux, self.dead = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x).relu()
+        return (self.c(x), self.aux(x)) if self.training else self.c(x)
+
+
+def test_axis_that_feeds_an_auxiliary_head_moves_with_it() -> None:
+    network = Auxiliary()
+    spec = trace_permutation_spec(network, (torch.randn(2, 4),))
+    (axis,) = spec.axes
+    assert ("aux.weight", 1) in {(s.key, s.dim) for s in axis.slots}
+    assert spec.training == "traced"
+    assert spec.unreached == ("dead.weight", "dead.bias")
+    state = {k: v.double() for k, v in network.state_dict().items()}
+    permuted = spec.apply(state, spec.random(torch.Generator().manual_seed(0)))
+    x = torch.randn(2, 4, dtype=torch.float64)
+    for before, after in zip(
+        torch.func.functional_call(network.train(), state, (x,)),
+        torch.func.functional_call(network, permuted, (x,)),
+        strict=True,
+    ):
+        assert torch.allclose(before, after, rtol=0, atol=1e-12)
+
+
+class BrokenTraining(Auxiliary):
+    def forward(self, x: Tensor) -> Any:
+        if self.training and x.sum() > 0:
+            return self.aux(x)
+        return super().forward(x)
+
+
+def test_training_mode_that_cannot_be_traced_is_left_unverified() -> None:
+    spec = trace_permutation_spec(BrokenTraining(), (torch.randn(2, 4),))
+    assert spec.training.startswith("unverified: BrokenTraining cannot be traced")
+    assert "aux.weight" in spec.unreached
+    assert [a.size for a in spec.axes] == [6]
+
+
+def test_axis_is_read_after_its_nonlinearity_and_a_stream_after_its_last_block() -> None:
+    network, inputs = page.build("resnet18")
+    spec = trace_permutation_spec(network, inputs, check=True)
+    stream, inner = spec.by_name["layer2"], spec.by_name["layer2.1.conv1"]
+    assert stream.reading is not None
+    assert inner.reading is not None
+    assert (stream.reading.module, stream.reading.kind) == ("layer2", "nonlinearity")
+    assert (inner.reading.module, inner.reading.call, inner.reading.kind) == ("layer2.1.relu", 0, "nonlinearity")
+    before = inner.pre_activation()
+    assert before is not None
+    assert before.module == "layer2.1.conv1"
+
+
+def test_reading_hands_out_the_units_in_the_order_of_the_slots() -> None:
+    network = small().double().eval()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    spec = trace_permutation_spec(network, (x,))
+    (axis,) = spec.axes
+    permutation = spec.random(torch.Generator().manual_seed(2))
+    seen: list[Tensor] = []
+    assert axis.reading is not None
+    module = network.get_submodule(axis.reading.module or "")
+    with module.register_forward_hook(lambda _module, _inputs, out: seen.append(out.clone())):
+        network(x)
+        network.load_state_dict(spec.apply(network.state_dict(), permutation))
+        network(x)
+    before, after = (read(t, axis.reading) for t in seen)
+    assert torch.equal(before[:, torch.from_numpy(permutation[axis.name])], after)
+
+
+def test_fixed_axes_state_their_reason() -> None:
+    build, shape, _ = CASES["UnknownOperation"]
+    spec = trace_permutation_spec(build(), (torch.randn(*shape),))
+    reasons = {f.slots[0]: f.reason for f in spec.fixed}
+    assert "which has no rule" in reasons["a.weight", 0]
+    assert reasons["c.weight", 0] == "output"
+    assert "fixed  8  a.weight:0, a.bias:0" in repr(spec)
+
+
+def test_dead_parameters_are_listed_and_not_claimed() -> None:
+    spec = trace_permutation_spec(Auxiliary(), (torch.randn(2, 4),))
+    assert not any(s.key.startswith("dead") for a in spec.axes for s in a.slots)
+    assert all(f.reason != UNREACHED for f in spec.fixed)
+    assert "not read by a forward pass: dead.weight, dead.bias" in repr(spec)
+
+
+def test_numerical_check_takes_back_an_axis_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The net can fail: with a rule that forgets the tie of a sum, it holds the axes at fault still."""
+    from tasks.science.tracing import operations
+
+    real = operations.combine
+
+    def forgetful(demands: Any, layouts: Any, shape: Any) -> Any:
+        return real(demands, layouts[:1] if demands.here.startswith("mul") else layouts, shape)
+
+    monkeypatch.setattr(operations, "combine", forgetful)
+    build, shape, _ = CASES["ChunkAndGate"]
+    network, inputs = build(), (torch.randn(*shape),)
+    wrong = trace_permutation_spec(network, inputs, check=False)
+    assert largest_error(network, inputs, wrong) > 1e-3
+    held = trace_permutation_spec(network, inputs)
+    assert FAILED_CHECK in {f.reason for f in held.fixed}
+    assert not held.axes or largest_error(network, inputs, held) <= TOLERANCE
+
+
+def test_spec_traced_at_one_batch_size_is_the_spec_at_another() -> None:
+    build, shape, _ = CASES["Attention"]
+    network = build()
+    one, three = (trace_permutation_spec(network, (torch.randn(n, *shape[1:]),)) for n in (1, 3))
+    assert [(a.name, a.size) for a in one.axes] == [(a.name, a.size) for a in three.axes]
+    for a, b in zip(one.axes, three.axes, strict=True):
+        assert all(np.array_equal(s.positions, t.positions) for s, t in zip(a.slots, b.slots, strict=True))
