@@ -415,14 +415,14 @@ def assert_recovered(network: nn.Module, spec: PermutationSpec, state: State, im
     shuffled = spec.apply(state, shuffle)
     (found,) = match(network, spec, [state, shuffled], [(0, 1)], matcher, images)
     back = spec.inverse(shuffle)
-    pre = "pre" in matcher or matcher == "weight"
+    pre = "pre" in matcher or matcher.startswith("weight")
     dead = {} if pre else dead_units(network, spec, state, images)
     n_live = 0
     for name, wanted in back.items():
         live = ~dead.get(name, np.zeros(len(wanted), dtype=bool))
         n_live += int(live.sum())
         assert np.array_equal(found.permutation[name][live], wanted[live]), name
-    assert n_live >= 0.9 * sum(axis.size for axis in spec.axes)
+    assert n_live >= (1 if pre else 0.8) * sum(axis.size for axis in spec.axes)
     restored = spec.apply(shuffled, found.permutation)
     assert function_error(network, state, restored, images) < FUNCTION_TOLERANCE
     if pre:
