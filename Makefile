@@ -3,16 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow test-thorough lint bench clean
 
 demo: .venv/installed
 	$(BIN)/repairlab demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not thorough and not gpu"
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-thorough: .venv/installed-dev
+	$(BIN)/python -m pytest -m "thorough and not gpu"
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

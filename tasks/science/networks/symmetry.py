@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from tasks.science.tracing import trace_permutation_spec
 
 _TRACED: dict[str, PermutationSpec] = {}
 
+_TRACING = threading.Lock()
+"""torch.export keeps state of its own while it traces, and two threads must not share it."""
+
 
 def cell_permutation_spec(cell: Cell) -> PermutationSpec:
     """The permutation spec of the network that `build_network` makes for `cell`.
@@ -25,11 +29,16 @@ def cell_permutation_spec(cell: Cell) -> PermutationSpec:
     """
     described: dict[str, Any] = {**cell.network, "shape": cell.data.shape, "n_classes": cell.data.n_classes}
     key = canonical_json(described)
-    if key not in _TRACED:
-        network = build_network(cell)
-        spec = trace_permutation_spec(on_cpu(network), (torch.zeros(2, *cell.data.shape),), check=False)
-        _TRACED[key] = _renamed(spec, network.layer_axes) if isinstance(network, MLP) else spec
+    with _TRACING:
+        if key not in _TRACED:
+            _TRACED[key] = _trace(cell)
     return _TRACED[key]
+
+
+def _trace(cell: Cell) -> PermutationSpec:
+    network = build_network(cell)
+    spec = trace_permutation_spec(on_cpu(network), (torch.zeros(2, *cell.data.shape),), check=False)
+    return _renamed(spec, network.layer_axes) if isinstance(network, MLP) else spec
 
 
 def _renamed(spec: PermutationSpec, names: dict[str, str]) -> PermutationSpec:
