@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from typing import Any
 
 import torch
@@ -11,14 +10,11 @@ import torch
 from tasks.science.networks import build_network
 from tasks.science.networks.mlp import MLP
 from tasks.science.permutation import PermutationSpec
-from tasks.science.reading import on_cpu
+from tasks.science.reading import TRACING, on_cpu
 from tasks.science.specs import Cell, canonical_json
 from tasks.science.tracing import trace_permutation_spec
 
 _TRACED: dict[str, PermutationSpec] = {}
-
-_TRACING = threading.Lock()
-"""torch.export keeps state of its own while it traces, and two threads must not share it."""
 
 
 def cell_permutation_spec(cell: Cell) -> PermutationSpec:
@@ -29,16 +25,12 @@ def cell_permutation_spec(cell: Cell) -> PermutationSpec:
     """
     described: dict[str, Any] = {**cell.network, "shape": cell.data.shape, "n_classes": cell.data.n_classes}
     key = canonical_json(described)
-    with _TRACING:
+    with TRACING:
         if key not in _TRACED:
-            _TRACED[key] = _trace(cell)
-    return _TRACED[key]
-
-
-def _trace(cell: Cell) -> PermutationSpec:
-    network = build_network(cell)
-    spec = trace_permutation_spec(on_cpu(network), (torch.zeros(2, *cell.data.shape),), check=False)
-    return _renamed(spec, network.layer_axes) if isinstance(network, MLP) else spec
+            network = build_network(cell)
+            spec = trace_permutation_spec(on_cpu(network), (torch.zeros(2, *cell.data.shape),), check=False)
+            _TRACED[key] = _renamed(spec, network.layer_axes) if isinstance(network, MLP) else spec
+        return _TRACED[key]
 
 
 def _renamed(spec: PermutationSpec, names: dict[str, str]) -> PermutationSpec:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 
 import numpy as np
@@ -70,12 +71,14 @@ def randomise(network: nn.Module, seed: int = 0) -> State:
 
 
 def dead_units(network: nn.Module, spec: PermutationSpec, state: State, images: Tensor) -> dict[str, np.ndarray]:
-    """Per axis that is observed itself, which units are constant where it is read."""
+    """Per axis that is observed itself, which units are constant where it is read, or which these images do not tell
+    from another one: two that fire for the same single sample have correlation 1."""
     dead: dict[str, np.ndarray] = {}
     for found in unit_correlations(network, [state], [(0, 0)], observed_families(spec), images):
         first = 0
+        twin = (found.correlations - 2 * np.eye(found.family.n_units)).max(1) > 1 - 1e-6
         for axis in found.family.axes:
-            dead[axis.name] = found.dead_a[first : first + axis.size]
+            dead[axis.name] = (found.dead_a | twin)[first : first + axis.size]
             first += axis.size
     return dead
 
@@ -522,3 +525,10 @@ def test_outputs_without_a_scale_or_a_value_are_no_symmetry(network, states, blo
     for bad in (huge, sick):
         assert function_error(network, states[0], bad, images) == np.inf
         assert function_error(network, bad, states[0], images) == np.inf
+
+
+def test_several_threads_may_ask_for_specs_at_once():
+    cells = [paper_cell("mlp", "none", width, 2) for width in (5, 6, 7, 8)]
+    with ThreadPoolExecutor(4) as pool:
+        specs = list(pool.map(cell_permutation_spec, cells))
+    assert [axis.size for spec in specs for axis in spec.axes] == [5, 5, 6, 6, 7, 7, 8, 8]
