@@ -52,9 +52,9 @@ class Column:
 
 COLUMNS = (
     Column("accuracy_barrier", "accuracy barrier, points", "barrier, points", bare=False),
-    Column("accuracy_barrier_reduction", "removed, %", "removed, %", bare=False),
+    Column("accuracy_barrier_reduction", "accuracy removed, %", "removed, %", bare=False),
     Column("loss_barrier", "loss barrier, nats", "loss", bare=True),
-    Column("loss_barrier_reduction", "of the loss barrier, %", "", bare=True),
+    Column("loss_barrier_reduction", "loss removed, %", "", bare=True),
     Column("midpoint_accuracy", "midpoint, %", "mid", bare=True),
     Column("endpoint_accuracy", "endpoints, %", "ends", bare=True),
 )

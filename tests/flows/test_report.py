@@ -72,7 +72,7 @@ def test_the_summary_has_a_row_per_cell_and_path_and_gaps_as_gaps(ablation: pd.D
     summary = summarise_ablation(ablation)
     assert len(summary) == 2 * len(CURVES)
     assert summary["path"].tolist()[:4] == [curve.label for curve in CURVES]
-    assert summary["removed, %"].tolist()[0] == "-"
+    assert summary["accuracy removed, %"].tolist()[0] == "-"
     assert summary["accuracy barrier, points"].tolist()[2] == "10.0 [5.0, 11.0]"
     assert "dataset" not in summary.columns
 

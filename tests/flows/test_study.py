@@ -74,7 +74,7 @@ def test_the_ui_has_named_tasks_their_logs_the_table_and_the_figure(store: Store
     assert "align mlp w32 d2 digits, 3 pairs" in names
     assert "repair mlp w32 d2 digits, paths 1-6 of 6" in names
     assert artifacts["digits-depth-ablation"].type == "table"
-    assert "removed, %" in str(artifacts["digits-depth-ablation"].data)
+    assert "accuracy removed, %" in str(artifacts["digits-depth-ablation"].data)
     assert "data:image/png;base64," in str(artifacts["digits-depth-figure"].data)
 
 
