@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tasks.science.evaluation import mode
 from tasks.science.permutation import Axis, PermutationSpec, Reading
+from tasks.science.preactivations import DEAD_SHARE
 from tasks.science.reading import MisreadError, Reader, make_reader
 from tasks.science.specs import State
 
@@ -36,10 +37,6 @@ MEMORY_BYTES = 2**28
 
 ROWS = 2**14
 """Longest float32 sum of products: more samples than this are added in float64."""
-
-DEAD_SHARE = 1e-6
-"""A unit is dead where its deviation is below this share of the root mean square of its axis' activations: float32
-cannot tell it from a constant."""
 
 PUBLISHED_EPSILON = 1e-4
 

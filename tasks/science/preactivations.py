@@ -15,8 +15,8 @@ from tasks.science.layout import Layout, Site, observing
 from tasks.science.specs import State
 
 DEAD_SHARE = 1e-6
-"""A unit is dead where its deviation is below this share of the root mean square of its layer's values: float32 cannot
-tell it from a constant."""
+"""A unit is dead where its deviation is below this share of the root mean square of its layer's, or axis', values:
+float32 cannot tell it from a constant."""
 
 _CHUNK = 4096
 """Values per unit that are added up in their own type. With channels innermost torch adds them one after another: sums
