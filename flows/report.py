@@ -150,7 +150,7 @@ def summarise_ablation(ablation: pd.DataFrame, brief: bool = False) -> pd.DataFr
     """The ablation as a person reads it: a row per cell and path, means with intervals as text, on the test split."""
     test = ablation[ablation["split"] == "test"]
     names = ["dataset", "normalization", "width", "depth", "recipe", "measurement"]
-    shown = [name for name in names if test[name].nunique() > 1] or ["width", "depth"]
+    shown = [name for name in names if test[name].nunique() > 1] or ([] if brief else ["width", "depth"])
     rows: list[dict[str, Any]] = []
     for _, of_cell in test.groupby([*names, "cell_id"], sort=True):
         for curve in CURVES:
