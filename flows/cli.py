@@ -55,6 +55,17 @@ def _words(values: list[str] | None) -> list[str] | None:
     return words
 
 
+def _matchers(values: list[str] | None) -> list[str] | None:
+    """As `_words`; but a matcher's own options are separated by commas too, so `a/x=1,y=2,b` are two matchers."""
+    words: list[str] = []
+    for word in _words(values) or []:
+        if "=" in word and "/" not in word and words:
+            words[-1] = f"{words[-1]},{word}"
+        else:
+            words.append(word)
+    return words or None
+
+
 def _numbers(values: list[str] | None, name: str) -> list[int] | None:
     try:
         return [int(word) for word in words] if (words := _words(values)) else None
@@ -73,6 +84,16 @@ def run(
     recipe: Annotated[str | None, typer.Option(help="Another of the study's training recipes")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs instead of the recipe's")] = None,
     alphas: Annotated[int | None, typer.Option(help="Odd number of points on each path")] = None,
+    architecture: Annotated[list[str] | None, typer.Option(help="Only these of the study's architectures")] = None,
+    normalization: Annotated[list[str] | None, typer.Option(help="Only these of the study's normalizations")] = None,
+    matcher: Annotated[
+        list[str] | None, typer.Option(help="How B is permuted, repeatable: activation, weight/restarts=5, none, ...")
+    ] = None,
+    correction: Annotated[
+        list[str] | None, typer.Option(help="What is done after interpolation: repair, reset, none, ...")
+    ] = None,
+    statistics: Annotated[int | None, typer.Option(help="Train images that matchers and corrections see")] = None,
+    evaluation: Annotated[int | None, typer.Option(help="Images of each split that curves are evaluated on")] = None,
     runner: RunnerOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop")] = False,
 ) -> None:
@@ -91,6 +112,12 @@ def run(
             recipe=recipe,
             epochs=epochs,
             alphas=alphas,
+            architecture=_words(architecture),
+            normalization=_words(normalization),
+            matcher=_matchers(matcher),
+            correction=_words(correction),
+            statistics=statistics,
+            evaluation=evaluation,
         )
         request = options.resolve(lambda name: describe_dataset(name, settings.data_dir))
     target = Store(settings.store)
@@ -113,6 +140,8 @@ def run(
         problems = error
     console = Console()
     print_ablation(target, request, console)
+    for sentence in request.left_out():
+        typer.echo(sentence)
     typer.echo(f"tables  {target.locate(table_key(study, 'ablation'))}")
     typer.echo(f"report  {target.locate(report_key(study))}")
     if problems is not None:

@@ -23,6 +23,14 @@ class StudyOptions(BaseModel):
     recipe: str | None = Field(None, description="Another of the study's recipes")
     epochs: int | None = Field(None, description="Epochs instead of the recipe's own")
     alphas: int | None = Field(None, description="Odd number of points on each path")
+    architecture: list[str] | None = Field(
+        None, description="Of the study's networks only those of these architectures"
+    )
+    normalization: list[str] | None = Field(None, description="Of the study's networks only those normalized so")
+    matcher: list[str] | None = Field(None, description="Matchers instead of the study's own")
+    correction: list[str] | None = Field(None, description="Corrections instead of the study's own")
+    statistics: int | None = Field(None, description="How many train images matchers and corrections see; else all")
+    evaluation: int | None = Field(None, description="How many images of each split curves are evaluated on; else all")
 
     def resolve(self, describe: Callable[[str], DataSpec]) -> Request:
         """The request these options make; `describe` looks a data set up by its name. ValueError for what cannot be."""
@@ -35,4 +43,10 @@ class StudyOptions(BaseModel):
             recipe=self.recipe,
             epochs=self.epochs,
             alphas=self.alphas,
+            architectures=self.architecture,
+            normalizations=self.normalization,
+            matchers=self.matcher,
+            corrections=self.correction,
+            statistics=self.statistics,
+            evaluation=self.evaluation,
         )

@@ -13,7 +13,7 @@ from infra.storage import Store
 from tasks.artifacts import as_member, has_match, has_path, read_endpoint
 from tasks.datasets import UNKNOWN_FINGERPRINT
 from tasks.science.networks import build_network
-from tasks.science.specs import Cell, Member, Request
+from tasks.science.specs import Cell, Measurement, Member, Request
 
 TASK_SECONDS = 20.0
 """About what one task should carry: long beside what a task costs, short beside what a killed one loses."""
@@ -44,10 +44,15 @@ def training_seconds(cell: Cell, flops_per_second: float = CPU_FLOPS) -> float:
     return training_flops(cell) / flops_per_second + steps * (cell.depth + 1) * _STEP_SECONDS
 
 
-def path_seconds(cell: Cell, n_alphas: int, flops_per_second: float = CPU_FLOPS) -> float:
+def path_seconds(cell: Cell, measurement: Measurement, flops_per_second: float = CPU_FLOPS) -> float:
     """One path: at each alpha a forward pass over both splits, and at most one over the statistics samples."""
-    n_examples = 2 * cell.data.n_train + cell.data.n_test
-    return float(forward_flops(cell)) * n_examples * n_alphas / flops_per_second
+
+    def at_most(n_images: int | None, n_examples: int) -> int:
+        return n_examples if n_images is None else min(n_images, n_examples)
+
+    n_evaluated = sum(at_most(measurement.evaluation, n) for n in (cell.data.n_train, cell.data.n_test))
+    n_examples = n_evaluated + at_most(measurement.statistics, cell.data.n_train)
+    return float(forward_flops(cell)) * n_examples * measurement.alphas / flops_per_second
 
 
 def group_size(seconds_each: float) -> int:
@@ -71,6 +76,7 @@ class Plan:
     n_missing_pairs: int
     hours: float
     without_data: tuple[str, ...]
+    left_out: tuple[str, ...]
 
     def describe(self) -> str:
         lines = [
@@ -78,6 +84,7 @@ class Plan:
             f"to do: {self.n_missing_endpoints} endpoints to train, {self.n_missing_pairs} pairs to measure",
         ]
         lines += [f"{name} was not found, so all of it counts as missing" for name in self.without_data]
+        lines += self.left_out
         return "\n".join(lines)
 
 
@@ -92,17 +99,18 @@ def make_plan(store: Store, request: Request, n_workers: int) -> Plan:
     seconds = 0.0
     for cell in request.cells:
         n_endpoints, n_of_cell = _count_missing(store, request, cell, n_pairs)
-        n_paths = n_of_cell * len(request.matchers) * len(request.corrections)
+        n_paths = n_of_cell * len(request.matchers) * len(request.corrections_of(cell))
         n_missing_endpoints += n_endpoints
         n_missing_pairs += n_of_cell
         seconds += n_endpoints * training_seconds(cell, rate)
-        seconds += n_paths * path_seconds(cell, request.measurement.alphas, rate)
+        seconds += n_paths * path_seconds(cell, request.measurement, rate)
     return Plan(
         n_endpoints=len(request.cells) * len(request.seeds),
         n_pairs=len(request.cells) * n_pairs,
         n_missing_endpoints=n_missing_endpoints,
         n_missing_pairs=n_missing_pairs,
         hours=seconds / 3600 / n_workers,
+        left_out=tuple(request.left_out()),
         without_data=tuple(
             sorted({cell.data.name for cell in request.cells if cell.data.fingerprint == UNKNOWN_FINGERPRINT})
         ),

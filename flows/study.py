@@ -130,7 +130,7 @@ def measure_paths(
         if not missing:
             continue
         cell = missing[0].merge.cell
-        size = group_size(path_seconds(cell, missing[0].measurement.alphas))
+        size = group_size(path_seconds(cell, missing[0].measurement))
         for start in range(0, len(missing), size):
             chunk = missing[start : start + size]
             done = verb.name if correction == "none" else correction

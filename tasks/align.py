@@ -20,15 +20,15 @@ from tasks.science.specs import Merge
 
 @task(**TASK_OPTIONS)
 def align(merges: Sequence[Merge], store_url: str, data_dir: Path) -> list[str]:
-    """Aligns those pairs of one cell that the store lacks, those of a matcher in one pass; a sentence for each that
-    must stop."""
+    """Aligns those pairs of one cell and statistics set that the store lacks, those of a matcher in one pass; returns a
+    sentence for each that must stop."""
     store = Store(store_url)
     merges = [merge for merge in merges if not has_match(store, merge)]
     if not merges:
         return []
     cell = merges[0].cell
     network, spec = build_network(cell), cell_permutation_spec(cell)
-    images = statistics_images(load_dataset(cell.data.name, data_dir), cell.recipe)
+    images = statistics_images(load_dataset(cell.data.name, data_dir), cell.recipe, merges[0].statistics)
     states = load_weights(store, [member for merge in merges for member in (merge.a, merge.b)])
     members = list(states)
     stopped: list[str] = []

@@ -95,7 +95,7 @@ def build_tables(store: Store, study: str, requests: Iterable[Request], failures
             merges |= {merge.id: merge for merge in found}
             paths |= {(path.merge.id, path.correction, path.measurement.name): path for path in request.paths(found)}
             for matcher in request.matchers:
-                for correction in request.corrections:
+                for correction in request.corrections_of(cell):
                     key = (cell.id, matcher, correction, request.measurement.name)
                     groups[key] = columns | {
                         "matcher": matcher,
@@ -157,8 +157,13 @@ def _pair_columns(study: str, merge: Merge) -> Record:
 
 def _with_members(pairs: pd.DataFrame, merges: Mapping[str, Merge], match_rows: pd.DataFrame) -> pd.DataFrame:
     members = {merge.id: f"{merge.a.endpoint_id} {merge.b.endpoint_id}" for merge in merges.values()}
-    subsets = {"train_subset_a": "all", "train_subset_b": "all"}
-    return pairs.assign(members=pairs["merge_id"].map(members), **subsets).merge(match_rows, on="merge_id", how="left")
+    n_statistics = {merge.id: merge.n_statistics for merge in merges.values()}
+    return pairs.assign(
+        members=pairs["merge_id"].map(members),
+        train_subset_a="all",
+        train_subset_b="all",
+        n_statistics=pairs["merge_id"].map(n_statistics),
+    ).merge(match_rows, on="merge_id", how="left")
 
 
 def _read(store: Store, table: Table, wanted: list[tuple[str, Record]]) -> pd.DataFrame:

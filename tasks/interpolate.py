@@ -17,7 +17,8 @@ from tasks.science.specs import Path
 
 @task(**TASK_OPTIONS)
 def interpolate(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None:
-    """Measures those uncorrected paths of one cell that the store lacks; raw endpoints are evaluated once for all."""
+    """Measures those uncorrected paths of one cell and measurement that the store lacks; raw endpoints are evaluated
+    once for all."""
     store = Store(store_url)
     missing = [path for path in paths if not has_path(store, path)]
     if not missing:

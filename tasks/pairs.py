@@ -20,15 +20,19 @@ from tasks.science.specs import Merge, Path
 
 
 class PairBench:
-    """The network, data and endpoints of `paths`, which are all of one cell."""
+    """The network, data and endpoints of `paths`, which are all of one cell and one measurement.
+
+    `dataset` is what their curves are evaluated on, `statistics` the images of the train split that moments come from.
+    """
 
     def __init__(self, store: Store, paths: Sequence[Path], data_dir: Folder) -> None:
         self.store = store
         cell = paths[0].merge.cell
         self.network = build_network(cell)
         self.spec = cell_permutation_spec(cell)
-        self.dataset = load_dataset(cell.data.name, data_dir)
-        self.statistics = statistics_images(self.dataset, cell.recipe)
+        dataset, measurement = load_dataset(cell.data.name, data_dir), paths[0].measurement
+        self.dataset = dataset.reduced(measurement.evaluation)
+        self.statistics = statistics_images(dataset, cell.recipe, measurement.statistics)
         weights = load_weights(store, [member for path in paths for member in (path.merge.a, path.merge.b)])
         blocks = any(CORRECTIONS[path.correction].blocks for path in paths)
         self.endpoints = {

@@ -135,7 +135,9 @@ ENDPOINTS = Table(
 
 MERGES = Table(
     "merges",
-    PAIR | {"members": _TEXT, "train_subset_a": _TEXT, "train_subset_b": _TEXT} | _without_key(MERGE_ROWS),
+    PAIR
+    | {"members": _TEXT, "train_subset_a": _TEXT, "train_subset_b": _TEXT, "n_statistics": _INT}
+    | _without_key(MERGE_ROWS),
     ("merge_id",),
 )
 

@@ -45,9 +45,16 @@ class Preset:
         recipe: str | None = None,
         epochs: int | None = None,
         alphas: int | None = None,
+        architectures: Sequence[str] | None = None,
+        normalizations: Sequence[str] | None = None,
+        matchers: Sequence[str] | None = None,
+        corrections: Sequence[str] | None = None,
+        statistics: int | None = None,
+        evaluation: int | None = None,
     ) -> Request:
         """What is asked of the study when some of its own values are replaced; `describe` looks a data set up.
 
+        `architectures` and `normalizations` choose among the study's own networks.
         Raises ValueError for a word or number that cannot be, before anything runs.
         """
         if recipe is not None and recipe not in self.recipes:
@@ -58,11 +65,13 @@ class Preset:
                 f"got {n_seeds}"
             )
         word = recipe if recipe is not None else next(iter(self.recipes))
-        measurement = self.measurement if alphas is None else override(self.measurement, alphas=alphas)
+        changes = {"alphas": alphas, "statistics": statistics, "evaluation": evaluation}
+        given = {name: value for name, value in changes.items() if value is not None}
+        measurement = override(self.measurement, **given)
         described = [describe(name) for name in dict.fromkeys(datasets or self.datasets)]
         cells: list[Cell] = []
         for data, (architecture, normalization), width in product(
-            described, self.networks, dict.fromkeys(widths or self.widths)
+            described, self._networks(architectures, normalizations), dict.fromkeys(widths or self.widths)
         ):
             chosen = self._recipe(word, normalization)
             if epochs is not None:
@@ -76,10 +85,30 @@ class Preset:
             study=self.name,
             cells=tuple(cells),
             seeds=tuple(range(n_seeds if n_seeds is not None else self.n_seeds)),
-            matchers=self.matchers,
-            corrections=self.corrections,
+            matchers=tuple(dict.fromkeys(matchers or self.matchers)),
+            corrections=tuple(dict.fromkeys(corrections or self.corrections)),
             measurement=measurement,
         )
+
+    def _networks(
+        self, architectures: Sequence[str] | None, normalizations: Sequence[str] | None
+    ) -> list[tuple[str, str]]:
+        """Those of the study's networks that are of these architectures and normalizations."""
+        for wanted, position, word in ((architectures, 0, "architecture"), (normalizations, 1, "normalization")):
+            known = list(dict.fromkeys(network[position] for network in self.networks))
+            for name in wanted or ():
+                if name not in known:
+                    raise ValueError(f"{self.name} has no {word} {name!r}; it has {', '.join(known)}")
+        chosen = [
+            (architecture, normalization)
+            for architecture, normalization in self.networks
+            if (not architectures or architecture in architectures)
+            and (not normalizations or normalization in normalizations)
+        ]
+        if not chosen:
+            listed = ", ".join(f"{architecture} with {normalization}" for architecture, normalization in self.networks)
+            raise ValueError(f"{self.name} has no network of that architecture and normalization; it has {listed}")
+        return chosen
 
     def _recipe(self, word: str, normalization: str) -> Recipe:
         recipe = self.recipes[word]

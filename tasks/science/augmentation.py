@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tasks.science.examples import Dataset
+from tasks.science.examples import Dataset, subset
 from tasks.science.specs import Recipe, stream
 
 
@@ -58,17 +58,21 @@ def take(padded: Tensor, indices: Tensor, views: Views, translate: int) -> Tenso
     return seen.reshape(*indices.shape, n_channels, height, width)
 
 
-def statistics_images(dataset: Dataset, recipe: Recipe) -> Tensor:
+def statistics_images(dataset: Dataset, recipe: Recipe, n_images: int | None = None) -> Tensor:
     """The samples that activations are measured on: the train split, in order, once, under the recipe's augmentation.
 
+    `n_images`: only so many of them, at most, as `subset` chooses; each is seen as it is among all.
     The draws are named by the data set alone: every network of a cell sees the same images, so that one pass serves
-    all pairs. Returns (n_train, channels, height, width) float32. Source: REPAIR, section 3 (augmented statistics).
+    all pairs. Returns (n_images, channels, height, width) float32. Source: REPAIR, section 3 (augmented statistics).
     """
     images = dataset.train.images
+    chosen = subset(dataset.spec, "train", len(images), n_images)
     if not (recipe.flip or recipe.translate):
-        return images
+        return images if chosen is None else images[chosen]
     views = draw_views(
         stream("statistics", dataset.spec.fingerprint), len(images), flip=recipe.flip, translate=recipe.translate
     )
-    padded = pad(images, recipe.translate, dataset.black)
-    return take(padded, torch.arange(len(images)), views, recipe.translate)
+    if chosen is None:
+        chosen = torch.arange(len(images))
+    padded = pad(images[chosen], recipe.translate, dataset.black)
+    return take(padded, torch.arange(len(chosen)), views[chosen], recipe.translate)

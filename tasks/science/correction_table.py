@@ -118,20 +118,34 @@ def find_correction(name: str) -> Correction:
     return CORRECTIONS[name]
 
 
+def is_defined(name: str, normalization: str, architecture: str | None = None) -> bool:
+    """Whether the correction is defined for networks of this normalization (and architecture, where it is given).
+
+    ValueError for a name that the table lacks.
+    """
+    return _undefined(name, normalization, architecture) is None
+
+
 def check_correction(name: str, normalization: str, architecture: str | None = None) -> None:
     """ValueError, with the way out, where the correction is not defined for networks of this normalization.
 
     `architecture`, where it is given, is one that the package names: whether it has residual blocks is known then.
     """
+    if reason := _undefined(name, normalization, architecture):
+        raise ValueError(reason)
+
+
+def _undefined(name: str, normalization: str, architecture: str | None) -> str | None:
     correction = find_correction(name)
     if normalization not in correction.normalizations:
         others = [other for other, row in CORRECTIONS.items() if row.layers and normalization in row.normalizations]
-        raise ValueError(
+        return (
             f"correction {name} is not defined for normalization {normalization}: it needs BatchNorm, normalization "
             f"{' or '.join(correction.normalizations)}; instead, {normalization} can take {', '.join(others)}"
         )
     if correction.blocks and architecture is not None and architecture not in RESIDUAL_ARCHITECTURES:
-        raise ValueError(
+        return (
             f"correction {name} is not defined for {architecture}, which has no residual blocks; take repair, or one "
             f"of {', '.join(RESIDUAL_ARCHITECTURES)}"
         )
+    return None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from tasks.science.specs import DataSpec
+from tasks.science.specs import DataSpec, stream
 
 
 @dataclass(frozen=True)
@@ -35,3 +36,22 @@ class Dataset:
     train: Examples
     test: Examples
     black: float
+
+    def reduced(self, n_images: int | None) -> Dataset:
+        """This data set with at most `n_images` images of each split, as `subset` chooses them; None for all."""
+
+        def reduce(examples: Examples, split: str) -> Examples:
+            chosen = subset(self.spec, split, len(examples), n_images)
+            return examples if chosen is None else Examples(examples.images[chosen], examples.labels[chosen])
+
+        return replace(self, train=reduce(self.train, "train"), test=reduce(self.test, "test"))
+
+
+def subset(spec: DataSpec, split: str, n_examples: int, n_images: int | None) -> Tensor | None:
+    """Which `n_images` of a split's `n_examples` to take: the first of a random order, (n_images,) int64.
+
+    The order is the data set's and the split's own, so a smaller choice lies within a larger one. None: all of them.
+    """
+    if n_images is None or n_images >= n_examples:
+        return None
+    return torch.from_numpy(stream("subset", spec.fingerprint, split).permutation(n_examples)[:n_images])

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from tasks.science.correction_table import check_correction
+from tasks.science.correction_table import check_correction, is_defined
 from tasks.science.matchers import MatcherChoice, parse_matcher
 
 State = dict[str, torch.Tensor]
@@ -120,10 +120,11 @@ class Recipe:
     """Largest random shift, in pixels, along each axis; what moves in is black."""
     optimizer: Literal["sgd"] = "sgd"
     schedule: Literal["linear"] = "linear"
-    initialization: Literal["he-normal"] = "he-normal"
+    initialization: Literal["published", "he-normal"] = "published"
+    """`published`: as the network's authors have it; `he-normal`: every weight normal with variance 2 / fan-in, every
+    bias 0, which lets deep networks without a norm learn at once."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the forward and backward passes of training compute in; weights, losses and updates stay float32."""
-    """Of an MLP; the other architectures begin as their authors' code has it."""
 
     def __post_init__(self) -> None:
         owner = f"recipe {self.name}"
@@ -192,14 +193,24 @@ class Endpoint:
 class Measurement:
     """Which samples feed statistics and curves, and where a path is looked at.
 
-    Statistics come from one pass over the whole train split, under the recipe's own augmentation; curves from the
-    whole train and test splits, not augmented.
+    Statistics come from one pass over the train split, under the recipe's own augmentation; curves from the train and
+    the test split, not augmented.
     """
 
     name: str = field(metadata=_LABEL)
     alphas: int = 11
+    statistics: int | None = None
+    """How many images of the train split matchers and corrections see, at most: the first of a random order that is
+    the data set's own, so that fewer are some of more. None: all."""
+    evaluation: int | None = None
+    """How many images of each split a point of a path is evaluated on, at most, chosen likewise. None: all."""
 
     def __post_init__(self) -> None:
+        for name in ("statistics", "evaluation"):
+            if getattr(self, name) is not None:
+                _positive("the number of images for ", **{name: getattr(self, name)})
+        if self.statistics == 1:
+            raise ValueError("the number of images for statistics must be at least 2, so that they have a spread")
         if isinstance(self.alphas, bool) or not isinstance(self.alphas, int) or self.alphas < 3 or self.alphas % 2 == 0:
             raise ValueError(
                 f"the number of alphas must be odd and at least 3, so that the midpoint is there, got {self.alphas!r}"
@@ -223,12 +234,16 @@ class Member:
 
 @dataclass(frozen=True)
 class Merge:
-    """Two endpoints of a cell, A before B, and the matcher that permutes B into alignment with A."""
+    """Two endpoints of a cell, A before B, and the matcher that permutes B into alignment with A.
+
+    `statistics`: how many images the matcher sees, as in `Measurement`.
+    """
 
     cell: Cell
     a: Member
     b: Member
     matcher: str
+    statistics: int | None = None
 
     def __post_init__(self) -> None:
         # One text for one choice: an option at its default is left out.
@@ -238,6 +253,12 @@ class Merge:
     def choice(self) -> MatcherChoice:
         """The matcher and all of its options."""
         return parse_matcher(self.matcher)
+
+    @property
+    def n_statistics(self) -> int | None:
+        """How many images the matcher sees; None for one that needs no data."""
+        n_train = self.cell.data.n_train
+        return min(self.statistics or n_train, n_train) if self.choice.needs_data else None
 
     @property
     def id(self) -> str:
@@ -251,7 +272,7 @@ class Merge:
         if self.matcher == "none":
             return spec_id((), spec)
         if self.choice.needs_data:
-            spec["statistics"] = statistics_set(self.cell)
+            spec["statistics"] = statistics_set(self.cell, self.statistics)
         return spec_id(("match",), spec)
 
 
@@ -266,6 +287,11 @@ class Path:
     def __post_init__(self) -> None:
         cell = self.merge.cell
         check_correction(self.correction, cell.normalization, cell.architecture)
+        if self.merge.statistics != self.measurement.statistics:
+            raise ValueError(
+                f"a path of measurement {self.measurement.name} needs a merge made from the same statistics images, "
+                f"{self.measurement.statistics or 'all'}, got one from {self.merge.statistics or 'all'}"
+            )
 
     @property
     def id(self) -> str:
@@ -275,14 +301,15 @@ class Path:
             "measurement": self.measurement,
             "data": self.merge.cell.data.fingerprint,
             # An uncorrected path has its variance ratios from the same samples.
-            "statistics": statistics_set(self.merge.cell),
+            "statistics": statistics_set(self.merge.cell, self.measurement.statistics),
         }
         return spec_id(("correct", "evaluate"), spec)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What one call asked of a study: every pair of `seeds` of every cell, under every matcher and correction."""
+    """What one call asked of a study: every pair of `seeds` of every cell, under every matcher, and every correction
+    that is defined for the cell's networks."""
 
     study: str
     cells: tuple[Cell, ...]
@@ -302,9 +329,10 @@ class Request:
             )
         if not self.cells:
             raise ValueError(f"study {self.study} has no cells")
-        for cell in self.cells:
-            for correction in self.corrections:
-                check_correction(correction, cell.normalization, cell.architecture)
+        for correction in self.corrections:
+            if not any(self._defines(correction, cell) for cell in self.cells):
+                # Some cell's reason stands for all.
+                check_correction(correction, self.cells[0].normalization, self.cells[0].architecture)
 
     @property
     def id(self) -> str:
@@ -316,10 +344,38 @@ class Request:
     def merges(self, cell: Cell, trained: Sequence[Member]) -> list[Merge]:
         """Every matcher on every pair of `trained`, the smaller seed first."""
         ordered = sorted(trained, key=lambda member: member.seed)
-        return [Merge(cell, a, b, matcher) for matcher in self.matchers for a, b in combinations(ordered, 2)]
+        n_images = self.measurement.statistics
+        return [Merge(cell, a, b, matcher, n_images) for matcher in self.matchers for a, b in combinations(ordered, 2)]
 
     def paths(self, merges: Sequence[Merge]) -> list[Path]:
-        return [Path(merge, correction, self.measurement) for correction in self.corrections for merge in merges]
+        return [
+            Path(merge, correction, self.measurement)
+            for correction in self.corrections
+            for merge in merges
+            if self._defines(correction, merge.cell)
+        ]
+
+    def corrections_of(self, cell: Cell) -> tuple[str, ...]:
+        """Those that are defined for the cell's networks."""
+        return tuple(correction for correction in self.corrections if self._defines(correction, cell))
+
+    def left_out(self) -> list[str]:
+        """A sentence for every correction that some cells cannot take, and that is not measured there."""
+        lacking: dict[str, list[str]] = {}
+        for cell in self.cells:
+            for correction in self.corrections:
+                if not self._defines(correction, cell):
+                    lacking.setdefault(correction, []).append(
+                        f"{cell.architecture} with normalization {cell.normalization}"
+                    )
+        return [
+            f"correction {correction} is not defined for {', '.join(dict.fromkeys(networks))}, and left out there"
+            for correction, networks in lacking.items()
+        ]
+
+    @staticmethod
+    def _defines(correction: str, cell: Cell) -> bool:
+        return is_defined(correction, cell.normalization, cell.architecture)
 
     def to_json(self) -> str:
         """All fields, labels and defaults included, so that a later version reads what was meant."""
@@ -339,9 +395,11 @@ class Request:
             raise ValueError(f"not a study request ({error})") from error
 
 
-def statistics_set(cell: Cell) -> dict[str, Any]:
+def statistics_set(cell: Cell, n_images: int | None) -> dict[str, Any]:
     """What decides the samples that statistics come from: shared by all endpoints of a cell."""
-    return {"data": cell.data.fingerprint, "flip": cell.recipe.flip, "translate": cell.recipe.translate}
+    chosen = {"data": cell.data.fingerprint, "flip": cell.recipe.flip, "translate": cell.recipe.translate}
+    # As many as there are, or more, are all of them: the same set, hence the same identity.
+    return chosen if n_images is None or n_images >= cell.data.n_train else {**chosen, "n_images": n_images}
 
 
 def override(spec: Any, **changes: Any) -> Any:

@@ -117,7 +117,7 @@ def _train_stack(
     steps_per_epoch = n_examples // batch_size
     images = pad(dataset.train.images.to(device, dtype), recipe.translate, dataset.black)
     labels = dataset.train.labels.to(device)
-    initial = [initial_state(network, stream("initialization", seed)) for seed in seeds]
+    initial = [initial_state(network, stream("initialization", seed), recipe.initialization) for seed in seeds]
     weights: State = {name: torch.stack([state[name] for state in initial]).to(device) for name in initial[0]}
     weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     parameters = [weights[name].requires_grad_() for name, _ in network.named_parameters()]

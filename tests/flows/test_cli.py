@@ -26,6 +26,14 @@ def call(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProc
         (("run", "mlp-width", "--width", "-3"), "width must be a positive whole number, got -3"),
         (("run", "digits-depth", "--alphas", "10"), "the number of alphas must be odd and at least 3"),
         (("run", "digits-depth", "--width", "32,wide"), "--width takes whole numbers, got 32,wide"),
+        (
+            ("run", "digits-depth", "--matcher", "activation/reading=sideways"),
+            "matcher activation: reading must be one of",
+        ),
+        (("run", "digits-depth", "--correction", "reset"), "correction reset is not defined for normalization none"),
+        (("run", "digits-depth", "--correction", "magic"), "there is no correction 'magic'; known: none, repair"),
+        (("run", "digits-depth", "--statistics", "1"), "the number of images for statistics must be at least 2"),
+        (("run", "r20-norm-short", "--normalization", "fixup"), "r20-norm-short has no normalization 'fixup'; it has"),
         (("run", "digits-depth", "--dataset", "imagenette"), "there is no data set 'imagenette'"),
         (("run", "digits-depth", "--runner", "gpu"), "--runner takes processes or threads, got gpu"),
         (("report", "../x"), "'../x' is no name"),
@@ -67,6 +75,17 @@ def test_a_dry_run_prints_its_counts_first_and_needs_neither_data_nor_server(tmp
     assert called.stdout.startswith("8 endpoints, 12 pairs, ")
     assert "mnist was not found" in called.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_matchers_corrections_and_networks_can_be_chosen(tmp_path: Path):
+    words = ("--matcher", "none,activation/reading=pre,solver=scipy,weight/restarts=2", "--correction", "none,reset")
+    called = call("run", "r20-norm-short", *words, "--statistics", "5000", "--dry-run", cwd=tmp_path)
+    assert called.returncode == 0, called.stderr
+    assert called.stdout.startswith("8 endpoints, 12 pairs, ")
+    assert "correction reset is not defined for resnet20 with normalization layer, and left out there" in called.stdout
+    one = call("run", "r20-norm-short", *words, "--normalization", "batch", "--dry-run", cwd=tmp_path)
+    assert one.stdout.startswith("4 endpoints, 6 pairs, ")
+    assert "left out" not in one.stdout
 
 
 def test_studies_are_listed_with_what_they_ask_and_cost(tmp_path: Path):

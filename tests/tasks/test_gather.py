@@ -45,7 +45,7 @@ C: study cell_id dataset architecture normalization width depth recipe
 P: C merge_id kind control seed_a seed_b matcher
 endpoints: C endpoint_id seed train_subset checkpoint_epoch origin status message train_loss train_accuracy test_loss
     test_accuracy n_train_examples n_parameters train_seconds device weights_sha256
-merges: P members train_subset_a train_subset_b matcher_options objective function_error match_seconds
+merges: P members train_subset_a train_subset_b n_statistics matcher_options objective function_error match_seconds
 paths: P method correction measurement alpha split loss accuracy n_examples
 barriers: P correction measurement split loss_barrier accuracy_barrier midpoint_loss_barrier midpoint_accuracy_barrier
     own_chord_loss_barrier own_chord_accuracy_barrier

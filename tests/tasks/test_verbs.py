@@ -23,7 +23,7 @@ from tasks.repair import repair
 from tasks.science.correction_table import CORRECTIONS
 from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.permutation import PermutationSpec
-from tasks.science.specs import Cell, Endpoint
+from tasks.science.specs import Cell, Endpoint, Measurement
 from tasks.train import train
 
 
@@ -102,6 +102,20 @@ def test_more_alphas_train_and_match_nothing(store: Store, cell: Cell):
     assert {key.split("/")[0] for key in added} == {"rows"}
     assert {key.split("/")[1] for key in added} == {"paths", "layers"}
     assert len(added) == 2 * 12
+
+
+def test_fewer_images_give_their_own_permutations_and_paths(store: Store, cell: Cell):
+    run_all(store, make_request(cell))
+    few = dataclasses.replace(make_request(cell), measurement=Measurement("few", 5, statistics=40, evaluation=30))
+    run_all(store, few)
+    tables = {name: pd.read_parquet(f"{store.url}/studies/test/{name}.parquet") for name in ("paths", "merges")}
+    counts = tables["paths"].groupby(["measurement", "split"])["n_examples"].unique().map(list)
+    assert counts["few", "train"] == [30]
+    assert counts["few", "test"] == [min(30, cell.data.n_test)]
+    assert counts["default", "train"] == [cell.data.n_train]
+    seen = tables["merges"].groupby("matcher")["n_statistics"].unique().map(sorted)
+    assert seen["activation"] == [40, cell.data.n_train]
+    assert tables["merges"].query("matcher == 'none'")["n_statistics"].isna().all()
 
 
 def test_a_pair_whose_permutation_changes_the_function_stops_with_a_sentence(store: Store, cell: Cell, monkeypatch):

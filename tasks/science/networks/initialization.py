@@ -62,15 +62,16 @@ _CONSTANTS = {"weight": 1.0, "scale": 1.0, "running_var": 1.0, "running_mean": 0
 """How tensors outside of Linear and Conv2d begin, besides those whose name begins with `bias`: at 0."""
 
 
-def initial_state(network: nn.Module, rng: np.random.Generator) -> State:
+def initial_state(network: nn.Module, rng: np.random.Generator, initialization: str = "published") -> State:
     """Every parameter and buffer of `network` as training begins, float32 (counters int64), in the network's order.
 
-    Weights and biases of Linear and Conv2d follow `network.initialization`; a weight named in `network.weight_scales`
-    is multiplied by the factor there, and one of factor 0 is not drawn. Norms begin as the identity, with running
-    mean 0 and variance 1, scalar biases at 0 and multipliers at 1.
+    Weights and biases of Linear and Conv2d follow `network.initialization`, or `initialization` where that is not
+    `published`; a weight named in `network.weight_scales` is multiplied by the factor there, and one of factor 0 is not
+    drawn. Norms begin as the identity, with running mean 0 and variance 1, scalar biases at 0 and multipliers at 1.
     Raises ValueError for a network without `initialization`, and for a tensor that no rule is for.
     """
-    rule = _RULES.get(str(getattr(network, "initialization", None)))
+    own = str(getattr(network, "initialization", None))
+    rule = _RULES.get(own if initialization == "published" else initialization)
     if rule is None:
         known = "; ".join(_RULES)
         raise ValueError(f"{type(network).__name__} does not say by `initialization` how it begins; known: {known}")

@@ -62,3 +62,26 @@ def test_statistics_come_from_the_train_split_as_the_recipe_augments_it(blobs: D
     assert first.shape == blobs.train.images.shape
     assert torch.equal(first, statistics_images(blobs, dataclasses.replace(moved, learning_rate=1.0, name="other")))
     assert not torch.equal(first, blobs.train.images)
+
+
+def test_fewer_statistics_images_are_some_of_more_each_seen_the_same(blobs: Dataset, recipe: Recipe):
+    moved = dataclasses.replace(recipe, translate=1, flip=True)
+    for chosen in (recipe, moved):
+        everything, more, fewer = (statistics_images(blobs, chosen, n) for n in (None, 50, 20))
+        assert (len(more), len(fewer)) == (50, 20)
+        assert torch.equal(fewer, more[:20])
+        assert all((everything == image).flatten(1).all(1).any() for image in fewer)
+        assert torch.equal(statistics_images(blobs, chosen, len(everything)), everything)
+
+
+def test_a_reduced_data_set_keeps_images_and_labels_together(blobs: Dataset):
+    small = blobs.reduced(30)
+    assert (len(small.train), len(small.test)) == (30, min(30, len(blobs.test)))
+    assert small.spec == blobs.spec
+    for few, many in ((small.train, blobs.train), (small.test, blobs.test)):
+        for image, label in zip(few.images, few.labels, strict=True):
+            same = (many.images == image).flatten(1).all(1)
+            assert label in many.labels[same]
+    whole = blobs.reduced(None)
+    assert whole.train is blobs.train
+    assert whole.test is blobs.test

@@ -372,3 +372,12 @@ def test_a_cell_that_no_network_fits_is_refused_with_what_would(asked: Cell, mes
 def test_a_network_that_does_not_say_how_it_begins_is_refused() -> None:
     with pytest.raises(ValueError, match="Linear does not say by `initialization` how it begins; known: he-normal"):
         initial_state(nn.Linear(2, 2), stream("initialization", 0))
+
+
+def test_a_recipe_may_start_any_network_he_normal():
+    network = nn.Sequential(nn.Conv2d(3, 400, 3), nn.Linear(400, 50))
+    state = initial_state(network, stream("initialization", 0), "he-normal")
+    assert float(state["0.weight"].var()) == pytest.approx(2 / 27, rel=0.05)
+    assert float(state["1.weight"].var()) == pytest.approx(2 / 400, rel=0.05)
+    assert not state["0.bias"].any()
+    assert not state["1.bias"].any()

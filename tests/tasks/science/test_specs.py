@@ -89,6 +89,53 @@ def test_more_alphas_are_another_path_of_the_same_merge(cell: Cell):
     assert few.merge.id == many.merge.id
 
 
+def test_fewer_statistics_images_are_other_permutations_and_all_of_them_are_the_same_ones(cell: Cell):
+    a, b, n_train = Member(0, "a", "1"), Member(1, "b", "2"), cell.data.n_train
+    everything = Merge(cell, a, b, "activation")
+    few = Merge(cell, a, b, "activation", statistics=n_train // 2)
+    assert few.id != everything.id
+    assert (few.n_statistics, everything.n_statistics) == (n_train // 2, n_train)
+    assert Merge(cell, a, b, "activation", statistics=n_train + 5).id == everything.id
+    assert Merge(cell, a, b, "weight", statistics=5).id == Merge(cell, a, b, "weight").id
+    assert Merge(cell, a, b, "weight").n_statistics is None
+    with pytest.raises(ValueError, match="needs a merge made from the same statistics images, all, got one from"):
+        Path(few, "none", Measurement("m"))
+
+
+def test_a_request_hands_its_statistics_images_to_its_merges(cell: Cell):
+    request = make_request(cell, measurement=Measurement("few", statistics=20, evaluation=10))
+    merges = request.merges(cell, [Member(0, "a", "1"), Member(1, "b", "2")])
+    assert [merge.statistics for merge in merges] == [20, 20]
+    assert len(request.paths(merges)) == 4
+    assert Request.from_json(request.to_json()) == request
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"statistics": 0}, "the number of images for statistics must be a positive whole number, got 0"),
+        ({"statistics": 1}, "the number of images for statistics must be at least 2, so that they have a spread"),
+        ({"evaluation": -5}, "the number of images for evaluation must be a positive whole number, got -5"),
+    ],
+)
+def test_a_number_of_images_that_cannot_be_is_refused(changes, sentence: str):
+    with pytest.raises(ValueError, match=sentence):
+        Measurement("m", **changes)
+
+
+def test_a_correction_is_measured_where_it_is_defined_and_the_rest_is_told(cell: Cell):
+    normalized = dataclasses.replace(cell, normalization="batch")
+    request = make_request(cell, cells=(cell, normalized), corrections=("none", "reset"))
+    assert request.corrections_of(cell) == ("none",)
+    assert request.corrections_of(normalized) == ("none", "reset")
+    merges = [Merge(one, Member(0, "a", "1"), Member(1, "b", "2"), "none") for one in (cell, normalized)]
+    assert [(path.correction, path.merge.cell.normalization) for path in request.paths(merges)] == [
+        ("none", "none"), ("none", "batch"), ("reset", "batch"),
+    ]  # fmt: skip
+    assert request.left_out() == ["correction reset is not defined for mlp with normalization none, and left out there"]
+    assert make_request(normalized, corrections=("none", "reset")).left_out() == []
+
+
 def test_an_unknown_matcher_or_correction_names_those_there_are(cell: Cell):
     a, b = Member(0, "a", "1"), Member(1, "b", "2")
     with pytest.raises(ValueError, match="there is no matcher 'magic'; known: none, activation"):
