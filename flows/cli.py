@@ -94,6 +94,7 @@ def run(
     ] = None,
     statistics: Annotated[int | None, typer.Option(help="Train images that matchers and corrections see")] = None,
     evaluation: Annotated[int | None, typer.Option(help="Images of each split that curves are evaluated on")] = None,
+    draw: Annotated[int | None, typer.Option(help="Another choice and augmentation of the statistics images")] = None,
     runner: RunnerOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop")] = False,
 ) -> None:
@@ -118,6 +119,7 @@ def run(
             correction=_words(correction),
             statistics=statistics,
             evaluation=evaluation,
+            draw=draw,
         )
         request = options.resolve(lambda name: describe_dataset(name, settings.data_dir))
     target = Store(settings.store)

@@ -31,6 +31,7 @@ class StudyOptions(BaseModel):
     correction: list[str] | None = Field(None, description="Corrections instead of the study's own")
     statistics: int | None = Field(None, description="How many train images matchers and corrections see; else all")
     evaluation: int | None = Field(None, description="How many images of each split curves are evaluated on; else all")
+    draw: int | None = Field(None, description="Which random choice of statistics images, and how they are augmented")
 
     def resolve(self, describe: Callable[[str], DataSpec]) -> Request:
         """The request these options make; `describe` looks a data set up by its name. ValueError for what cannot be."""
@@ -49,4 +50,5 @@ class StudyOptions(BaseModel):
             corrections=self.correction,
             statistics=self.statistics,
             evaluation=self.evaluation,
+            draw=self.draw,
         )

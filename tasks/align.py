@@ -28,7 +28,8 @@ def align(merges: Sequence[Merge], store_url: str, data_dir: Path) -> list[str]:
         return []
     cell = merges[0].cell
     network, spec = build_network(cell), cell_permutation_spec(cell)
-    images = statistics_images(load_dataset(cell.data.name, data_dir), cell.recipe, merges[0].statistics)
+    dataset = load_dataset(cell.data.name, data_dir)
+    images = statistics_images(dataset, cell.recipe, merges[0].statistics, merges[0].draw)
     states = load_weights(store, [member for merge in merges for member in (merge.a, merge.b)])
     members = list(states)
     stopped: list[str] = []

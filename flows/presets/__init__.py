@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from flows.presets import digits_depth, mlp_depth, mlp_width, networks_smoke, r20_norm_short
+from flows.presets import digits_depth, mlp_depth, mlp_smoke, mlp_width, networks_smoke, r20_norm_short
 from flows.presets.preset import Preset
 
 PRESETS: dict[str, Preset] = {
-    module.PRESET.name: module.PRESET for module in (digits_depth, mlp_width, mlp_depth, networks_smoke, r20_norm_short)
+    module.PRESET.name: module.PRESET
+    for module in (digits_depth, mlp_width, mlp_depth, mlp_smoke, networks_smoke, r20_norm_short)
 }
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from flows.presets.preset import Preset
+from flows.presets.preset import DEFAULT_MEASUREMENT, Preset
+from tasks.science.correction_table import CORRECTIONS
 from tasks.science.networks import ARCHITECTURES
-from tasks.science.recipes import SMOKE
-from tasks.science.specs import Measurement
+from tasks.science.recipes import SMOKE, SMOKE_PLAIN, SMOKE_SLOW
+from tasks.science.specs import override
 
 PRESET = Preset(
     name="networks-smoke",
@@ -14,8 +15,9 @@ PRESET = Preset(
     widths=(1,),
     depths=(1,),
     n_seeds=2,
-    recipes={"smoke": SMOKE},
-    measurement=Measurement("ends-and-midpoint", alphas=3),
+    recipes={"smoke": {"none": SMOKE_PLAIN, "batch": SMOKE, "layer": SMOKE_SLOW, "fixup": SMOKE_SLOW}},
+    corrections=tuple(CORRECTIONS),
+    measurement=override(DEFAULT_MEASUREMENT, alphas=3, statistics=64, evaluation=64),
     networks=tuple(
         (architecture, normalization)
         for architecture, known in ARCHITECTURES.items()

@@ -51,6 +51,7 @@ class Preset:
         corrections: Sequence[str] | None = None,
         statistics: int | None = None,
         evaluation: int | None = None,
+        draw: int | None = None,
     ) -> Request:
         """What is asked of the study when some of its own values are replaced; `describe` looks a data set up.
 
@@ -65,7 +66,7 @@ class Preset:
                 f"got {n_seeds}"
             )
         word = recipe if recipe is not None else next(iter(self.recipes))
-        changes = {"alphas": alphas, "statistics": statistics, "evaluation": evaluation}
+        changes = {"alphas": alphas, "statistics": statistics, "evaluation": evaluation, "draw": draw}
         given = {name: value for name, value in changes.items() if value is not None}
         measurement = override(self.measurement, **given)
         described = [describe(name) for name in dict.fromkeys(datasets or self.datasets)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from flows.presets.preset import Preset
+from flows.presets.preset import DEFAULT_MEASUREMENT, Preset
 from tasks.science.recipes import R20_SHORT, R20_SHORT_LAYER
+from tasks.science.specs import override
 
 PRESET = Preset(
     name="r20-norm-short",
@@ -14,4 +15,5 @@ PRESET = Preset(
     n_seeds=4,
     recipes={"r20-short": {"batch": R20_SHORT, "layer": R20_SHORT_LAYER}},
     networks=(("resnet20", "batch"), ("resnet20", "layer")),
+    measurement=override(DEFAULT_MEASUREMENT, alphas=3, statistics=5_000, evaluation=10_000),
 )

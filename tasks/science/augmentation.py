@@ -58,20 +58,20 @@ def take(padded: Tensor, indices: Tensor, views: Views, translate: int) -> Tenso
     return seen.reshape(*indices.shape, n_channels, height, width)
 
 
-def statistics_images(dataset: Dataset, recipe: Recipe, n_images: int | None = None) -> Tensor:
+def statistics_images(dataset: Dataset, recipe: Recipe, n_images: int | None = None, draw: int = 0) -> Tensor:
     """The samples that activations are measured on: the train split, in order, once, under the recipe's augmentation.
 
-    `n_images`: only so many of them, at most, as `subset` chooses; each is seen as it is among all.
+    `n_images`: only so many of them, at most, as `subset` chooses; each is seen as it is among all. Another `draw`
+    chooses and augments anew.
     The draws are named by the data set alone: every network of a cell sees the same images, so that one pass serves
     all pairs. Returns (n_images, channels, height, width) float32. Source: REPAIR, section 3 (augmented statistics).
     """
     images = dataset.train.images
-    chosen = subset(dataset.spec, "train", len(images), n_images)
+    chosen = subset(dataset.spec, "train", len(images), n_images, draw)
     if not (recipe.flip or recipe.translate):
         return images if chosen is None else images[chosen]
-    views = draw_views(
-        stream("statistics", dataset.spec.fingerprint), len(images), flip=recipe.flip, translate=recipe.translate
-    )
+    rng = stream("statistics", dataset.spec.fingerprint, *([draw] if draw else []))
+    views = draw_views(rng, len(images), flip=recipe.flip, translate=recipe.translate)
     if chosen is None:
         chosen = torch.arange(len(images))
     padded = pad(images[chosen], recipe.translate, dataset.black)

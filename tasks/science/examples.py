@@ -47,11 +47,12 @@ class Dataset:
         return replace(self, train=reduce(self.train, "train"), test=reduce(self.test, "test"))
 
 
-def subset(spec: DataSpec, split: str, n_examples: int, n_images: int | None) -> Tensor | None:
+def subset(spec: DataSpec, split: str, n_examples: int, n_images: int | None, draw: int = 0) -> Tensor | None:
     """Which `n_images` of a split's `n_examples` to take: the first of a random order, (n_images,) int64.
 
-    The order is the data set's and the split's own, so a smaller choice lies within a larger one. None: all of them.
+    The order is that of the data set, the split and the draw, so a smaller choice lies within a larger one. None: all
+    of them.
     """
     if n_images is None or n_images >= n_examples:
         return None
-    return torch.from_numpy(stream("subset", spec.fingerprint, split).permutation(n_examples)[:n_images])
+    return torch.from_numpy(stream("subset", spec.fingerprint, split, draw).permutation(n_examples)[:n_images])

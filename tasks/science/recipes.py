@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.science.specs import Recipe
+from tasks.science.specs import Recipe, override
 
 DIGITS = Recipe("digits", batch_size=128, epochs=60, learning_rate=0.01, warmup=0.05)
 """Ours: small enough for every seed of 16 hidden layers to train to the end within seconds, without augmentation."""
@@ -16,8 +16,14 @@ TABLE1_MLP = Recipe("table1", batch_size=2000, epochs=100, learning_rate=0.2, wa
 MLP_BATCH = Recipe("mlp-batch", batch_size=2000, epochs=50, learning_rate=0.05, warmup=0.1)
 """The depth study's: MLPs with BatchNorm, folded afterwards; from the authors' code (50 epochs, 5 of warm-up)."""
 
-SMOKE = Recipe("smoke", batch_size=128, epochs=3, learning_rate=0.05, warmup=0.1)
-"""Ours: enough steps on a small data set for most networks to leave chance, to see that everything runs."""
+SMOKE = Recipe("smoke", batch_size=32, epochs=2, learning_rate=0.01, warmup=0.1, precision="bfloat16")
+"""Ours: just enough steps on a small data set for networks with BatchNorm to leave chance, to see that they run."""
+
+SMOKE_PLAIN = override(SMOKE, initialization="he-normal")
+"""The same for networks without a norm, which from their own initialization would take far longer."""
+
+SMOKE_SLOW = override(SMOKE, batch_size=16, epochs=4)
+"""The same for ResNet20 with LayerNorm and Fixup, whose first steps are small."""
 
 R20_SHORT = Recipe("r20-short", 500, 10, 0.4, 0.1, weight_decay=5e-4, flip=True, translate=4, precision="bfloat16")
 """The authors' 100-epoch demo of ResNet20 with BatchNorm, cut to 10 epochs: takes no verdict against their points."""

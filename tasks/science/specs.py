@@ -204,11 +204,15 @@ class Measurement:
     the data set's own, so that fewer are some of more. None: all."""
     evaluation: int | None = None
     """How many images of each split a point of a path is evaluated on, at most, chosen likewise. None: all."""
+    draw: int = 0
+    """Which of the data set's random orders and augmentations statistics come from: another draw measures again."""
 
     def __post_init__(self) -> None:
         for name in ("statistics", "evaluation"):
             if getattr(self, name) is not None:
                 _positive("the number of images for ", **{name: getattr(self, name)})
+        if isinstance(self.draw, bool) or not isinstance(self.draw, int) or self.draw < 0:
+            raise ValueError(f"the draw of statistics must be a whole number of at least 0, got {self.draw!r}")
         if self.statistics == 1:
             raise ValueError("the number of images for statistics must be at least 2, so that they have a spread")
         if isinstance(self.alphas, bool) or not isinstance(self.alphas, int) or self.alphas < 3 or self.alphas % 2 == 0:
@@ -236,7 +240,7 @@ class Member:
 class Merge:
     """Two endpoints of a cell, A before B, and the matcher that permutes B into alignment with A.
 
-    `statistics`: how many images the matcher sees, as in `Measurement`.
+    `statistics` and `draw` say which images the matcher sees, as in `Measurement`.
     """
 
     cell: Cell
@@ -244,6 +248,7 @@ class Merge:
     b: Member
     matcher: str
     statistics: int | None = None
+    draw: int = 0
 
     def __post_init__(self) -> None:
         # One text for one choice: an option at its default is left out.
@@ -272,7 +277,7 @@ class Merge:
         if self.matcher == "none":
             return spec_id((), spec)
         if self.choice.needs_data:
-            spec["statistics"] = statistics_set(self.cell, self.statistics)
+            spec["statistics"] = statistics_set(self.cell, self.statistics, self.draw)
         return spec_id(("match",), spec)
 
 
@@ -287,10 +292,11 @@ class Path:
     def __post_init__(self) -> None:
         cell = self.merge.cell
         check_correction(self.correction, cell.normalization, cell.architecture)
-        if self.merge.statistics != self.measurement.statistics:
+        merged, measured = ((of.statistics, of.draw) for of in (self.merge, self.measurement))
+        if merged != measured:
             raise ValueError(
-                f"a path of measurement {self.measurement.name} needs a merge made from the same statistics images, "
-                f"{self.measurement.statistics or 'all'}, got one from {self.merge.statistics or 'all'}"
+                f"a path of measurement {self.measurement.name} needs a merge made from the same images: "
+                f"{measured[0] or 'all'} of draw {measured[1]}, got {merged[0] or 'all'} of draw {merged[1]}"
             )
 
     @property
@@ -301,7 +307,7 @@ class Path:
             "measurement": self.measurement,
             "data": self.merge.cell.data.fingerprint,
             # An uncorrected path has its variance ratios from the same samples.
-            "statistics": statistics_set(self.merge.cell, self.measurement.statistics),
+            "statistics": statistics_set(self.merge.cell, self.measurement.statistics, self.measurement.draw),
         }
         return spec_id(("correct", "evaluate"), spec)
 
@@ -344,8 +350,8 @@ class Request:
     def merges(self, cell: Cell, trained: Sequence[Member]) -> list[Merge]:
         """Every matcher on every pair of `trained`, the smaller seed first."""
         ordered = sorted(trained, key=lambda member: member.seed)
-        n_images = self.measurement.statistics
-        return [Merge(cell, a, b, matcher, n_images) for matcher in self.matchers for a, b in combinations(ordered, 2)]
+        seen = (self.measurement.statistics, self.measurement.draw)
+        return [Merge(cell, a, b, matcher, *seen) for matcher in self.matchers for a, b in combinations(ordered, 2)]
 
     def paths(self, merges: Sequence[Merge]) -> list[Path]:
         return [
@@ -395,11 +401,13 @@ class Request:
             raise ValueError(f"not a study request ({error})") from error
 
 
-def statistics_set(cell: Cell, n_images: int | None) -> dict[str, Any]:
+def statistics_set(cell: Cell, n_images: int | None, draw: int) -> dict[str, Any]:
     """What decides the samples that statistics come from: shared by all endpoints of a cell."""
     chosen = {"data": cell.data.fingerprint, "flip": cell.recipe.flip, "translate": cell.recipe.translate}
     # As many as there are, or more, are all of them: the same set, hence the same identity.
-    return chosen if n_images is None or n_images >= cell.data.n_train else {**chosen, "n_images": n_images}
+    if n_images is not None and n_images < cell.data.n_train:
+        chosen["n_images"] = n_images
+    return {**chosen, "draw": draw} if draw else chosen
 
 
 def override(spec: Any, **changes: Any) -> Any:

@@ -23,8 +23,8 @@ def test_every_study_makes_a_request_as_it_comes(name: str):
     assert len(request.cells) == len(preset.datasets) * len(preset.widths) * per_size
     assert len(request.seeds) == preset.n_seeds
     for word, recipe in preset.recipes.items():
-        alone = recipe if isinstance(recipe, Recipe) else next(iter(recipe.values()))
-        assert alone.name == word
+        for each in [recipe] if isinstance(recipe, Recipe) else recipe.values():
+            assert each.name.split("/")[0] == word
 
 
 def test_options_replace_what_they_name_and_only_that():
@@ -37,6 +37,21 @@ def test_options_replace_what_they_name_and_only_that():
     assert {cell.recipe.name for cell in request.cells} == {"mlp/epochs=3"}
     assert request.measurement.name == "default/alphas=5"
     assert request.seeds == (0, 1)
+
+
+def test_networks_matchers_and_corrections_are_chosen_among_those_there_are():
+    request = StudyOptions(
+        study="networks-smoke", architecture=["resnet20", "vgg11"], normalization=["batch"],
+        matcher=["weight/restarts=3", "activation"], correction=["repair"], statistics=10, draw=2,
+    ).resolve(describe)  # fmt: skip
+    assert {(cell.architecture, cell.normalization) for cell in request.cells} == {
+        ("resnet20", "batch"), ("vgg11", "batch")
+    }  # fmt: skip
+    assert request.matchers == ("weight", "activation")
+    assert request.corrections == ("repair",)
+    assert request.measurement.name.endswith("statistics=10,draw=2")
+    with pytest.raises(ValueError, match=r"no network of that architecture and normalization; it has vgg11 with none"):
+        StudyOptions(study="networks-smoke", architecture=["vgg11"], normalization=["layer"]).resolve(describe)
 
 
 def test_table_1_is_the_published_recipe():

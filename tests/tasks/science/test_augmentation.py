@@ -74,6 +74,13 @@ def test_fewer_statistics_images_are_some_of_more_each_seen_the_same(blobs: Data
         assert torch.equal(statistics_images(blobs, chosen, len(everything)), everything)
 
 
+def test_another_draw_sees_other_images_otherwise(blobs: Dataset, recipe: Recipe):
+    moved = dataclasses.replace(recipe, translate=1)
+    assert not torch.equal(statistics_images(blobs, recipe, 20), statistics_images(blobs, recipe, 20, draw=1))
+    assert not torch.equal(statistics_images(blobs, moved), statistics_images(blobs, moved, draw=1))
+    assert statistics_images(blobs, recipe, draw=1) is blobs.train.images
+
+
 def test_a_reduced_data_set_keeps_images_and_labels_together(blobs: Dataset):
     small = blobs.reduced(30)
     assert (len(small.train), len(small.test)) == (30, min(30, len(blobs.test)))

@@ -98,8 +98,11 @@ def test_fewer_statistics_images_are_other_permutations_and_all_of_them_are_the_
     assert Merge(cell, a, b, "activation", statistics=n_train + 5).id == everything.id
     assert Merge(cell, a, b, "weight", statistics=5).id == Merge(cell, a, b, "weight").id
     assert Merge(cell, a, b, "weight").n_statistics is None
-    with pytest.raises(ValueError, match="needs a merge made from the same statistics images, all, got one from"):
+    with pytest.raises(ValueError, match=f"the same images: all of draw 0, got {n_train // 2} of draw 0"):
         Path(few, "none", Measurement("m"))
+    again = Merge(cell, a, b, "activation", draw=1)
+    assert again.id != everything.id
+    assert Path(again, "none", Measurement("m", draw=1)).id != Path(everything, "none", Measurement("m")).id
 
 
 def test_a_request_hands_its_statistics_images_to_its_merges(cell: Cell):
@@ -115,6 +118,7 @@ def test_a_request_hands_its_statistics_images_to_its_merges(cell: Cell):
     [
         ({"statistics": 0}, "the number of images for statistics must be a positive whole number, got 0"),
         ({"statistics": 1}, "the number of images for statistics must be at least 2, so that they have a spread"),
+        ({"draw": -1}, "the draw of statistics must be a whole number of at least 0, got -1"),
         ({"evaluation": -5}, "the number of images for evaluation must be a positive whole number, got -5"),
     ],
 )

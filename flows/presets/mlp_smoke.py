@@ -1,0 +1,23 @@
+"""Every normalization of an MLP under every matcher and correction, on few images: shows that they run."""
+
+from __future__ import annotations
+
+from flows.presets.preset import DEFAULT_MEASUREMENT, Preset
+from tasks.science.correction_table import CORRECTIONS
+from tasks.science.matchers import MATCHERS
+from tasks.science.recipes import DIGITS
+from tasks.science.specs import override
+
+PRESET = Preset(
+    name="mlp-smoke",
+    question="Does an MLP train, align, and take a correction under every normalization?",
+    datasets=("digits",),
+    widths=(32,),
+    depths=(4,),
+    n_seeds=3,
+    recipes={"digits": override(DIGITS, epochs=10)},
+    matchers=tuple(MATCHERS),
+    corrections=tuple(name for name, row in CORRECTIONS.items() if not row.blocks),
+    measurement=override(DEFAULT_MEASUREMENT, alphas=3, statistics=500),
+    networks=(("mlp", "none"), ("mlp", "batch"), ("mlp", "batch-fused")),
+)
