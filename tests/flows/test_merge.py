@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -112,7 +113,7 @@ number = 3
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a module in the current folder, beside weights of two of its networks, a.safetensors and b.pt."""
-    name = f"own_{abs(hash(tmp_path))}"
+    name = re.sub(r"\W", "_", f"own_{tmp_path.name}")  # no two tests import the same
     (tmp_path / f"{name}.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -160,7 +161,7 @@ def test_two_networks_of_a_person_are_merged_in_a_process_of_its_own(own: str, t
     assert "of 14 units moved, on 2 of 2 axes; B's outputs differ by" in called.stdout.replace("\n", " ")
     assert "stay: 4 units: output" in lines
     assert "statistics: 60 of 60 train images, 2 layers corrected" in lines
-    assert lines[-1] == "written: merged.safetensors, 9 tensors"
+    assert lines[-1] == "written: merged.safetensors, 10 tensors"
 
     fresh: nn.Module = nn.Sequential(
         nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(),
