@@ -129,7 +129,7 @@ def choose_statistics(data: Data, n: int) -> Tensor:
     """The first `n` train images in a fixed random order, so that fewer are always among more; all where `n` is more
     than there are. Not augmented."""
     images = data.train_images
-    order = stream("merge", "statistics", data.fingerprint).permutation(len(images))
+    order = stream("subset", data.fingerprint, "train", 0).permutation(len(images))
     return images if n >= len(images) else images[torch.from_numpy(order[:n])]
 
 
