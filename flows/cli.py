@@ -1,4 +1,4 @@
-"""`repairlab`: run studies, list them, redraw their reports."""
+"""`repairlab`: run studies, list them, redraw their reports; merge two networks of a person's own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 # Prefect reads these as it is imported. A user's own values stand.
@@ -188,6 +189,30 @@ def redraw(
     typer.echo(write_report(Store(settings.store), study))
 
 
+@app.command()
+def merge(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Weights of network A: safetensors, or a torch file")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Weights of network B, of the same architecture")],
+    network: Annotated[str, typer.Option(help="package.module:function that builds the network")],
+    data: Annotated[str, typer.Option(help="A known data set, or package.module:function that loads one")],
+    out: Annotated[Path, typer.Option(help="Safetensors file to write; it must not be there yet")],
+    alpha: Annotated[float, typer.Option(help="Where between A (0) and B (1)")] = 0.5,
+    matcher: Annotated[str, typer.Option(help="How units are aligned, with its options")] = "activation",
+    correction: Annotated[str, typer.Option(help="What is done to the interpolated network")] = "repair",
+    statistics: Annotated[int, typer.Option(help="Train images that activations are measured on")] = 5000,
+    allow_extra_layers: Annotated[
+        bool, typer.Option("--allow-extra-layers", help="Write tensors that the network's class lacks, if need be")
+    ] = False,
+) -> None:
+    """Merge two networks that were trained anywhere, and write weights that their own class loads."""
+    from flows.merge import MergeOptions, merge_files, print_merge
+
+    with _checking_words():
+        options = MergeOptions(a, b, network, data, out, alpha, matcher, correction, statistics, allow_extra_layers)
+        sources = options.find(_settings().data_dir)
+    print_merge(merge_files(options, sources), options, Console())
+
+
 class WrongWordsError(Exception):
     """What was asked for cannot be; the message says what can."""
 
@@ -237,6 +262,13 @@ def _guarded(command: Callable[[], Any]) -> int:
 
 def _is_for_a_person(error: Exception) -> bool:
     """Whether an error's message is a sentence with the way out, to be shown without a traceback."""
+    from flows.own import OwnCodeError
+    from infra.weights import WeightsError
+    from tasks.science.merging import MergeError
+    from tasks.science.tracing import TraceError
+
+    if isinstance(error, WeightsError | OwnCodeError | MergeError | TraceError):
+        return True  # Before Prefect is imported: merging needs none.
     from flows.study import UnfinishedError
     from infra.runners import ServerError
     from tasks.datasets import DataError

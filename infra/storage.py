@@ -127,7 +127,7 @@ class Store:
         full = self._full(key)
         try:
             if self.is_local:
-                return _write_local(Path(full), data, overwrite=overwrite)
+                return write_file(Path(full), data, overwrite=overwrite)
             if not overwrite and self.exists(key):
                 return False
             with self._reaching():
@@ -167,8 +167,11 @@ class Store:
         )
 
 
-def _write_local(path: Path, data: bytes, *, overwrite: bool) -> bool:
-    """Through a hidden temporary file beside `path`, so that no reader sees half of it, whenever the process dies."""
+def write_file(path: Path, data: bytes, *, overwrite: bool) -> bool:
+    """Writes `path` unless it is there and not to be overwritten; says whether it was this call that wrote it.
+
+    Through a hidden temporary file beside it, so that no reader sees half of it, whenever the process dies.
+    """
     if not overwrite and path.exists():
         return False
     path.parent.mkdir(parents=True, exist_ok=True)

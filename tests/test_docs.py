@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import safetensors.torch
+from torch import nn
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -37,6 +39,25 @@ def test_every_make_target_that_docs_name_is_there(name: str):
     assert named <= targets
 
 
+@pytest.fixture
+def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the README calls my_package, and weights of two of its networks, in the current folder."""
+    folder = tmp_path / "my_package"
+    folder.mkdir()
+    (folder / "my_module.py").write_text(
+        "import torch\nfrom torch.nn import Flatten, Linear, ReLU, Sequential\n\n"
+        "images = torch.randn(50, 1, 8, 8)\n\n"
+        "def build():\n    return Sequential(Flatten(), Linear(64, 16), ReLU(), Linear(16, 10))\n"
+    )
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    for name in "ab":
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        safetensors.torch.save_file(network.state_dict(), tmp_path / f"{name}.safetensors")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.mark.usefixtures("own_package")
 @pytest.mark.parametrize("words", [words for words in commands() if words[0].endswith("repairlab")])
 def test_every_command_of_the_readme_is_understood(words: list[str], tmp_path: Path, monkeypatch):
     """Runs are only planned, everything else is run; a report needs tables, so it says that there are none."""
@@ -52,10 +73,11 @@ def test_every_command_of_the_readme_is_understood(words: list[str], tmp_path: P
         assert called.output.strip()
 
 
-def test_every_option_of_run_stands_in_the_readme():
-    shown = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).output
+@pytest.mark.parametrize(("command", "n_least"), [("run", 10), ("merge", 8)])
+def test_every_option_stands_in_the_readme(command: str, n_least: int):
+    shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).output
     options = set(re.findall(r"--[a-z-]+", shown)) - {"--help"}
-    assert len(options) >= 10
+    assert len(options) >= n_least
     assert {option for option in options if option not in README} == set()
 
 
@@ -70,10 +92,20 @@ def test_the_python_of_the_readme_runs_on_tables_of_the_schema(tmp_path: Path):
         frame.astype({"mean": float} if "mean" in frame else {"loss_barrier": float}).to_parquet(
             folder / f"{table.name}.parquet"
         )
-    code = "\n".join(blocks("python"))
+    (code,) = (block for block in blocks("python") if "read_parquet" in block)
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert "repair" in ran.stdout
+
+
+@pytest.mark.usefixtures("own_package")
+def test_the_five_lines_of_the_readme_merge_two_networks(tmp_path: Path):
+    (code,) = (block for block in blocks("python") if "merge_networks" in block)
+    assert len([line for line in code.splitlines() if line]) == 5
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    network.load_state_dict(safetensors.torch.load_file(tmp_path / "merged.safetensors"), strict=True)
 
 
 def test_every_column_of_every_table_is_described():

@@ -53,7 +53,9 @@ __all__ = [
     "LayerMoments",
     "LayerReport",
     "Moments",
+    "check_layout",
     "correct",
+    "extra_tensors",
     "goal_moments",
     "preactivation_moments",
     "reorder_layers",
@@ -100,6 +102,22 @@ def preactivation_moments(
     return measure(network, state, layout.layers + (layout.blocks if blocks else ()), images)
 
 
+def check_layout(layout: Layout, correction: str) -> None:
+    """ValueError, with the way out, where the correction has nothing to act on in a network of this layout."""
+    chosen = find_correction(correction)
+    if "none" not in chosen.normalizations and not layout.norms:
+        raise ValueError(f"correction {correction} needs a network with BatchNorm, and this one has none; take repair")
+    if chosen.blocks and not layout.blocks:
+        raise ValueError(f"correction {correction} needs residual blocks, and this network has none; take repair")
+
+
+def extra_tensors(layout: Layout, correction: str) -> tuple[str, ...]:
+    """The tensors that the corrected weights would have beyond those of the network's own class; none for most."""
+    lacking, blocks = _lacking(layout, find_correction(correction))
+    affines = (f"{site.name}.block_correction.{part}" for site in blocks for part in ("weight", "bias"))
+    return (*(f"{site.name}.bias" for site in lacking), *affines)
+
+
 @torch.no_grad()
 def correct(
     network: nn.Module,
@@ -123,10 +141,7 @@ def correct(
     batch of one image, and for a name that the table lacks.
     """
     chosen = find_correction(correction)
-    if not chosen.layers and not chosen.frozen and not layout.norms:
-        raise ValueError(f"correction {correction} needs a network with BatchNorm, and this one has none; take repair")
-    if chosen.blocks and not layout.blocks:
-        raise ValueError(f"correction {correction} needs residual blocks, and this network has none; take repair")
+    check_layout(layout, correction)
     if chosen.closed_form and predicted is None:
         raise ValueError(f"correction {correction} needs predicted moments, as predicted_moments gives them")
     if correction == "none":
@@ -175,10 +190,15 @@ def _apply_block_correction(module: nn.Module, _inputs: Any, output: Tensor) -> 
     return module.get_submodule("block_correction")(output)
 
 
+def _lacking(layout: Layout, chosen: Correction) -> tuple[list[Site], tuple[Site, ...]]:
+    """Layers that need a bias to take their shift, and blocks that need an affine behind them."""
+    lacking = [site for site in layout.layers if chosen.layers and not site.bias and site.norm is None]
+    return lacking, layout.blocks if chosen.blocks else ()
+
+
 def _extend(network: nn.Module, state: State, layout: Layout, chosen: Correction) -> tuple[nn.Module, State, Layout]:
     """The network with what `chosen` needs beyond it, which as yet changes nothing: biases, affines behind blocks."""
-    lacking = [site for site in layout.layers if chosen.layers and not site.bias and site.norm is None]
-    blocks = layout.blocks if chosen.blocks else ()
+    lacking, blocks = _lacking(layout, chosen)
     if not lacking and not blocks:
         return network, dict(state), layout
     network, extended = copy.deepcopy(network), dict(state)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
-from tasks.science.correction import Estimator, correct, preactivation_moments
+from tasks.science.correction import Corrected, Estimator, correct, preactivation_moments
 from tasks.science.correction_table import find_correction
 from tasks.science.evaluation import Evaluation, evaluate
 from tasks.science.examples import Dataset
@@ -67,6 +68,40 @@ def evaluate_splits(network: nn.Module, state: State, dataset: Dataset) -> Split
     return {"train": evaluate(network, state, dataset.train), "test": evaluate(network, state, dataset.test)}
 
 
+@dataclass(frozen=True, eq=False)
+class CorrectedPath:
+    """The path from the first of `sides` to the second under `correction`, of `network` on the samples `statistics`."""
+
+    network: nn.Module
+    sides: tuple[Side, Side]
+    correction: str
+    statistics: Tensor
+    estimator: Estimator = "one-pass"
+
+    @cached_property
+    def _covariances(self) -> dict[str, Tensor] | None:
+        """What the closed form needs, once for all alphas."""
+        if not find_correction(self.correction).closed_form:
+            return None
+        a, b = self.sides
+        return matched_covariances(self.network, a.layout, a.state, b.state, self.statistics)
+
+    def goal(self, alpha: float) -> LayerMoments:
+        a, b = self.sides
+        return goal_moments(a.moments, b.moments, alpha)
+
+    def at(self, alpha: float) -> Corrected:
+        """The corrected network at `alpha`. ValueError where the correction is not defined for this network."""
+        a, b = self.sides
+        predicted = None
+        if self._covariances is not None:
+            predicted = predicted_moments(a.moments, b.moments, self._covariances, alpha)
+        return correct(
+            self.network, a.layout, interpolate(a.state, b.state, alpha), self.correction, self.goal(alpha),
+            self.statistics, predicted=predicted, estimator=self.estimator,
+        )  # fmt: skip
+
+
 def measure_path(
     network: nn.Module,
     sides: tuple[Side, Side],
@@ -87,22 +122,16 @@ def measure_path(
     a, b = sides
     if correction == "none":
         ends = ends or (evaluate_splits(network, a.state, dataset), evaluate_splits(network, b.state, dataset))
-    closed_form = find_correction(correction).closed_form
-    covariances = matched_covariances(network, a.layout, a.state, b.state, statistics) if closed_form else None
+    path = CorrectedPath(network, sides, correction, statistics, estimator)
     points: list[Point] = []
     for alpha in alphas:
         if correction == "none" and ends and alpha in (0, 1):
             points.append(Point(alpha, ends[int(alpha)], []))
             continue
-        state = interpolate(a.state, b.state, alpha)
         if correction == "none" and alpha != 0.5:
-            points.append(Point(alpha, evaluate_splits(network, state, dataset), []))
+            points.append(Point(alpha, evaluate_splits(network, interpolate(a.state, b.state, alpha), dataset), []))
             continue
-        goal = goal_moments(a.moments, b.moments, alpha)
-        predicted = predicted_moments(a.moments, b.moments, covariances, alpha) if covariances is not None else None
-        corrected = correct(
-            network, a.layout, state, correction, goal, statistics, predicted=predicted, estimator=estimator
-        )
-        layers = report_layers(corrected.achieved, goal, a.moments, b.moments)
+        corrected = path.at(alpha)
+        layers = report_layers(corrected.achieved, path.goal(alpha), a.moments, b.moments)
         points.append(Point(alpha, evaluate_splits(corrected.network, corrected.state, dataset), layers))
     return points

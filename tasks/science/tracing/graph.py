@@ -10,10 +10,12 @@ kept whole, because they are easier to describe whole than in parts.
 from __future__ import annotations
 
 import functools
+import io
 import logging
+import sys
 import traceback
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -217,14 +219,17 @@ def _plain_attention() -> Generator[None]:
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """A refused network is reported by the exception alone, not in the log as well."""
+    """A refused network is reported by the exception alone, not in the log and on standard error as well, where
+    torch.export prints the graph that it had got so far."""
     names = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export", "torch._subclasses.fake_tensor")
     loggers = [logging.getLogger(n) for n in names]
     levels = [log.level for log in loggers]
     try:
         for log in loggers:
             log.setLevel(logging.CRITICAL)
-        yield
+        with redirect_stderr(io.StringIO()) as printed:
+            yield
+        sys.stderr.write(printed.getvalue())  # What the forward pass itself had to say.
     finally:
         for log, level in zip(loggers, levels, strict=True):
             log.setLevel(level)

@@ -1,0 +1,185 @@
+"""`repairlab merge`: two networks of a person's own, merged, measured on the test split, and written down."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from flows.own import Data, build_own_network, find_function, load_known_data, load_own_data
+from infra.weights import SUFFIX, check_target, read_weights, write_weights
+from tasks.science.correction_table import find_correction
+from tasks.science.evaluation import Evaluation, evaluate
+from tasks.science.matchers import parse_matcher
+from tasks.science.merging import Merged, MergeError, check_outputs, fit_state, in_float32, merge_networks
+from tasks.science.specs import State, stream, weights_digest
+
+MOST_REASONS = 4
+"""How many of the reasons why units stay are told."""
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """What a person asks for. ValueError for words that cannot be."""
+
+    a: Path
+    b: Path
+    network: str
+    data: str
+    out: Path
+    alpha: float = 0.5
+    matcher: str = "activation"
+    correction: str = "repair"
+    statistics: int = 5000
+    allow_extra_layers: bool = False
+
+    def __post_init__(self) -> None:
+        parse_matcher(self.matcher)
+        find_correction(self.correction)
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"--alpha must lie between 0 (A) and 1 (B), got {self.alpha:g}")
+        if self.statistics < 2:
+            raise ValueError(f"--statistics must be at least 2 images, got {self.statistics}")
+        if self.out.suffix != SUFFIX:
+            raise ValueError(f"--out must end in {SUFFIX}, the format that is written, got {self.out}")
+
+    def find(self, data_dir: Path) -> Sources:
+        """The functions and data that the words name. ValueError where there are none."""
+        build = find_function(self.network, "--network")
+        if ":" in self.data:
+            load = find_function(self.data, "--data")
+            return Sources(build, lambda: load_own_data(load, self.data))
+        data = load_known_data(self.data, data_dir)
+        return Sources(build, lambda: data)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What makes the network, and what loads the data."""
+
+    build: Callable[[], Any]
+    load: Callable[[], Data]
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What came of a merge: `evaluations` on the test split by what they are of."""
+
+    merged: Merged
+    evaluations: dict[str, Evaluation]
+    data: Data
+    n_statistics: int
+
+
+def merge_files(options: MergeOptions, sources: Sources) -> MergeReport:
+    """Reads, merges, evaluates and writes.
+
+    Raises WeightsError for files, OwnCodeError for what a person's functions return, MergeError and TraceError for
+    networks and weights that do not go together.
+    """
+    check_target(options.out)
+    read_a, read_b = read_weights(options.a), read_weights(options.b)
+    network = build_own_network(sources.build, options.network)
+    data = sources.load()
+    ends = {"A": in_float32(fit_state(network, read_a, "A")), "B": in_float32(fit_state(network, read_b, "B"))}
+    _check_classes(network.eval(), ends["A"], data)
+    images = choose_statistics(data, options.statistics)
+    merged = merge_networks(
+        network,
+        read_a,
+        read_b,
+        images,
+        alpha=options.alpha,
+        matcher=options.matcher,
+        correction=options.correction,
+        allow_extra_layers=options.allow_extra_layers,
+    )
+    evaluations = {name: evaluate(network, state, data.test) for name, state in ends.items()}
+    evaluations["direct"] = evaluate(network, in_float32(merged.direct), data.test)
+    evaluations[f"aligned ({options.matcher})"] = evaluate(network, in_float32(merged.aligned), data.test)
+    if options.correction != "none":
+        evaluations[f"aligned and corrected ({options.correction})"] = evaluate(
+            merged.network, in_float32(merged.corrected), data.test
+        )
+    header = {
+        "kind": "merged",
+        "a_sha256": weights_digest(read_a),
+        "b_sha256": weights_digest(read_b),
+        "alpha": options.alpha,
+        "matcher": parse_matcher(options.matcher).text,
+        "correction": options.correction,
+        "extra": list(merged.extra),
+        "function_error": merged.function_error,
+        "data": {"name": data.name, "fingerprint": data.fingerprint, "n_statistics": len(images)},
+        "versions": {"repairlab": importlib.metadata.version("repairlab"), "torch": torch.__version__},
+    }
+    write_weights(options.out, merged.corrected, header)
+    return MergeReport(merged, evaluations, data, len(images))
+
+
+def choose_statistics(data: Data, n: int) -> Tensor:
+    """The first `n` train images in a fixed random order, so that fewer are always among more; all where `n` is more
+    than there are. Not augmented."""
+    images = data.train_images
+    order = stream("subset", data.fingerprint, "train", 0).permutation(len(images))
+    return images if n >= len(images) else images[torch.from_numpy(order[:n])]
+
+
+def _check_classes(network: nn.Module, state: State, data: Data) -> None:
+    shape = tuple(check_outputs(network, state, data.test.images, "A").shape)
+    enough = len(shape) == 2 and (shape[1] == data.n_classes or (shape[1] > data.n_classes and not data.exact))
+    if not enough:
+        wanted = f"{data.n_classes}" if data.exact else f"at least {data.n_classes}"
+        raise MergeError(
+            f"the network puts out shape {shape} for {shape[0]} images, and {data.name} has {wanted} classes: "
+            f"expected ({shape[0]}, {data.n_classes})"
+        )
+
+
+def print_merge(report: MergeReport, options: MergeOptions, console: Console) -> None:
+    """What a person reads, in 80 columns."""
+    title = f"{len(report.data.test)} test examples of {report.data.name}, alpha {options.alpha:g}"
+    console.print(title, highlight=False, markup=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("weights", overflow="fold")
+    for name in ("accuracy, %", "loss, nats"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, evaluation in report.evaluations.items():
+        table.add_row(name, f"{100 * evaluation.accuracy:.2f}", f"{evaluation.loss:.4f}")
+    console.print(table)
+    console.print()
+    for line in _sentences(report, options):
+        console.print(line, highlight=False, markup=False)
+
+
+def _sentences(report: MergeReport, options: MergeOptions) -> list[str]:
+    merged, spec = report.merged, report.merged.spec
+    moved = [int((vector != np.arange(len(vector))).sum()) for vector in merged.permutation.values()]
+    lines = [
+        f"permutation: {sum(moved)} of {sum(axis.size for axis in spec.axes)} units moved, on "
+        f"{sum(n > 0 for n in moved)} of {len(moved)} axes; B's outputs differ by {merged.function_error:.1e} of the "
+        "largest (float64)"
+    ]
+    reasons: dict[str, int] = {}
+    for fixed in spec.fixed:
+        reasons[fixed.reason] = reasons.get(fixed.reason, 0) + fixed.size
+    told = list(reasons.items())
+    lines += [f"stay: {size} units: {reason}" for reason, size in told[:MOST_REASONS]]
+    if more := told[MOST_REASONS:]:
+        lines.append(f"stay: {sum(size for _, size in more)} units, for {len(more)} other reasons")
+    if spec.unreached:
+        lines.append(f"stay: {len(spec.unreached)} tensors that no forward pass reads, {spec.unreached[0]} the first")
+    layers = f", {merged.n_layers} layers corrected" if merged.n_layers else ""
+    lines.append(f"statistics: {report.n_statistics} of {len(report.data.train_images)} train images{layers}")
+    lines.append(f"written: {options.out}, {len(merged.corrected)} tensors")
+    if merged.extra:
+        lines.append(f"of these the network's own class lacks {len(merged.extra)}: {', '.join(merged.extra)}")
+    return lines

@@ -1,0 +1,391 @@
+"""Merges two networks that were trained anywhere: aligns, interpolates, corrects, gives weights of their own class.
+
+Nothing about the network is taken on trust. The weights must fit it; what may be permuted is traced from it (or given)
+and then proved on its own weights before anything is matched by it, and again on the permutation that was found. All
+is measured and corrected in float32, proved in float64, and given back in the endpoints' own type.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from tasks.science.correction import check_layout, extra_tensors
+from tasks.science.correction_table import find_correction
+from tasks.science.curves import CorrectedPath, measure_side
+from tasks.science.evaluation import compute
+from tasks.science.interpolation import interpolate
+from tasks.science.layout import find_layout
+from tasks.science.matchers import parse_matcher
+from tasks.science.matching import FUNCTION_TOLERANCE, Match, function_error, match
+from tasks.science.permutation import Axis, Permutation, PermutationSpec, Slot
+from tasks.science.reading import TRACING
+from tasks.science.specs import State
+from tasks.science.tracing import trace_permutation_spec
+
+FLOAT_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+CHECK_EXAMPLES = 16
+"""Images on which a spec is proved before it is used; the permutation that was found is proved on 128."""
+
+TRACE_EXAMPLES = 2
+
+ROUNDING_ERROR = 1e-4
+"""A function error below this may come from a forward pass that goes through float32 on its way."""
+
+
+class MergeError(ValueError):
+    """These weights, this network or this spec cannot be merged; the message says why, and the way out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """Two networks merged at `alpha` (0 is A, 1 is B).
+
+    `direct`, `aligned` and `corrected` are weights in the endpoints' own type: on the straight line between A and B, on
+    that between A and B permuted, and the latter corrected. The first two have the network's keys; `corrected` has the
+    tensors `extra` beside them, and `network` computes with it: the one that was given, or a copy with these tensors.
+    `function_error`: what `permutation` does to B's outputs (float64, largest difference over largest output).
+    `n_layers`: how many layers were corrected.
+    """
+
+    alpha: float
+    direct: State
+    aligned: State
+    corrected: State
+    network: nn.Module
+    extra: tuple[str, ...]
+    spec: PermutationSpec
+    match: Match
+    function_error: float
+    n_layers: int
+
+    @property
+    def permutation(self) -> Permutation:
+        """Of B's units, into alignment with A's."""
+        return self.match.permutation
+
+
+@torch.no_grad()
+def merge_networks(
+    network: nn.Module,
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    images: Tensor,
+    *,
+    alpha: float = 0.5,
+    matcher: str = "activation",
+    correction: str = "repair",
+    spec: PermutationSpec | None = None,
+    allow_extra_layers: bool = False,
+) -> Merged:
+    """Merges the state dicts `a` and `b` of `network`, which lends its forward pass and is left as it was.
+
+    `images` (n_examples, ...) float, as the network takes them: the samples that all is measured on. `spec` says what
+    may be permuted; where it is not given it is traced. Weights of half precision are computed with in float32; what
+    comes out is rounded to the wider of the two endpoints' types, tensor by tensor.
+    Raises MergeError for weights that do not fit the network or are not finite, a network that does not compute these
+    images, a spec that changes what it computes (the axis is named), a correction that is not defined for it or needs
+    layers that its class lacks (unless `allow_extra_layers`); TraceError where it cannot be traced; ValueError, of
+    which both are kinds, for a matcher, correction or alpha that there is not.
+    """
+    parse_matcher(matcher)
+    chosen = find_correction(correction)
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha:g}")
+    images = _checked_images(images)
+    given_a, given_b = fit_state(network, a, "A"), fit_state(network, b, "B")
+    types = {key: torch.promote_types(given_a[key].dtype, given_b[key].dtype) for key in given_a}
+    state_a, state_b = in_float32(given_a), in_float32(given_b)
+    working = _on_cpu_in_float32(network)
+    with _evaluating(working):
+        for owner, state in (("A", state_a), ("B", state_b)):
+            check_outputs(working, state, images, owner)
+        if spec is None:
+            with TRACING:
+                spec = trace_permutation_spec(working, (images[:TRACE_EXAMPLES],))
+        _check_spec(working, spec, state_b, images)
+        layout = find_layout(working, state_a, images)
+        with _explained():
+            check_layout(layout, correction)
+        if not allow_extra_layers and (extra := extra_tensors(layout, correction)):
+            raise MergeError(
+                f"correction {correction} needs tensors that the network's own class lacks ({_some(extra)}): take "
+                "another correction, or allow extra layers and load the result into a class that has them"
+            )
+        with _explained():
+            (found,) = match(working, spec, [state_a, state_b], [(0, 1)], matcher, images)
+        error = _prove(working, spec, state_b, found.permutation, images, "the permutation that was found")
+        permuted = spec.apply(given_b, found.permutation)
+        direct, aligned = (
+            _stored(interpolate(_wide(given_a), _wide(end), alpha), types) for end in (given_b, permuted)
+        )
+        if correction == "none":
+            return Merged(alpha, direct, aligned, aligned, network, (), spec, found, error, 0)
+        side_a, side_b = (measure_side(working, state, images, blocks=chosen.blocks) for state in (state_a, state_b))
+        path = CorrectedPath(working, (side_a, side_b.permuted(spec, found.permutation)), correction, images)
+        result = path.at(alpha)
+    if result.extra:
+        # What the class lacks has no type of its own there.
+        widest = functools.reduce(torch.promote_types, [t for t in types.values() if t.is_floating_point])
+        types |= dict.fromkeys(result.extra, widest)
+    return Merged(
+        alpha=alpha,
+        direct=direct,
+        aligned=aligned,
+        corrected=_stored(_agreed(network, result.state), types),
+        network=network if result.network is working else result.network,
+        extra=result.extra,
+        spec=spec,
+        match=found,
+        function_error=error,
+        n_layers=len(layout.layers) if chosen.layers else 0,
+    )
+
+
+def fit_state(network: nn.Module, state: Mapping[str, Tensor], owner: str) -> State:
+    """`state` as `network` names and orders its tensors, on the CPU, in its own type; `owner` is whose it is (A, B).
+
+    A tensor that the network has under several names may be there under one alone, as some writers leave it.
+    Raises MergeError for a tensor that is missing, unknown, of another shape, not of numbers, or not finite.
+    """
+    expected = _entries(network)
+    groups = _shared(network)
+    filled = dict(state)
+    for group in groups:
+        present = [key for key in group if key in state]
+        filled |= {key: state[present[0]] for key in group if present and key not in state}
+    missing, unknown = [k for k in expected if k not in filled], [k for k in filled if k not in expected]
+    way_out = "give weights of this very network, or the function that builds theirs"
+    if missing:
+        more = f" and has {_some(unknown)}, which the network lacks" if unknown else ""
+        raise MergeError(f"{owner} lacks {_some(missing)} of the network's tensors{more}: {way_out}")
+    if unknown:
+        raise MergeError(f"{owner} has {_some(unknown)}, which the network lacks: {way_out}")
+    fitted: State = {}
+    for key, place in expected.items():
+        tensor = filled[key]
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
+            raise MergeError(
+                f"{key} of {owner} is no plain tensor: give the network's state dict, dense, not quantized"
+            )
+        if tensor.shape != place.shape:
+            raise MergeError(
+                f"{key} has shape {tuple(tensor.shape)} in {owner} and {tuple(place.shape)} in the network: {way_out}"
+            )
+        if place.is_floating_point() != (tensor.dtype in FLOAT_TYPES) or tensor.is_complex():
+            wanted = "float64, float32, bfloat16 or float16" if place.is_floating_point() else "whole numbers"
+            raise MergeError(f"{key} of {owner} is {_word(tensor.dtype)}, and the network has {wanted} there")
+        if not bool(torch.isfinite(tensor).all()):
+            raise MergeError(
+                f"{key} of {owner} has values that are not finite: its training has diverged, take other weights"
+            )
+        fitted[key] = tensor.detach().cpu()
+    for first, *others in groups:
+        for other in others:
+            if not torch.equal(fitted[first], fitted[other]):
+                raise MergeError(f"{first} and {other} are one tensor in the network, and differ in {owner}: {way_out}")
+            fitted[other] = fitted[first]
+    return fitted
+
+
+def in_float32(state: Mapping[str, Tensor]) -> State:
+    """`state` as it is computed with: every number with a fraction in float32."""
+    return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+
+
+def one_line(error: BaseException) -> str:
+    """The kind of an error of somebody else's code, and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+@contextmanager
+def _explained() -> Generator[None]:
+    """A ValueError in here says what of the request does not go with this network."""
+    try:
+        yield
+    except (ValueError, ModuleNotFoundError) as error:
+        raise MergeError(str(error)) from error
+
+
+def _checked_images(images: Tensor) -> Tensor:
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2:
+        got = f"{_word(images.dtype)} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise MergeError(f"images must be a tensor of floats (n_examples, ...), normalised as in training, got {got}")
+    if len(images) < 2:
+        raise MergeError(f"statistics need at least 2 images, got {len(images)}")
+    if not bool(torch.isfinite(images).all()):
+        raise MergeError("the images have values that are not finite")
+    return images.detach().cpu().float()
+
+
+def _entries(network: nn.Module) -> State:
+    """The network's parameters and buffers themselves, by name."""
+    entries = network.state_dict(keep_vars=True)
+    for key, value in entries.items():
+        if not isinstance(value, Tensor):
+            raise MergeError(f"the network keeps {key} in its state dict, which is no tensor and cannot be merged")
+        if is_lazy(value):
+            raise MergeError(f"{key} of the network has no shape yet: let the function that builds it run it once")
+    return dict(entries)
+
+
+def _shared(network: nn.Module) -> list[list[str]]:
+    """Groups of names that are one tensor."""
+    groups: dict[int, list[str]] = {}
+    for key, tensor in _entries(network).items():
+        groups.setdefault(id(tensor), []).append(key)
+    return [keys for keys in groups.values() if len(keys) > 1]
+
+
+def _agreed(network: nn.Module, state: State) -> State:
+    """`state` with one value for what is one tensor: a layer under two names was corrected under its first."""
+    return state | {other: state[first] for first, *others in _shared(network) for other in others}
+
+
+def _on_cpu_in_float32(network: nn.Module) -> nn.Module:
+    """`network`, or a copy where it lies elsewhere or is of another type."""
+    tensors = [*network.parameters(), *network.buffers()]
+    if all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in tensors):
+        return network
+    return copy.deepcopy(network).cpu().float()
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Generator[None]:
+    """Evaluation mode, and every module in the mode that it had afterwards."""
+    before = [(module, module.training) for module in network.modules()]
+    try:
+        network.eval()
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def _in_double(network: nn.Module, state: State) -> State:
+    """`state` and the buffers that no state dict holds, in float64."""
+    loose = {key: buffer for key, buffer in network.named_buffers() if key not in state}
+    return {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in (loose | state).items()}
+
+
+def check_outputs(network: nn.Module, state: State, images: Tensor, owner: str) -> Tensor:
+    """What the network makes of the first 16 of `images` with `state`, in float64; `owner` is whose weights they are.
+
+    Raises MergeError where that is not one finite tensor with a row per image, in float32 as in float64.
+    """
+    shown = images[:CHECK_EXAMPLES]
+    _outputs(network, state, shown, owner, "")
+    return _outputs(
+        network, _in_double(network, state), shown.double(), owner, " in float64, in which permutations are proved"
+    )
+
+
+def _outputs(network: nn.Module, weights: State, batch: Tensor, owner: str, where: str) -> Tensor:
+    try:
+        outputs = compute(network, weights, batch)
+    except Exception as error:  # Whatever a user's forward pass raises.
+        raise MergeError(
+            f"the network cannot compute images of shape {tuple(batch.shape[1:])}{where}: {one_line(error)}"
+        ) from error
+    if not isinstance(outputs, Tensor) or outputs.shape[:1] != batch.shape[:1]:
+        got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise MergeError(f"the network must put out one tensor with a row per image, got {got} of {len(batch)} images")
+    if outputs.dtype != batch.dtype:
+        raise MergeError(
+            f"the network puts out {_word(outputs.dtype)} for images of {_word(batch.dtype)}{where}: let its forward "
+            "pass keep to the type of its input"
+        )
+    if not bool(torch.isfinite(outputs).all()):
+        raise MergeError(f"{owner} puts out values that are not finite on these images: are they normalised?")
+    return outputs
+
+
+def _check_spec(network: nn.Module, spec: PermutationSpec, state: State, images: Tensor) -> None:
+    """MergeError, naming the axis at fault, where the spec is not this network's: one written by hand may be wrong."""
+    modules = dict(network.named_modules(remove_duplicate=False))
+    for axis in spec.axes:
+        for slot in axis.slots:
+            if fault := _fault(axis, slot, state):
+                raise MergeError(f"axis {axis.name!r} of the permutation spec does not fit the network: {fault}")
+        for reading in axis.readings:
+            if reading.module is not None and reading.module not in modules:
+                raise MergeError(f"axis {axis.name!r} of the permutation spec is read at {reading.module}: no module")
+        if axis.parent is not None and axis.parent not in spec.by_name:
+            raise MergeError(f"axis {axis.name!r} of the permutation spec lies in {axis.parent!r}, which it lacks")
+    drawn = spec.random(torch.Generator().manual_seed(0))
+    # A random order of two units is none half the time.
+    moving = {name: np.roll(v, 1) if np.array_equal(v, np.arange(len(v))) else v for name, v in drawn.items()}
+    _prove(network, spec, state, Permutation(moving), images[:CHECK_EXAMPLES], "the permutation spec")
+
+
+def _fault(axis: Axis, slot: Slot, state: State) -> str | None:
+    """What is wrong with a place where units are said to lie."""
+    if slot.key not in state:
+        return f"there is no tensor {slot.key}"
+    shape = tuple(state[slot.key].shape)
+    if not 0 <= slot.dim < len(shape):
+        return f"{slot.key} of shape {shape} has no dimension {slot.dim}"
+    if slot.positions.ndim != 2 or len(slot.positions) != axis.size:
+        return f"{slot.key} has positions of shape {slot.positions.shape} for {axis.size} units"
+    if slot.positions.min(initial=0) < 0 or slot.positions.max(initial=0) >= shape[slot.dim]:
+        return f"{slot.key} of shape {shape} lacks some of its positions along dimension {slot.dim}"
+    return None
+
+
+def _prove(
+    network: nn.Module, spec: PermutationSpec, state: State, permutation: Permutation, images: Tensor, what: str
+) -> float:
+    """The function error of `permutation` on `state`; MergeError where it is one, naming the axes that make it."""
+    double = _in_double(network, state)
+
+    def error_of(some: Permutation) -> float:
+        try:
+            return function_error(network, double, spec.apply(double, some), images)
+        except (ValueError, KeyError, IndexError) as error:
+            raise MergeError(f"{what} does not fit the network: {one_line(error)}") from error
+
+    error = error_of(permutation)
+    if error <= FUNCTION_TOLERANCE:
+        return error
+    identity = spec.identity()
+    alone = {name: Permutation({**identity, name: vector}) for name, vector in permutation.items()}
+    guilty = [repr(name) for name, one in alone.items() if not error_of(one) <= FUNCTION_TOLERANCE]
+    axes = f"axis {_some(guilty)}" if guilty else "no axis alone, but all together,"
+    hint = ", or let the forward pass keep to the type of its input" if error < ROUNDING_ERROR else ""
+    raise MergeError(
+        f"{what} is not used, for it changes what the network computes: {axes} at fault (error {error:.2g}, at most "
+        f"{FUNCTION_TOLERANCE:g}); correct the spec, or give none and have it traced{hint}"
+    )
+
+
+def _wide(state: State) -> State:
+    """`state` with half precision in float32, so that the mean of two weights is rounded once."""
+    return {k: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for k, t in state.items()}
+
+
+def _stored(state: State, types: Mapping[str, torch.dtype]) -> State:
+    """`state` in the types that it is given back in. MergeError where a value is too large for its type."""
+    stored = {key: tensor.to(types[key]) for key, tensor in state.items()}
+    for key, tensor in stored.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise MergeError(f"{key} of the merged network has values that {_word(tensor.dtype)} cannot hold")
+    return stored
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names of many."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
