@@ -39,6 +39,9 @@ CURVES = (
     Curve("activation", "repair", "aligned, REPAIR", "#1f6fb2", "D"),
 )
 
+_COLORS = ("#2e8b57", "#8e44ad", "#d35400", "#16a085", "#7f5539", "#c2185b", "#5c6bc0", "#9e9d24")
+_MARKERS = "^<>Pph*X"
+
 FACTORS = ("depth", "width")
 _SERIES = ["dataset", "architecture", "normalization", "recipe", "measurement"]
 _STYLE: dict[Any, Any] = {
@@ -50,6 +53,23 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "figure.dpi": 130,
 }
+
+
+def curves_of(frame: pd.DataFrame) -> list[Curve]:
+    """The paths that `frame` has rows of: the four of every study first, then by matcher and correction."""
+    present = set(zip(frame["matcher"], frame["correction"], strict=True))
+    usual = [curve for curve in CURVES if (curve.matcher, curve.correction) in present]
+    others = sorted(present - {(curve.matcher, curve.correction) for curve in CURVES})
+    return usual + [
+        Curve(*words, label_path(*words), _COLORS[i % len(_COLORS)], _MARKERS[(i + i // len(_COLORS)) % len(_MARKERS)])
+        for i, words in enumerate(others)
+    ]
+
+
+def label_path(matcher: str, correction: str) -> str:
+    """A path in words: how B was permuted, and what was done to the interpolated network."""
+    aligned = {"none": "direct", "activation": "aligned"}.get(matcher, f"aligned by {matcher}")
+    return aligned if correction == "none" else f"{aligned}, {'REPAIR' if correction == 'repair' else correction}"
 
 
 def main_factor(frame: pd.DataFrame) -> str:
@@ -85,7 +105,8 @@ def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
         scale = 100 if metric.startswith("accuracy") else 1
         values = sorted(of_panel[factor].unique())
         positions = {value: position for position, value in enumerate(values)}
-        for curve, aside in zip(CURVES, (-0.06, -0.02, 0.02, 0.06), strict=True):
+        curves = curves_of(shown)
+        for curve, aside in zip(curves, np.linspace(-0.02, 0.02, len(curves)) * (len(curves) - 1), strict=True):
             line = _of_curve(of_panel, curve).sort_values(factor)
             if line.empty:
                 continue
@@ -110,7 +131,7 @@ def draw_paths(paths: pd.DataFrame) -> bytes | None:
         return None
 
     def draw(axes: Axes, of_cell: pd.DataFrame) -> None:
-        for curve in CURVES:
+        for curve in curves_of(shown):
             by_alpha = _of_curve(of_cell, curve).groupby("alpha")["accuracy"]
             if by_alpha.ngroups:
                 mean = by_alpha.mean() * 100
@@ -133,9 +154,10 @@ def draw_variance(layers: pd.DataFrame) -> bytes | None:
         return None
 
     def draw(axes: Axes, of_cell: pd.DataFrame) -> None:
-        for curve in CURVES:
+        for curve in curves_of(shown):
             by_layer = _of_curve(of_cell, curve).groupby("position")["variance_ratio"]
-            if by_layer.ngroups and curve.label != "direct, REPAIR":
+            # Without a matcher a corrected path has a goal of its own, which would cover the other one.
+            if by_layer.ngroups and (curve.matcher, curve.correction == "none") != ("none", False):
                 mean = by_layer.mean()
                 axes.plot(
                     mean.index + 1, mean, color=curve.color, marker=curve.marker, markersize=3.5, label=curve.label
@@ -187,7 +209,7 @@ def _panels(panels: Sequence[Panel], draw: Callable[[Axes, Panel], None], n_colu
             for axes in grid[: len(panels)]
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=len(entries))
+        figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=min(len(entries), 4))
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})
         return buffer.getvalue()

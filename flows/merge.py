@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from flows.own import Data, build_own_network, find_function, load_known_data, load_own_data
 from infra.weights import SUFFIX, check_target, read_weights, write_weights
 from tasks.science.correction_table import find_correction
 from tasks.science.evaluation import Evaluation, evaluate
+from tasks.science.examples import subset
 from tasks.science.matchers import parse_matcher
 from tasks.science.merging import Merged, MergeError, check_outputs, fit_state, in_float32, merge_networks
-from tasks.science.specs import State, stream, weights_digest
+from tasks.science.specs import State, weights_digest
 
 MOST_REASONS = 4
 """How many of the reasons why units stay are told."""
@@ -91,7 +92,8 @@ def merge_files(options: MergeOptions, sources: Sources) -> MergeReport:
     data = sources.load()
     ends = {"A": in_float32(fit_state(network, read_a, "A")), "B": in_float32(fit_state(network, read_b, "B"))}
     _check_classes(network.eval(), ends["A"], data)
-    images = choose_statistics(data, options.statistics)
+    chosen = subset(data.fingerprint, "train", len(data.train_images), options.statistics)
+    images = data.train_images if chosen is None else data.train_images[chosen]
     merged = merge_networks(
         network,
         read_a,
@@ -123,14 +125,6 @@ def merge_files(options: MergeOptions, sources: Sources) -> MergeReport:
     }
     write_weights(options.out, merged.corrected, header)
     return MergeReport(merged, evaluations, data, len(images))
-
-
-def choose_statistics(data: Data, n: int) -> Tensor:
-    """The first `n` train images in a fixed random order, so that fewer are always among more; all where `n` is more
-    than there are. Not augmented."""
-    images = data.train_images
-    order = stream("subset", data.fingerprint, "train", 0).permutation(len(images))
-    return images if n >= len(images) else images[torch.from_numpy(order[:n])]
 
 
 def _check_classes(network: nn.Module, state: State, data: Data) -> None:

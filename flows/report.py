@@ -15,7 +15,7 @@ from prefect.context import TaskRunContext
 from rich.console import Console
 from rich.table import Table as TextTable
 
-from flows.figures import CURVES, draw_barriers, draw_paths, draw_variance, main_factor
+from flows.figures import curves_of, draw_barriers, draw_paths, draw_variance, main_factor
 from infra.paths import figure_key, report_key, table_key
 from infra.runners import TASK_OPTIONS
 from infra.storage import Store, StoreError
@@ -60,7 +60,7 @@ COLUMNS = (
 )
 """What of the ablation a person is shown first, on the test split; the rest is in the table."""
 
-TEXT_COLUMNS = ("dataset", "normalization", "path", "recipe", "measurement")
+TEXT_COLUMNS = ("dataset", "architecture", "normalization", "path", "recipe", "measurement")
 
 
 @task(**TASK_OPTIONS)
@@ -110,7 +110,7 @@ def write_report(store: Store, study: str) -> str:
         columns=list(summary.columns),
         rows=summary.to_numpy().tolist(),
         text_columns=TEXT_COLUMNS,
-        section_starts=[i for i, path in enumerate(summary["path"]) if path == CURVES[0].label],
+        section_starts=section_starts(summary),
         missing=endpoints[endpoints["status"] != "trained"].to_dict(orient="records"),
         n_endpoints=len(endpoints),
         provenance=read_provenance(store, table_key(study, "ablation")),
@@ -149,14 +149,12 @@ def make_claim(ablation: pd.DataFrame) -> str:
 def summarise_ablation(ablation: pd.DataFrame, brief: bool = False) -> pd.DataFrame:
     """The ablation as a person reads it: a row per cell and path, means with intervals as text, on the test split."""
     test = ablation[ablation["split"] == "test"]
-    names = ["dataset", "normalization", "width", "depth", "recipe", "measurement"]
+    names = ["dataset", "architecture", "normalization", "width", "depth", "recipe", "measurement"]
     shown = [name for name in names if test[name].nunique() > 1] or ([] if brief else ["width", "depth"])
     rows: list[dict[str, Any]] = []
     for _, of_cell in test.groupby([*names, "cell_id"], sort=True):
-        for curve in CURVES:
+        for curve in curves_of(of_cell):
             of_path = of_cell[(of_cell["matcher"] == curve.matcher) & (of_cell["correction"] == curve.correction)]
-            if of_path.empty:
-                continue
             first = of_path.iloc[0]
             row: dict[str, Any] = {name: first[name] for name in shown} | {"path": curve.label}
             for column in COLUMNS:
@@ -170,11 +168,18 @@ def summarise_ablation(ablation: pd.DataFrame, brief: bool = False) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
+def section_starts(summary: pd.DataFrame) -> list[int]:
+    """The rows of a summary at which another cell begins."""
+    cells = summary.iloc[:, : list(summary.columns).index("path")].to_numpy().tolist()
+    return [i for i in range(len(cells)) if i == 0 or cells[i] != cells[i - 1]]
+
+
 def print_ablation(store: Store, request: Request, console: Console) -> None:
     """The claim and the ablation of what was asked for, on a terminal, in 80 columns where one factor is swept."""
     study, cell_ids = request.study, [cell.id for cell in request.cells]
     ablation = read_table(store, table_key(study, "ablation"))
     ablation = ablation[ablation["cell_id"].isin(cell_ids) & (ablation["measurement"] == request.measurement.name)]
+    ablation = ablation[ablation["matcher"].isin(request.matchers) & ablation["correction"].isin(request.corrections)]
     summary = summarise_ablation(ablation, brief=True)
     dull = ["diverged", "untrained", *(["pairs"] if summary["pairs"].nunique() == 1 else [])]
     shown = summary.drop(columns=dull)
@@ -182,10 +187,11 @@ def print_ablation(store: Store, request: Request, console: Console) -> None:
     text = TextTable(title=title, box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left")
     for name in shown.columns:
         text.add_column(name, justify="left" if name in TEXT_COLUMNS else "right", overflow="fold")
-    for row in shown.itertuples(index=False):
-        text.add_row(*map(str, row))
-        if row.path == CURVES[-1].label:
+    starts = section_starts(summary)
+    for position, row in enumerate(shown.itertuples(index=False)):
+        if position and position in starts:
             text.add_row()
+        text.add_row(*map(str, row))
     console.print(text)
     console.print(make_claim(ablation), highlight=False)
     legend = (

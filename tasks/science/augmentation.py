@@ -67,7 +67,7 @@ def statistics_images(dataset: Dataset, recipe: Recipe, n_images: int | None = N
     all pairs. Returns (n_images, channels, height, width) float32. Source: REPAIR, section 3 (augmented statistics).
     """
     images = dataset.train.images
-    chosen = subset(dataset.spec, "train", len(images), n_images, draw)
+    chosen = subset(dataset.spec.fingerprint, "train", len(images), n_images, draw)
     if not (recipe.flip or recipe.translate):
         return images if chosen is None else images[chosen]
     rng = stream("statistics", dataset.spec.fingerprint, *([draw] if draw else []))

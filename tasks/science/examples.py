@@ -41,18 +41,18 @@ class Dataset:
         """This data set with at most `n_images` images of each split, as `subset` chooses them; None for all."""
 
         def reduce(examples: Examples, split: str) -> Examples:
-            chosen = subset(self.spec, split, len(examples), n_images)
+            chosen = subset(self.spec.fingerprint, split, len(examples), n_images)
             return examples if chosen is None else Examples(examples.images[chosen], examples.labels[chosen])
 
         return replace(self, train=reduce(self.train, "train"), test=reduce(self.test, "test"))
 
 
-def subset(spec: DataSpec, split: str, n_examples: int, n_images: int | None, draw: int = 0) -> Tensor | None:
+def subset(fingerprint: str, split: str, n_examples: int, n_images: int | None, draw: int = 0) -> Tensor | None:
     """Which `n_images` of a split's `n_examples` to take: the first of a random order, (n_images,) int64.
 
-    The order is that of the data set, the split and the draw, so a smaller choice lies within a larger one. None: all
-    of them.
+    The order is that of the data set (by its fingerprint), the split and the draw, so a smaller choice lies within a
+    larger one. None: all of them.
     """
     if n_images is None or n_images >= n_examples:
         return None
-    return torch.from_numpy(stream("subset", spec.fingerprint, split, draw).permutation(n_examples)[:n_images])
+    return torch.from_numpy(stream("subset", fingerprint, split, draw).permutation(n_examples)[:n_images])

@@ -17,10 +17,7 @@ import torch
 from torch import nn
 
 from flows.cli import main
-from flows.merge import choose_statistics
-from flows.own import Data
 from infra.weights import read_weights
-from tasks.science.examples import Examples
 from tasks.science.specs import weights_digest
 
 MODULE = """
@@ -328,15 +325,3 @@ def test_a_module_that_cannot_be_imported_is_one_sentence(own: str, call, text: 
     assert returned == code
     assert errors.startswith(f"repairlab: --network {own}:build: {sentence}")
     assert errors.count("\n") == 1
-
-
-def test_fewer_statistics_images_are_always_among_more():
-    images = torch.arange(50.0).reshape(50, 1, 1, 1)
-    data = Data("mine", "print", images, Examples(images, torch.zeros(50).long()), 1, exact=False)
-    ten, twenty = (choose_statistics(data, n).flatten().tolist() for n in (10, 20))
-    assert ten == twenty[:10]
-    assert len(set(twenty)) == 20
-    assert twenty != sorted(twenty)
-    assert choose_statistics(data, 10).flatten().tolist() == ten
-    for n in (50, 5000):
-        assert torch.equal(choose_statistics(data, n), images)

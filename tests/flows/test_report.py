@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from flows.figures import CURVES, label_series, main_factor
-from flows.report import make_claim, print_ablation, summarise_ablation, write_report
+from flows.figures import CURVES, curves_of, draw_barriers, label_series, main_factor
+from flows.report import make_claim, print_ablation, section_starts, summarise_ablation, write_report
 from infra.storage import Store, StoreError
 from infra.tables import write_table
 from tasks import schema
@@ -77,6 +77,23 @@ def test_the_summary_has_a_row_per_cell_and_path_and_gaps_as_gaps(ablation: pd.D
     assert "dataset" not in summary.columns
 
 
+def test_every_matcher_and_correction_of_a_study_is_in_its_table_and_figures(ablation: pd.DataFrame):
+    wide = pd.concat([
+        ablation, *(
+            ablation[ablation["matcher"] == "activation"].assign(matcher=matcher, correction=correction)
+            for matcher, correction in (("weight/restarts=5", "reset"), ("none", "repair-block"))
+        )
+    ], ignore_index=True)  # fmt: skip
+    labels = [curve.label for curve in curves_of(wide)]
+    assert labels == [*(curve.label for curve in CURVES), "direct, repair-block", "aligned by weight/restarts=5, reset"]
+    assert len({(curve.color, curve.marker) for curve in curves_of(wide)}) == 6
+    summary = summarise_ablation(wide)
+    assert summary["path"].unique().tolist() == labels
+    assert section_starts(summary) == [0, len(labels)]
+    assert section_starts(summary.iloc[:, list(summary.columns).index("path") :]) == [0]
+    assert draw_barriers(wide) is not None
+
+
 def test_a_report_is_one_page_that_needs_nothing_else(store: Store, ablation: pd.DataFrame):
     write_study(store, ablation)
     page = Path(write_report(store, "s")).read_text()
@@ -101,7 +118,10 @@ def test_the_terminal_shows_whole_numbers_in_80_columns(store: Store, ablation: 
     write_study(store, ablation)
     out = io.StringIO()
     cells = [SimpleNamespace(id="digits-4"), SimpleNamespace(id="digits-16")]
-    request: Any = SimpleNamespace(study="s", cells=cells, measurement=SimpleNamespace(name="default"))
+    request: Any = SimpleNamespace(
+        study="s", cells=cells, matchers=("none", "activation"), corrections=("none", "repair"),
+        measurement=SimpleNamespace(name="default"),
+    )  # fmt: skip
     print_ablation(store, request, Console(width=80, file=out))
     assert "…" not in out.getvalue()
     assert "40.0 [20.0, 44.0]" in out.getvalue()
