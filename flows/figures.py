@@ -209,7 +209,10 @@ def _panels(panels: Sequence[Panel], draw: Callable[[Axes, Panel], None], n_colu
             for axes in grid[: len(panels)]
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=min(len(entries), 4))
+        # About 9 letters to an inch, and the line and gap of an entry are as long as 6.
+        fitting = int(9 * width * n_columns / (6 + max(map(len, entries), default=1)))
+        ncols = min(len(entries), max(1, fitting))
+        figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=ncols)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})
         return buffer.getvalue()
