@@ -149,6 +149,16 @@ def test_tracing_leaves_the_network_and_the_random_state_as_they_were(training: 
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
+def test_checking_a_network_of_two_names_for_one_layer_leaves_it_as_it_was() -> None:
+    build, shape, _ = CASES["SharedModule"]
+    network = build()
+    before = {name: id(p) for name, p in network.named_parameters(remove_duplicate=False)}
+    values = {k: v.clone() for k, v in network.state_dict().items()}
+    trace_permutation_spec(network, (torch.randn(*shape),))
+    assert {name: id(p) for name, p in network.named_parameters(remove_duplicate=False)} == before
+    assert all(torch.equal(v, values[k]) for k, v in network.state_dict().items())
+
+
 class Stores(nn.Module):
     """Keeps its last activation, as many networks do for visualisation."""
 
