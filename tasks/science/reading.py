@@ -8,7 +8,6 @@ of its operations are those in the spec.
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -21,9 +20,6 @@ from tasks.science.evaluation import compute, lay_out
 from tasks.science.permutation import Reading
 from tasks.science.specs import State
 from tasks.science.tracing.graph import Graph, trace_graph
-
-TRACING = threading.Lock()
-"""Held while a network is traced: torch.export changes global tables, and two threads at it break one another."""
 
 Key = tuple[str, int]
 Receive = Callable[[Key, Tensor], None]
@@ -115,8 +111,7 @@ class GraphReader:
         shape = tuple(batch.shape)
         if shape not in self.graphs:
             # Traced in float32 whatever the batch is: the names of the operations are those of the spec.
-            with TRACING:
-                self.graphs[shape] = trace_graph(self.network, (batch.float(),), training=False)
+            self.graphs[shape] = trace_graph(self.network, (batch.float(),), training=False)
         graph = self.graphs[shape]
         of_node: dict[str, list[tuple[Key, Reading]]] = {}
         for key, reading in wanted:

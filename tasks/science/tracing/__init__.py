@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tasks.science.permutation import Axis, FixedAxis, PermutationSpec
 from tasks.science.tracing.assembly import Misaligned, build_axes, fixed_axes
 from tasks.science.tracing.check import Check
-from tasks.science.tracing.graph import Graph, TraceError, trace_graph
+from tasks.science.tracing.graph import TRACING, Graph, TraceError, trace_graph
 from tasks.science.tracing.layouts import Demands
 from tasks.science.tracing.operations import Visitor, state_layouts
 from tasks.science.tracing.symmetry import solve
@@ -35,11 +35,18 @@ def trace_permutation_spec(
     trace, the spec holds for any batch. The network keeps its mode, parameters, buffers and attributes, and the
     random state is as before. Parameters that the eval pass does not read (auxiliary heads) are followed in training
     mode. `check` permutes a randomised copy in float64 (float32 where the network insists) and holds still what
-    changes its output; that has to find nothing.
+    changes its output; that has to find nothing. One thread at a time traces, the others wait.
     Raises TraceError, a ValueError that names the operation and its place, for a network that cannot be traced.
     """
     if not isinstance(example_inputs, tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"example_inputs must be a tuple of tensors, got {type(example_inputs).__name__}")
+    # Held throughout: the modes of the network, which threads may share, change until the check is done.
+    with TRACING:
+        spec = _traced(network, example_inputs)
+        return _checked(spec, network, example_inputs) if check else spec
+
+
+def _traced(network: nn.Module, example_inputs: tuple[Tensor, ...]) -> PermutationSpec:
     graphs = [trace_graph(network, example_inputs, training=False)]
     tensors = {k: v for k, v in network.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
     if strange := [key for key in graphs[0].state.values() if key not in tensors]:
@@ -53,8 +60,7 @@ def trace_permutation_spec(
         except TraceError as error:
             training = f"unverified: {error}"
         unreached = _unreached(graphs, tensors)
-    spec = _spec_of(graphs, tensors, unreached, training)
-    return _checked(spec, network, example_inputs) if check else spec
+    return _spec_of(graphs, tensors, unreached, training)
 
 
 def _unreached(graphs: list[Graph], tensors: dict[str, Tensor]) -> tuple[str, ...]:

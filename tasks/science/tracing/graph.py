@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 import traceback
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +65,10 @@ KEPT_WHOLE = frozenset(
 )
 
 
+TRACING = threading.RLock()
+"""Held while a network is traced: torch.export changes global tables, and two threads at it break one another."""
+
+
 class TraceError(ValueError):
     """This network cannot be traced; the message names the operation and its place."""
 
@@ -85,11 +91,11 @@ class Graph:
 def trace_graph(network: nn.Module, example_inputs: tuple[Tensor, ...], training: bool) -> Graph:
     """The ATen graph of one forward pass in eval or training mode; the network is left as it was.
 
-    Raises TraceError where the forward pass cannot be followed: a branch or a shape that depends on data, an
-    operation that torch.export does not know.
+    One thread at a time traces, the others wait. Raises TraceError where the forward pass cannot be followed: a branch
+    or a shape that depends on data, an operation that torch.export does not know.
     """
     name = type(network).__name__
-    with _unchanged(network), kept_random_state(), torch.no_grad(), _quiet(), _plain_attention():
+    with TRACING, _unchanged(network), kept_random_state(), torch.no_grad(), _quiet(), _plain_attention():
         network.train(training)
         try:
             exported = torch.export.export(network, example_inputs, strict=False)
@@ -217,14 +223,21 @@ def _plain_attention() -> Generator[None]:
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """A refused network is reported by the exception alone, not in the log as well."""
+    """A refused network is reported by the exception alone, not in the log as well.
+
+    Nor is a forward pass that stores a tensor in an attribute (a recurrent layer keeps its weights in a list) advised
+    to register a buffer: `_unchanged` puts the attribute back.
+    """
     names = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export", "torch._subclasses.fake_tensor")
     loggers = [logging.getLogger(n) for n in names]
     levels = [log.level for log in loggers]
     try:
         for log in loggers:
             log.setLevel(logging.CRITICAL)
-        yield
+        with warnings.catch_warnings():
+            assigned = r"The tensor attributes? .* (was|were) assigned during export\."
+            warnings.filterwarnings("ignore", assigned, UserWarning)
+            yield
     finally:
         for log, level in zip(loggers, levels, strict=True):
             log.setLevel(level)

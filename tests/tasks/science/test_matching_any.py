@@ -18,8 +18,6 @@ from tasks.science.specs import State
 from tasks.science.tracing import trace_permutation_spec
 from tests.tasks.science.handwritten import CASES
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 NETWORKS = [
     "Attention", "CalledTwice", "ChannelShuffle", "ConcatEitherOrder", "DepthwiseMultiplier", "EncoderLayer",
     "FunctionalWeights", "GLU", "GroupedConv", "GroupedQueries", "GroupedTransposed", "GroupNormed",

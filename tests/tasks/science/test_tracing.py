@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,6 @@ from tasks.science.tracing import FAILED_CHECK, UNREACHED, TraceError, trace_per
 from tasks.science.tracing.check import TOLERANCE, Check, read
 from tests.tasks.science.handwritten import CASES
 from tests.tasks.science.random_networks import Known, RandomNetwork, networks
-
-# torch.export itself uses what it deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def _documentation() -> Any:
@@ -177,6 +175,18 @@ def test_what_the_forward_pass_stores_does_not_leak_out() -> None:
     with contextlib.suppress(TraceError):
         trace_permutation_spec(network, (torch.ones(2, 4),), check=False)
     assert network.last is None
+
+
+def test_several_threads_may_trace_at_once() -> None:
+    names = ["GroupedConv", "Transposed", "EncoderLayer", "HandMadeAttention"]
+
+    def trace(name: str) -> PermutationSpec:
+        build, shape, _ = CASES[name]
+        return trace_permutation_spec(build(), (torch.zeros(*shape),))
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        together = list(pool.map(trace, names))
+    assert together == [trace(name) for name in names]
 
 
 class Branches(nn.Module):
