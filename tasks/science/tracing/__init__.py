@@ -2,8 +2,9 @@
 
 `trace_permutation_spec` turns the forward pass into ATen operations (`graph.py`), describes for every operation what
 must move together (`layouts.py`, `operations.py`, `rules.py`), solves for all permutations that respect this
-(`symmetry.py`) and writes them down as axes with names, slots and readings (`assembly.py`). Nothing is guessed: what an
-operation without a rule touches stays where it is. In the end a randomised copy is permuted and compared (`check.py`).
+(`symmetry.py`) and writes them down as axes with names, slots and readings (`assembly.py`), less the readings that hold
+for the traced batch alone (`batches.py`). Nothing is guessed: what an operation without a rule touches stays where it
+is. In the end a randomised copy is permuted and compared (`check.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from tasks.science.permutation import Axis, FixedAxis, PermutationSpec
 from tasks.science.tracing.assembly import Misaligned, build_axes, fixed_axes
+from tasks.science.tracing.batches import readable_axes
 from tasks.science.tracing.check import Check
 from tasks.science.tracing.graph import TRACING, Graph, TraceError, trace_graph
 from tasks.science.tracing.layouts import Demands
@@ -60,7 +62,8 @@ def _traced(network: nn.Module, example_inputs: tuple[Tensor, ...]) -> Permutati
         except TraceError as error:
             training = f"unverified: {error}"
         unreached = _unreached(graphs, tensors)
-    return _spec_of(graphs, tensors, unreached, training)
+    spec = _spec_of(graphs, tensors, unreached, training)
+    return dataclasses.replace(spec, axes=readable_axes(spec.axes, graphs[0], network, example_inputs))
 
 
 def _unreached(graphs: list[Graph], tensors: dict[str, Tensor]) -> tuple[str, ...]:

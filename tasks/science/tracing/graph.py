@@ -150,6 +150,19 @@ def operation_name(node: Node) -> str:
     return _name(node.target) if node.op == "call_function" else node.op
 
 
+def reached(graph: Graph, parameters: frozenset[str]) -> set[Node]:
+    """Results that depend on the network's inputs or on these parameters."""
+    reached: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            key = graph.state.get(node.name)
+            if key in parameters or (key is None and node.name not in graph.constants):
+                reached.add(node)
+        elif any(n in reached for n in node.all_input_nodes):
+            reached.add(node)
+    return reached
+
+
 def _name(operation: Any) -> str:
     packet = getattr(operation, "overloadpacket", None)
     return packet.__name__ if packet is not None else getattr(operation, "__name__", str(operation))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from torch import Tensor, nn
 
@@ -295,6 +296,77 @@ def test_reading_hands_out_the_units_in_the_order_of_the_slots() -> None:
         network(x)
     before, after = (read(t, axis.reading) for t in seen)
     assert torch.equal(before[:, torch.from_numpy(permutation[axis.name])], after)
+
+
+class FoldsTheBatch(nn.Module):
+    """Normalises every map of every image by itself, as one image of n * c channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.folded, self.b = nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        n, c, h, w = x.shape
+        folded = F.batch_norm(x.reshape(1, n * c, h, w), None, None, training=True)
+        return self.b(self.folded(folded).reshape(n, c, h, w))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_an_axis_is_not_read_where_the_batch_is_folded_into_its_units(n: int) -> None:
+    spec = trace_permutation_spec(FoldsTheBatch(), (torch.randn(n, 3, 4, 4),))
+    (axis,) = spec.axes
+    assert axis.size == 6
+    assert axis.readings
+    assert {r.module for r in axis.readings} == {"a"}
+    assert {r.n_samples for r in axis.readings} == {16 * n}
+
+
+class OneBatchOnly(FoldsTheBatch):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.reshape(2, 3, 4, 4))
+
+
+def test_a_network_of_one_batch_that_folds_it_is_not_read_at_all() -> None:
+    (axis,) = trace_permutation_spec(OneBatchOnly(), (torch.randn(2, 3, 4, 4),)).axes
+    assert axis.size == 6
+    assert axis.readings == ()
+
+
+class PositionBias(nn.Module):
+    """Adds what a small network makes of the positions: its hidden axis sees no image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out, self.c = nn.Linear(2, 8), nn.Linear(8, 5), nn.Linear(5, 3)
+        self.register_buffer("positions", torch.randn(1, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c((x + self.out(torch.relu(self.hidden(self.positions)))).relu())
+
+
+def test_an_axis_that_sees_no_image_is_free_and_not_read() -> None:
+    (axis,) = trace_permutation_spec(PositionBias(), (torch.randn(2, 5),)).axes
+    assert axis.size == 8
+    assert axis.readings == ()
+
+
+class AuxiliaryHidden(Auxiliary):
+    """The hidden axis of the head exists in training mode alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x).relu()
+        return (self.c(x), self.aux(self.inner(x).relu())) if self.training else self.c(x)
+
+
+def test_an_axis_of_training_mode_alone_is_not_read_in_eval_mode() -> None:
+    spec = trace_permutation_spec(AuxiliaryHidden(), (torch.randn(2, 4),))
+    assert spec.by_name["a"].readings
+    assert spec.by_name["inner"].readings == ()
 
 
 def test_fixed_axes_state_their_reason() -> None:
