@@ -1,7 +1,7 @@
 """Finding what may be permuted in any network, by following one forward pass.
 
 `trace_permutation_spec` turns the forward pass into ATen operations (`graph.py`), describes for every operation what
-must move together (`layouts.py`, `operations.py`, `rules.py`), solves for all permutations that respect this
+must move together (`layouts.py`, `operations.py`, `*_rules.py`), solves for all permutations that respect this
 (`symmetry.py`) and writes them down as axes with names, slots and readings (`assembly.py`), less the readings that hold
 for the traced batch alone (`batches.py`). Nothing is guessed: what an operation without a rule touches stays where it
 is. In the end a randomised copy is permuted and compared (`check.py`).
@@ -14,6 +14,11 @@ import dataclasses
 from torch import Tensor, nn
 
 from tasks.science.permutation import Axis, FixedAxis, PermutationSpec
+
+# Each enters its rules into the one table of operations.py.
+from tasks.science.tracing import norm_rules as norm_rules
+from tasks.science.tracing import product_rules as product_rules
+from tasks.science.tracing import view_rules as view_rules
 from tasks.science.tracing.assembly import Misaligned, build_axes, fixed_axes
 from tasks.science.tracing.batches import readable_axes
 from tasks.science.tracing.check import Check

@@ -13,7 +13,7 @@ from tasks.science.permutation import Axis, FixedAxis, Reading, Slot
 from tasks.science.tracing.graph import Graph, module_stack, operation_name, reached
 from tasks.science.tracing.layouts import Field, Layout, Nodes
 from tasks.science.tracing.operations import LINEAR, NONLINEARITIES, NORMS, Visitor
-from tasks.science.tracing.rules import KERNEL
+from tasks.science.tracing.product_rules import KERNEL
 from tasks.science.tracing.symmetry import Family, Symmetry, match_rows
 
 Ints = NDArray[np.int64]

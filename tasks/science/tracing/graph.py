@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-# Operations that are not taken apart; each has its own rule in operations.py.
+# Operations that are not taken apart; each has a rule of its own.
 KEPT_WHOLE = frozenset(
     [
         "linear",
