@@ -72,10 +72,84 @@ def test_torchvision_family_is_exact_and_every_expected_axis_moves(name: str) ->
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", EVERY_NETWORK)
 def test_every_torchvision_network_is_exact_and_nine_of_ten_expected_axes_move(name: str) -> None:
-    row = page.examine(name)
+    """Judges the rows of docs/networks.json, which `make test-thorough` makes first: nothing is examined twice."""
+    row = page.read_rows(page.ROWS).get(name)
+    assert row is not None, f"run docs/networks.py {name}"
+    assert row.tracer == page.tracer_state(), f"another state of the tracer was examined: run docs/networks.py {name}"
+    assert not row.failure, row.failure
     assert row.error <= TOLERANCE
     assert row.n_found >= 0.9 * row.n_expected
     assert row.caught == 0
+
+
+def test_the_page_of_networks_is_made_from_the_rows_and_names_every_miss_and_what_is_left_out() -> None:
+    assert page.page(page.read_rows(page.ROWS)) == page.ROWS.with_suffix(".md").read_text()
+    missed = page.Row("resnet18", "ResNet", 12, 11, 11, 1e-15, misses=[page.Expected("stem", "conv1.weight", 64)])
+    rows = {
+        "resnet18": missed,
+        "vgg11": page.Row("vgg11", "VGG", 10, misses=[], refusal="VGG cannot be traced"),
+        "vit_h_14": page.Row("vit_h_14", failure="stopped by signal 9, after 40 s at 13 GB"),
+    }
+    text = page.page(rows)
+    assert (
+        f"2 of {len(EVERY_NETWORK)} networks are examined; 11 of 22 expected axes move; largest error 1.0e-15" in text
+    )
+    assert "\n- resnet18: stem conv1.weight (1 x 64)\n- vgg11: VGG cannot be traced\n" in text
+    left = text.partition("## Not examined")[2]
+    assert "- vit_h_14: stopped by signal 9, after 40 s at 13 GB\n" in left
+    assert left.count(": not yet\n") == len(EVERY_NETWORK) - 3
+
+
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    misses = [page.Expected("stem", "conv1.weight", 64, 2)]
+    rows = {"b": page.Row("b", "ResNet", 12, 11, 11, 1e-15, 2.5, 0, misses, peak_gb=1.5), "a": page.Row("a")}
+    path = tmp_path / "rows.json"
+    assert page.read_rows(path) == {}
+    page.write_rows(path, rows)
+    again = page.read_rows(path)
+    assert list(again) == ["a", "b"]
+    assert again["b"] == rows["b"]
+    assert repr(again["a"]) == repr(rows["a"])  # it holds what is not a number
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.json"]
+
+
+def test_a_run_goes_on_where_one_was_stopped_and_takes_the_smallest_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, state, asked = tmp_path / "rows.json", page.tracer_state(), list[str]()
+
+    def examine(name: str, _memory: float | None) -> Any:
+        asked.append(name)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return page.Row(name, tracer=state)
+
+    def run(*arguments: str) -> list[str]:
+        asked.clear()
+        monkeypatch.setattr(sys, "argv", ["networks.py", "--rows", str(path), "--out", str(tmp_path / "p"), *arguments])
+        page.main()
+        return list(asked)
+
+    monkeypatch.setattr(page, "examine_apart", examine)
+    monkeypatch.setattr(page, "REPRESENTATIVES", ["vgg11_bn", "resnet18", "squeezenet1_1", "resnet50"])
+    old, failed = page.Row("resnet50", tracer="old"), page.Row("squeezenet1_1", tracer=state, failure="killed")
+    page.write_rows(path, {"resnet50": old, "squeezenet1_1": failed})
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert asked == ["squeezenet1_1", "resnet18", "vgg11_bn"]
+    assert run() == ["vgg11_bn"]
+    assert run() == []
+    assert run("--fresh") == ["resnet50"]
+    assert run("resnet18") == ["resnet18"]
+    assert set(page.read_rows(path)) == {"vgg11_bn", "resnet18", "squeezenet1_1", "resnet50"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("memory", "reason"), [(None, "Unknown model no_such"), (0.05, "GB")])
+def test_a_network_that_cannot_be_examined_leaves_a_note(memory: float | None, reason: str) -> None:
+    row = page.examine_apart("no_such", memory)
+    assert reason in row.failure
+    assert f"after {row.seconds:.0f} s at {row.peak_gb:g} GB" in row.failure
 
 
 def _examine_random_networks(n_examples: int, number: int) -> Counter[str]:
