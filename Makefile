@@ -15,6 +15,7 @@ test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 test-thorough: .venv/installed-dev
+	$(BIN)/python docs/networks.py --all --fresh
 	$(BIN)/python -m pytest -m "thorough and not gpu"
 
 lint: .venv/installed-dev

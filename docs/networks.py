@@ -1,6 +1,11 @@
 """Writes docs/networks.md: for every torchvision classification network, the axes that should move and those that do.
 
-    python docs/networks.py [--all] [name ...]
+    python docs/networks.py [--all] [--fresh] [name ...]
+
+Each network is examined in a process of its own, which returns its memory, the smallest first. Its row is written to
+networks.json as soon as it is done, and what has a row is not examined again: a run that was stopped goes on where it
+was. The page is made from the rows. A row names the state of the tracer that made it; `--fresh` examines again what
+another state has examined.
 
 `expected` says from each architecture's definition alone which axes should move; it knows nothing of the tracer. An
 axis is expected at the rows (dimension 0, unless stated) of one entry of the state dict, with its size; where an entry
@@ -10,10 +15,18 @@ holds several nested axes, one per head or group, each counts.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import resource
+import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +52,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tasks.science.permutation import PermutationSpec
 from tasks.science.tracing import FAILED_CHECK, TraceError, trace_permutation_spec
-from tasks.science.tracing.check import Check
+from tasks.science.tracing.check import TOLERANCE, Check
+
+ROWS = Path(__file__).with_name("networks.json")
 
 REPRESENTATIVES = [
     "alexnet",
@@ -298,6 +313,11 @@ def every_network() -> list[str]:
     return list(models.list_models(module=models))
 
 
+def n_parameters(name: str) -> int:
+    """How large a network is, without building it; 0 where torchvision does not say."""
+    return models.get_model_weights(name)["DEFAULT"].meta.get("num_params", 0)
+
+
 def missing(spec: PermutationSpec, wanted: list[Expected]) -> list[Expected]:
     """Expected axes that the spec lacks, each with the number of copies that are missing."""
     have = Counter((s.key, s.dim, a.size) for a in spec.axes for s in _distinct(a.slots))
@@ -337,22 +357,62 @@ def build(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
 
 @dataclass(frozen=True)
 class Row:
-    """What was found for one network."""
+    """What was found for one network, or why it could not be examined (`failure`); a refusal by the tracer is a
+    finding. `tracer` and `torch` say what examined it; `peak_gb` is the memory that its process took."""
 
     name: str
-    rule: str
-    n_expected: int
-    n_found: int
-    n_axes: int
-    error: float
-    seconds: float
-    caught: int
-    misses: list[Expected]
+    rule: str = ""
+    n_expected: int = 0
+    n_found: int = 0
+    n_axes: int = 0
+    error: float = math.nan
+    seconds: float = 0.0
+    caught: int = 0
+    misses: list[Expected] = dataclasses.field(default_factory=list[Expected])
     refusal: str = ""
+    failure: str = ""
+    tracer: str = ""
+    torch: str = ""
+    peak_gb: float = math.nan
+
+
+def tracer_state() -> str:
+    """Digest of the tracer's sources: rows of another state say nothing certain about this one."""
+    science = Path(__file__).resolve().parents[1] / "tasks" / "science"
+    sources = [science / "permutation.py", *sorted((science / "tracing").glob("*.py"))]
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:7]
+
+
+def read_rows(path: Path) -> dict[str, Row]:
+    """The rows of a file that `write_rows` wrote, by network; none where there is no file."""
+    if not path.exists():
+        return {}
+    rows: dict[str, Row] = {}
+    for name, values in json.loads(path.read_text()).items():
+        for key in ("error", "peak_gb"):
+            values[key] = math.nan if values[key] is None else values[key]
+        rows[name] = Row(**{**values, "misses": [Expected(**miss) for miss in values["misses"]]})
+    return rows
+
+
+def write_rows(path: Path, rows: Mapping[str, Row]) -> None:
+    """Whole or not at all; a network per line, in the order of their names."""
+    lines: list[str] = []
+    for name in sorted(rows):
+        values = dataclasses.asdict(rows[name])
+        for key in ("error", "peak_gb"):
+            values[key] = None if math.isnan(values[key]) else values[key]
+        lines.append(f"{json.dumps(name)}: {json.dumps(values)}")
+    beside = path.with_suffix(".new")
+    beside.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    beside.replace(path)
 
 
 def examine(name: str) -> Row:
-    """Trace one network, compare with what is expected, and measure the exactness of a random permutation."""
+    """Trace one network, compare with what is expected, and measure the exactness of a random permutation.
+
+    Raises RuntimeError where the outputs cannot be compared in float64.
+    """
     network, inputs = build(name)
     wanted = expected(network)
     total = sum(w.copies for w in wanted)
@@ -361,19 +421,51 @@ def examine(name: str) -> Row:
     try:
         spec = trace_permutation_spec(network, inputs)
     except TraceError as error:
-        return Row(name, kind, total, 0, 0, float("nan"), time.perf_counter() - start, 0, wanted, str(error))
+        seconds = time.perf_counter() - start
+        return Row(name, kind, total, seconds=seconds, misses=wanted, refusal=str(error))
     seconds = time.perf_counter() - start
     misses = missing(spec, wanted)
     check = Check(network, inputs, ())
+    if check.tolerance > TOLERANCE:
+        # A lack of memory would also make the check fall back to float32; the page speaks of float64.
+        raise RuntimeError("could not be compared in float64")
     error = check.error(spec, spec.random(torch.Generator().manual_seed(1)))
     caught = sum(f.reason == FAILED_CHECK for f in spec.fixed)
     found = total - sum(m.copies for m in misses)
     return Row(name, kind, total, found, len(spec.axes), error, seconds, caught, misses)
 
 
-def page(rows: list[Row]) -> str:
+def examine_apart(name: str, memory_gb: float | None = None) -> Row:
+    """`examine` in a process of its own, of at most so much memory. A failure is a row too, with what it took."""
+    start = time.perf_counter()
+    limit = [] if memory_gb is None else ["--memory", str(memory_gb)]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as said:
+        command = [sys.executable, __file__, "--row", name, *limit]
+        child = subprocess.Popen(command, stdout=out, stderr=said)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        said.seek(0)
+        found, last = out.read(), (said.read().strip().splitlines() or ["it said nothing"])[-1]
+    peak_gb = round(usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20), 1)
+    seconds = time.perf_counter() - start
+    origin = Row(name, seconds=seconds, tracer=tracer_state(), torch=torch.__version__, peak_gb=peak_gb)
+    if child.returncode:
+        why = f"stopped by signal {-child.returncode}" if child.returncode < 0 else last
+        return dataclasses.replace(origin, failure=f"{why}, after {seconds:.0f} s at {peak_gb:g} GB")
+    values = json.loads(found)
+    values["misses"] = [Expected(**miss) for miss in values["misses"]]
+    return dataclasses.replace(Row(**values), tracer=origin.tracer, torch=origin.torch, peak_gb=peak_gb)
+
+
+def page(rows: Mapping[str, Row]) -> str:
     """The text of docs/networks.md."""
-    total, found = sum(r.n_expected for r in rows), sum(r.n_found for r in rows)
+    done = [rows[name] for name in sorted(rows) if not rows[name].failure]
+    left = [name for name in every_network() if name not in rows or rows[name].failure]
+    total, found = sum(r.n_expected for r in done), sum(r.n_found for r in done)
+    errors = [r.error for r in done if not math.isnan(r.error)]
+    states = Counter(r.tracer or "not recorded" for r in done)
+    versions = sorted({r.torch.partition("+")[0] for r in done if r.torch})
     lines = [
         "# Networks whose permutations are found",
         "",
@@ -381,25 +473,29 @@ def page(rows: list[Row]) -> str:
         "its parameters and float buffers are then all drawn at random, a random permutation of all axes is applied,",
         "and the outputs are compared in float64: *error* is the largest difference over the largest output. *Caught*",
         "counts axes that the numerical check at the end of tracing had to take back. *Seconds*: one CPU thread, from",
-        "network to checked spec, on two cores shared with other work (quiet, a third to a tenth of it)",
-        f"(PyTorch {torch.__version__.partition('+')[0]}).",
+        "network to checked spec, on two cores shared with other work (quiet, a third to a tenth of it). *GB*: the",
+        "most memory that the process took, where it was measured.",
         "",
-        f"{len(rows)} networks; {found} of {total} expected axes move; largest error "
-        f"{max((r.error for r in rows), default=0):.1e}; caught {sum(r.caught for r in rows)}.",
+        f"{len(done)} of {len(every_network())} networks are examined; {found} of {total} expected axes move; largest "
+        f"error {max(errors, default=0):.1e}; caught {sum(r.caught for r in done)}.",
+        "",
+        f"PyTorch {', '.join(versions) or 'unknown'}. Digest of the tracer's sources when a network was examined: "
+        f"{', '.join(f'{state} ({n})' for state, n in states.most_common())}.",
         "",
         "## What is expected",
         "",
-        *(f"- **{k}**: {RULES[k]}." for k in RULES if any(r.rule == k for r in rows)),
+        *(f"- **{k}**: {RULES[k]}." for k in RULES if any(r.rule == k for r in done)),
         "",
         "An axis counts once per head or group that it is nested in. Inputs, logits and kernel positions never move.",
         "",
         "## What is found",
         "",
-        "| network | expected | of these found | axes in all | error | caught | seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| network | expected | of these found | axes in all | error | caught | seconds | GB |",
+        "|---|---|---|---|---|---|---|---|",
         *(
-            f"| {r.name} | {r.n_expected} | {r.n_found} | {r.n_axes} | {r.error:.1e} | {r.caught} | {r.seconds:.1f} |"
-            for r in rows
+            f"| {r.name} | {r.n_expected} | {r.n_found} | {r.n_axes} | {r.error:.1e} | {r.caught} | {r.seconds:.1f} | "
+            f"{'' if math.isnan(r.peak_gb) else f'{r.peak_gb:g}'} |"
+            for r in done
         ),
         "",
         "## Misses",
@@ -407,25 +503,46 @@ def page(rows: list[Row]) -> str:
     ]
     misses = [
         f"- {r.name}: {r.refusal or ', '.join(f'{m.what} {m.key} ({m.copies} x {m.size})' for m in r.misses)}"
-        for r in rows
-        if r.misses
+        for r in done
+        if r.misses or r.refusal
     ]
-    return "\n".join([*lines, *(misses or ["None."]), ""])
+    lines += [*(misses or ["None."]), "", "## Not examined", ""]
+    lines += [f"- {name}: {rows[name].failure if name in rows else 'not yet'}" for name in left] or ["None."]
+    return "\n".join([*lines, ""])
 
 
 def main() -> None:
-    """Examine the named networks, or one per family, or all."""
+    """Examine the named networks; or of one per family, or of all, those that were not examined before."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("names", nargs="*")
+    parser.add_argument("names", nargs="*", help="examined whether they have a row or not")
     parser.add_argument("--all", action="store_true", help="every classification network of torchvision")
+    parser.add_argument("--fresh", action="store_true", help="also what another state of the tracer has examined")
+    parser.add_argument("--memory", type=float, help="GB that one network may take before it is given up")
+    parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("networks.md"))
+    parser.add_argument("--row", help=argparse.SUPPRESS)  # what the process of one network is asked
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    rows: list[Row] = []
-    for name in options.names or (every_network() if options.all else REPRESENTATIVES):
-        rows.append(examine(name))
-        print(rows[-1], flush=True)
+    if options.row:
+        torch.set_num_threads(1)
+        if options.memory is not None:
+            n_bytes = int(options.memory * 2**30)
+            resource.setrlimit(resource.RLIMIT_DATA, (n_bytes, n_bytes))
+        print(json.dumps(dataclasses.asdict(examine(options.row))))
+        return
+    rows, state = read_rows(options.rows), tracer_state()
+    names = options.names or [
+        name
+        for name in (every_network() if options.all else REPRESENTATIVES)
+        if name not in rows or rows[name].failure or (options.fresh and rows[name].tracer != state)
+    ]
+    for name in sorted(names, key=n_parameters):
+        row = examine_apart(name, options.memory)
+        print(row, flush=True)
+        # Read again: another run may have added to them.
+        rows = {**read_rows(options.rows), name: row}
+        write_rows(options.rows, rows)
         options.out.write_text(page(rows))
+    options.out.write_text(page(rows))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from tasks.science.matchers import parse_matcher, published_modules
 from tasks.science.networks import ARCHITECTURES, build_network
 from tasks.science.specs import Cell, DataSpec, Measurement, Recipe, Request, override
 
@@ -80,8 +81,11 @@ class Preset:
             only_depth = ARCHITECTURES[architecture].depth
             for depth in dict.fromkeys(depths or self.depths) if only_depth is None else [only_depth]:
                 cells.append(Cell(data, architecture, normalization, width, depth, chosen))
+        published = any(parse_matcher(matcher).options.get("reading") == "published" for matcher in self.matchers)
         for cell in cells:
-            build_network(cell)
+            network = build_network(cell)
+            if published:
+                published_modules(network)
         return Request(
             study=self.name,
             cells=tuple(cells),

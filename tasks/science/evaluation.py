@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,11 +50,17 @@ def evaluate(network: nn.Module, state: State, examples: Examples) -> Evaluation
     return Evaluation(loss / len(examples), n_correct / len(examples), len(examples))
 
 
-def compute(network: nn.Module, state: State, images: Tensor) -> Tensor:
-    """What `network` with the weights `state` puts out for `images`, laid out as they are."""
+def compute(network: nn.Module, state: State, *inputs: Tensor) -> Any:
+    """What `network` with the weights `state` puts out for `inputs`, laid out as they are; it is left as it was."""
     # A parameter that two layers share has two names in a state dict, hence after interpolation two equal tensors,
-    # which `functional_call` takes for a mistake unless it is told not to look for shared ones.
-    return functional_call(network, state, (images,), tie_weights=False)
+    # which `functional_call` takes for a mistake unless it is told not to look for shared ones. Then a module under
+    # two names would have its weights exchanged twice and the wrong ones put back: each place is given once.
+    modules = dict(network.named_modules(remove_duplicate=False))
+    once: dict[tuple[int | str, str], str] = {}
+    for key in state:
+        path, _, name = key.rpartition(".")
+        once.setdefault((id(modules[path]) if path in modules else path, name), key)
+    return functional_call(network, {key: state[key] for key in once.values()}, inputs, tie_weights=False)
 
 
 @contextmanager

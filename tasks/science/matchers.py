@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 OptionValue = int | str
 
@@ -31,7 +32,7 @@ class Matcher:
     options: Mapping[str, Option] = field(default_factory=dict[str, Option])
 
 
-_READING = Option("post", ("post", "pre"))
+_READING = Option("post", ("post", "pre", "published"))
 _SOLVER = Option("scipy", ("scipy", "lapx"))
 
 MATCHERS: Mapping[str, Matcher] = {
@@ -52,9 +53,11 @@ MATCHERS: Mapping[str, Matcher] = {
         options={"restarts": Option(3), "solver": _SOLVER},
     ),
 }
-"""`reading`: units are observed after their nonlinearity (`post`) or before it (`pre`). `batch`: images per batch of
-the published estimator. `restarts`: orders of the axes that weight matching tries. `solver`: scipy, or lapx, which the
-extra `fast` installs and which may break ties (dead units) differently: hence it is a choice that enters ids."""
+"""`reading`: units are observed after their nonlinearity (`post`), before it (`pre`), or where the authors did in the
+networks where that is neither (`published`: ResNet20 with BatchNorm, ResNet18 for small images). `batch`: images per
+batch of the published estimator. `restarts`: orders of the axes that weight matching tries. `solver`: scipy, or lapx,
+which the extra `fast` installs and which may break ties (dead units) differently: hence it is a choice that enters
+ids."""
 
 
 @dataclass(frozen=True)
@@ -113,3 +116,17 @@ def parse_matcher(text: str) -> MatcherChoice:
     if name == "activation-published" and options["batch"] == 1:
         raise ValueError(f"matcher {name}: a batch of 1 image has no deviation, give at least 2")
     return MatcherChoice(name, options)
+
+
+def published_modules(network: object) -> frozenset[str]:
+    """The modules at whose outputs the authors of REPAIR observed the units of this network, other than by default.
+
+    Raises ValueError for a network of which that is not known, or which they read as `post` does.
+    """
+    modules = getattr(network, "published_readings", None)
+    if not isinstance(modules, frozenset):
+        raise ValueError(
+            "reading=published is for ResNet20 with BatchNorm and ResNet18 for small images, which the authors read "
+            f"elsewhere than `post` does; this {type(network).__name__} is neither: take reading=post or reading=pre"
+        )
+    return cast(frozenset[str], modules)

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from tasks.science.assignment import SOLVERS, Solver, assign
-from tasks.science.evaluation import mode
+from tasks.science.evaluation import compute, mode
 from tasks.science.families import Families, Paired
 from tasks.science.matchers import MATCHERS, MatcherChoice, parse_matcher
 from tasks.science.moments import (
@@ -33,7 +33,6 @@ from tasks.science.moments import (
     unit_correlations,
 )
 from tasks.science.permutation import Permutation, PermutationSpec
-from tasks.science.reading import run_network
 from tasks.science.specs import State
 from tasks.science.weight_matching import match_weights, unit_cosines
 
@@ -385,7 +384,7 @@ def function_error(network: nn.Module, state: State, permuted: State, images: Te
 
 def _outputs_in_double(network: nn.Module, state: State, batches: Sequence[Tensor]) -> Tensor:
     with mode(network, training=False), _InDouble(state):
-        outputs = [run_network(network, state, batch) for batch in batches]
+        outputs = [compute(network, state, batch) for batch in batches]
     return torch.cat(outputs)
 
 

@@ -27,7 +27,6 @@ from tasks.science.layout import find_layout
 from tasks.science.matchers import parse_matcher
 from tasks.science.matching import FUNCTION_TOLERANCE, Match, function_error, match
 from tasks.science.permutation import Axis, Permutation, PermutationSpec, Slot
-from tasks.science.reading import TRACING
 from tasks.science.specs import State
 from tasks.science.tracing import trace_permutation_spec
 
@@ -110,8 +109,7 @@ def merge_networks(
         for owner, state in (("A", state_a), ("B", state_b)):
             check_outputs(working, state, images, owner)
         if spec is None:
-            with TRACING:
-                spec = trace_permutation_spec(working, (images[:TRACE_EXAMPLES],))
+            spec = trace_permutation_spec(working, (images[:TRACE_EXAMPLES],))
         _check_spec(working, spec, state_b, images)
         layout = find_layout(working, state_a, images)
         with _explained():

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tasks.science.evaluation import mode
+from tasks.science.matchers import published_modules
 from tasks.science.permutation import Axis, PermutationSpec, Reading
 from tasks.science.preactivations import DEAD_SHARE
 from tasks.science.reading import MisreadError, Reader, make_reader
@@ -82,13 +83,14 @@ class UnitCorrelations:
 
 
 def observed_families(
-    spec: PermutationSpec, reading: str = "post", avoid: Collection[str] = ()
+    spec: PermutationSpec, reading: str = "post", avoid: Collection[str] = (), published: Collection[str] = ()
 ) -> list[ObservedFamily]:
     """The families of `spec` whose units can be observed, in the order of the spec.
 
-    `reading`: `post`, where the axis is read by default (after its nonlinearity, a residual stream at its end), or
-    `pre`, the last linear map or convolution before that; an axis without one keeps the default. An axis that would be
-    read at an operation in `avoid` is read at the next best one.
+    `reading`: `post`, where the axis is read by default (after its nonlinearity, a residual stream at its end),
+    `pre`, the last linear map or convolution before that, or `published`, the output of one of the modules of that
+    name; an axis without one keeps the default. An axis that would be read at an operation in `avoid` is read at the
+    next best one.
     """
     members: dict[str, list[Axis]] = {}
     for axis in spec.axes:
@@ -98,8 +100,12 @@ def observed_families(
         readings: list[Reading] = []
         for axis in axes:
             usable = [r for r in axis.readings if r.node not in avoid]
-            before = [r for r in usable if r.kind == "linear"] if reading == "pre" else []
-            readings += (before or usable)[:1]
+            wanted: list[Reading] = []
+            if reading == "pre":
+                wanted = [r for r in usable if r.kind == "linear"]
+            elif reading == "published":
+                wanted = [r for r in usable if r.module in published]
+            readings += (wanted or usable)[:1]
         if len(readings) < len(axes) or len({r.positions.shape[1] for r in readings}) > 1:
             continue
         merged: list[Reading] = []
@@ -117,10 +123,14 @@ def readable_families(
     network: nn.Module, spec: PermutationSpec, state: State, images: Tensor, reading: str = "post"
 ) -> list[ObservedFamily]:
     """`observed_families` without readings that hold for the traced size of batch alone: where a layer folds the
-    samples of a batch into its units (InstanceNorm), another batch has other positions."""
+    samples of a batch into its units (InstanceNorm), another batch has other positions.
+
+    Raises ValueError for the reading `published` of a network that was not published with one.
+    """
+    published = published_modules(network) if reading == "published" else frozenset[str]()
     avoid: set[str] = set()
     while True:
-        families = observed_families(spec, reading, avoid)
+        families = observed_families(spec, reading, avoid, published)
         try:
             one, two = (read_activations(network, state, images[:n], families) for n in (1, 2))
         except MisreadError as error:

@@ -8,23 +8,18 @@ of its operations are those in the spec.
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.fx import Node
 
-from tasks.science.evaluation import lay_out
+from tasks.science.evaluation import compute, lay_out
 from tasks.science.permutation import Reading
 from tasks.science.specs import State
 from tasks.science.tracing.graph import Graph, trace_graph
-
-TRACING = threading.Lock()
-"""Held while a network is traced: torch.export changes global tables, and two threads at it break one another."""
 
 Key = tuple[str, int]
 Receive = Callable[[Key, Tensor], None]
@@ -86,7 +81,7 @@ class HookReader:
             for path, of_module in by_module.items()
         ]
         try:
-            run_network(self.network, state, lay_out(self.network, batch))
+            compute(self.network, state, lay_out(self.network, batch))
         finally:
             for handle in handles:
                 handle.remove()
@@ -116,8 +111,7 @@ class GraphReader:
         shape = tuple(batch.shape)
         if shape not in self.graphs:
             # Traced in float32 whatever the batch is: the names of the operations are those of the spec.
-            with TRACING:
-                self.graphs[shape] = trace_graph(self.network, (batch.float(),), training=False)
+            self.graphs[shape] = trace_graph(self.network, (batch.float(),), training=False)
         graph = self.graphs[shape]
         of_node: dict[str, list[tuple[Key, Reading]]] = {}
         for key, reading in wanted:
@@ -148,20 +142,6 @@ class GraphReader:
         args, kwargs = arguments  # pyright: ignore[reportGeneralTypeIssues]
         target: Any = node.target
         return target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
-
-
-def run_network(network: nn.Module, state: State, batch: Tensor) -> Any:
-    """What `network` computes from `batch` with the weights `state`; it is left as it was.
-
-    `functional_call`, which for a module under two names would exchange its weights twice and put the wrong ones back:
-    here each place is given once.
-    """
-    modules = dict(network.named_modules(remove_duplicate=False))
-    once: dict[tuple[int, str], str] = {}
-    for key in state:
-        path, _, name = key.rpartition(".")
-        once.setdefault((id(modules.get(path)), name), key)
-    return functional_call(network, {key: state[key] for key in once.values()}, (batch,), tie_weights=False)
 
 
 def on_cpu(network: nn.Module) -> nn.Module:

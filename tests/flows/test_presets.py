@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from flows.options import StudyOptions
@@ -82,3 +84,11 @@ def test_digits_depth_is_what_it_says():
 def test_what_cannot_be_is_refused_with_what_can(options: dict, text: str):
     with pytest.raises(ValueError, match=text):
         StudyOptions(**options).resolve(describe)
+
+
+def test_a_reading_that_was_not_published_is_refused_before_anything_runs():
+    preset = replace(PRESETS["networks-smoke"], matchers=("none", "activation/reading=published"))
+    with pytest.raises(ValueError, match="reading=published is for ResNet20 with BatchNorm and ResNet18 for small"):
+        preset.request(describe)
+    request = replace(preset, networks=(("resnet20", "batch"), ("resnet18", "batch"))).request(describe)
+    assert request.matchers == ("none", "activation/reading=published")

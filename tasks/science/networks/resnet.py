@@ -10,6 +10,20 @@ from torch import Tensor, nn
 from tasks.science.networks.initialization import Initialization
 from tasks.science.networks.normalization import norm2d
 
+RESNET20_READINGS = frozenset({"stages.2.blocks.1"})
+"""Where the authors' ResNet20 was read other than by default: the last stage's stream at the end of its second block,
+by a slip in numbering the ends of stages."""
+
+RESNET18_READINGS = frozenset(
+    {
+        "stem.conv",
+        *(f"stages.{stage}.blocks.{block}.conv1" for stage in range(4) for block in range(2)),
+        *(f"stages.{stage}.blocks.0.conv2" for stage in (1, 2, 3)),
+    }
+)
+"""Where the authors' ResNet18 was read: before the norm, inner units at the convolution that makes them, a stream at
+the stem's convolution or that of its stage's first block."""
+
 
 class ResNet(nn.Module):
     """A stem, stages of residual blocks, the mean over the map, and one Linear to the classes.
@@ -18,6 +32,8 @@ class ResNet(nn.Module):
     shape its shortcut is a convolution of `shortcut_kernel` pixels and a norm, elsewhere the identity: every channel
     of a stage's residual stream keeps its meaning from block to block, so the stream can be permuted as one.
     Convolutions have a bias under LayerNorm and none before BatchNorm, as in the code behind the paper.
+    `published_readings`: the modules at whose outputs the authors observed units, where that is known and differs from
+    the default; an axis that none of them carries is read by default.
     """
 
     def __init__(
@@ -30,9 +46,11 @@ class ResNet(nn.Module):
         normalization: str,
         shortcut_kernel: int,
         initialization: Initialization,
+        published_readings: frozenset[str] | None = None,
     ) -> None:
         super().__init__()
         self.initialization: Initialization = initialization
+        self.published_readings = published_readings
         self.stem = nn.Sequential(
             OrderedDict(
                 conv=nn.Conv2d(n_channels, channels[0], 3, padding=1, bias=normalization == "layer"),
@@ -96,6 +114,7 @@ def resnet20(n_channels: int, width: int, n_out: int, normalization: str) -> Res
         normalization=normalization,
         shortcut_kernel=3,
         initialization="he-normal, torch biases",
+        published_readings=RESNET20_READINGS if normalization == "batch" else None,
     )
 
 
@@ -110,4 +129,5 @@ def resnet18(n_channels: int, width: int, n_out: int) -> ResNet:
         normalization="batch",
         shortcut_kernel=1,
         initialization="torch",
+        published_readings=RESNET18_READINGS,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ import torch
 from tasks.science.networks import build_network
 from tasks.science.networks.mlp import MLP
 from tasks.science.permutation import PermutationSpec
-from tasks.science.reading import TRACING, on_cpu
+from tasks.science.reading import on_cpu
 from tasks.science.specs import Cell, canonical_json
 from tasks.science.tracing import trace_permutation_spec
 
 _TRACED: dict[str, PermutationSpec] = {}
+_ONCE = threading.Lock()  # of threads that ask for one network, the first traces it
 
 
 def cell_permutation_spec(cell: Cell) -> PermutationSpec:
@@ -25,7 +27,7 @@ def cell_permutation_spec(cell: Cell) -> PermutationSpec:
     """
     described: dict[str, Any] = {**cell.network, "shape": cell.data.shape, "n_classes": cell.data.n_classes}
     key = canonical_json(described)
-    with TRACING:
+    with _ONCE:
         if key not in _TRACED:
             network = build_network(cell)
             spec = trace_permutation_spec(on_cpu(network), (torch.zeros(2, *cell.data.shape),), check=False)

@@ -1,9 +1,10 @@
 """Finding what may be permuted in any network, by following one forward pass.
 
 `trace_permutation_spec` turns the forward pass into ATen operations (`graph.py`), describes for every operation what
-must move together (`layouts.py`, `operations.py`, `rules.py`), solves for all permutations that respect this
-(`symmetry.py`) and writes them down as axes with names, slots and readings (`assembly.py`). Nothing is guessed: what an
-operation without a rule touches stays where it is. In the end a randomised copy is permuted and compared (`check.py`).
+must move together (`layouts.py`, `operations.py`, `*_rules.py`), solves for all permutations that respect this
+(`symmetry.py`) and writes them down as axes with names, slots and readings (`assembly.py`), less the readings that hold
+for the traced batch alone (`batches.py`). Nothing is guessed: what an operation without a rule touches stays where it
+is. In the end a randomised copy is permuted and compared (`check.py`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,15 @@ import dataclasses
 from torch import Tensor, nn
 
 from tasks.science.permutation import Axis, FixedAxis, PermutationSpec
+
+# Each enters its rules into the one table of operations.py.
+from tasks.science.tracing import norm_rules as norm_rules
+from tasks.science.tracing import product_rules as product_rules
+from tasks.science.tracing import view_rules as view_rules
 from tasks.science.tracing.assembly import Misaligned, build_axes, fixed_axes
+from tasks.science.tracing.batches import readable_axes
 from tasks.science.tracing.check import Check
-from tasks.science.tracing.graph import Graph, TraceError, trace_graph
+from tasks.science.tracing.graph import TRACING, Graph, TraceError, trace_graph
 from tasks.science.tracing.layouts import Demands
 from tasks.science.tracing.operations import Visitor, state_layouts
 from tasks.science.tracing.symmetry import solve
@@ -35,11 +42,18 @@ def trace_permutation_spec(
     trace, the spec holds for any batch. The network keeps its mode, parameters, buffers and attributes, and the
     random state is as before. Parameters that the eval pass does not read (auxiliary heads) are followed in training
     mode. `check` permutes a randomised copy in float64 (float32 where the network insists) and holds still what
-    changes its output; that has to find nothing.
+    changes its output; that has to find nothing. One thread at a time traces, the others wait.
     Raises TraceError, a ValueError that names the operation and its place, for a network that cannot be traced.
     """
     if not isinstance(example_inputs, tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"example_inputs must be a tuple of tensors, got {type(example_inputs).__name__}")
+    # Held throughout: the modes of the network, which threads may share, change until the check is done.
+    with TRACING:
+        spec = _traced(network, example_inputs)
+        return _checked(spec, network, example_inputs) if check else spec
+
+
+def _traced(network: nn.Module, example_inputs: tuple[Tensor, ...]) -> PermutationSpec:
     graphs = [trace_graph(network, example_inputs, training=False)]
     tensors = {k: v for k, v in network.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
     if strange := [key for key in graphs[0].state.values() if key not in tensors]:
@@ -54,7 +68,7 @@ def trace_permutation_spec(
             training = f"unverified: {error}"
         unreached = _unreached(graphs, tensors)
     spec = _spec_of(graphs, tensors, unreached, training)
-    return _checked(spec, network, example_inputs) if check else spec
+    return dataclasses.replace(spec, axes=readable_axes(spec.axes, graphs[0], network, example_inputs))
 
 
 def _unreached(graphs: list[Graph], tensors: dict[str, Tensor]) -> tuple[str, ...]:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch.fx import Node
 
 from tasks.science.permutation import Axis, FixedAxis, Reading, Slot
-from tasks.science.tracing.graph import Graph, module_stack, operation_name
+from tasks.science.tracing.graph import Graph, module_stack, operation_name, reached
 from tasks.science.tracing.layouts import Field, Layout, Nodes
 from tasks.science.tracing.operations import LINEAR, NONLINEARITIES, NORMS, Visitor
-from tasks.science.tracing.rules import KERNEL
+from tasks.science.tracing.product_rules import KERNEL
 from tasks.science.tracing.symmetry import Family, Symmetry, match_rows
 
 Ints = NDArray[np.int64]
@@ -144,8 +144,8 @@ class Readings:
     ) -> None:
         self.symmetry = symmetry
         self.layouts = {n: v for n, v in values.items() if isinstance(v, Layout) and n.op == "call_function"}
-        self.from_input = _reached(graph, frozenset())
-        self.computed = _reached(graph, parameters)
+        self.from_input = reached(graph, frozenset())
+        self.computed = reached(graph, parameters)
         self.outputs = _module_outputs(graph)
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.candidates: dict[int, list[tuple[Node, Field, str]]] = {}
@@ -223,19 +223,6 @@ class Readings:
         return (module_stack(node) or [("", 0)])[-1][0]
 
 
-def _reached(graph: Graph, parameters: frozenset[str]) -> set[Node]:
-    """Results that depend on the network's inputs or on these parameters."""
-    reached: set[Node] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            key = graph.state.get(node.name)
-            if key in parameters or (key is None and node.name not in graph.constants):
-                reached.add(node)
-        elif any(n in reached for n in node.all_input_nodes):
-            reached.add(node)
-    return reached
-
-
 def _module_outputs(graph: Graph) -> dict[Node, tuple[str, int]]:
     """Results that are the last of a module's call: the outermost such module below the root, and the call."""
     last: dict[tuple[str, int], Node] = {}
@@ -256,7 +243,8 @@ def build_axes(
     """Every axis that is more than an order of constants, parents before the axes nested in them; and those others.
 
     An axis needs an activation that carries it, or parameters on both of its sides (the inner axis of a product of
-    two weights). The first visitor walked the graph in eval mode; readings are taken from it where it carries the axis.
+    two weights). The first visitor walked the graph in eval mode: readings are taken from it alone, since networks are
+    read in eval mode, where the name of an operation of another graph would mean a different one.
     """
     slots = slots_by_axis(symmetry, state)
     sources = [Readings(symmetry, v.graph, v.values, parameters) for v in visitors]
@@ -298,7 +286,7 @@ def build_axes(
                 parent = _copy_name(names[above.number], units[:-1])
             moved = tuple(slots[family.number, copy])
             block = units[-1] if units else 0
-            seen = readings.get(copy, ())
+            seen = readings.get(copy, ()) if source is sources[0] else ()
             axes.append(Axis(_copy_name(name, units), family.size, moved, seen, name, parent, block))
     return tuple(axes), tuple(dropped)
 

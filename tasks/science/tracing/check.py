@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tasks.science.evaluation import compute
 from tasks.science.permutation import Axis, Permutation, PermutationSpec, Reading
 from tasks.science.tracing.graph import kept_random_state
 
@@ -102,7 +103,7 @@ def outputs(network: nn.Module, state: dict[str, Tensor], inputs: tuple[Tensor, 
     with _eval_mode(network), kept_random_state(), torch.no_grad():
         dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
         loose = {k: b.to(dtype) for k, b in network.named_buffers() if k not in state and b.is_floating_point()}
-        result: Any = torch.func.functional_call(network, {**loose, **state}, inputs, tie_weights=False)
+        result = compute(network, {**loose, **state}, *inputs)
     return list(_tensors(result))
 
 

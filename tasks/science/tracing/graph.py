@@ -13,7 +13,9 @@ import functools
 import io
 import logging
 import sys
+import threading
 import traceback
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-# Operations that are not taken apart; each has its own rule in operations.py.
+# Operations that are not taken apart; each has a rule of its own.
 KEPT_WHOLE = frozenset(
     [
         "linear",
@@ -65,6 +67,10 @@ KEPT_WHOLE = frozenset(
 )
 
 
+TRACING = threading.RLock()
+"""Held while a network is traced: torch.export changes global tables, and two threads at it break one another."""
+
+
 class TraceError(ValueError):
     """This network cannot be traced; the message names the operation and its place."""
 
@@ -87,11 +93,11 @@ class Graph:
 def trace_graph(network: nn.Module, example_inputs: tuple[Tensor, ...], training: bool) -> Graph:
     """The ATen graph of one forward pass in eval or training mode; the network is left as it was.
 
-    Raises TraceError where the forward pass cannot be followed: a branch or a shape that depends on data, an
-    operation that torch.export does not know.
+    One thread at a time traces, the others wait. Raises TraceError where the forward pass cannot be followed: a branch
+    or a shape that depends on data, an operation that torch.export does not know.
     """
     name = type(network).__name__
-    with _unchanged(network), kept_random_state(), torch.no_grad(), _quiet(), _plain_attention():
+    with TRACING, _unchanged(network), kept_random_state(), torch.no_grad(), _quiet(), _plain_attention():
         network.train(training)
         try:
             exported = torch.export.export(network, example_inputs, strict=False)
@@ -144,6 +150,19 @@ def module_stack(node: Node) -> list[tuple[str, int]]:
 def operation_name(node: Node) -> str:
     """Short name of an operation: "add" for aten.add.Tensor."""
     return _name(node.target) if node.op == "call_function" else node.op
+
+
+def reached(graph: Graph, parameters: frozenset[str]) -> set[Node]:
+    """Results that depend on the network's inputs or on these parameters."""
+    reached: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            key = graph.state.get(node.name)
+            if key in parameters or (key is None and node.name not in graph.constants):
+                reached.add(node)
+        elif any(n in reached for n in node.all_input_nodes):
+            reached.add(node)
+    return reached
 
 
 def _name(operation: Any) -> str:
@@ -220,14 +239,20 @@ def _plain_attention() -> Generator[None]:
 @contextmanager
 def _quiet() -> Generator[None]:
     """A refused network is reported by the exception alone, not in the log and on standard error as well, where
-    torch.export prints the graph that it had got so far."""
+    torch.export prints the graph that it had got so far.
+
+    Nor is a forward pass that stores a tensor in an attribute (a recurrent layer keeps its weights in a list) advised
+    to register a buffer: `_unchanged` puts the attribute back.
+    """
     names = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export", "torch._subclasses.fake_tensor")
     loggers = [logging.getLogger(n) for n in names]
     levels = [log.level for log in loggers]
     try:
         for log in loggers:
             log.setLevel(logging.CRITICAL)
-        with redirect_stderr(io.StringIO()) as printed:
+        with redirect_stderr(io.StringIO()) as printed, warnings.catch_warnings():
+            assigned = r"The tensor attributes? .* (was|were) assigned during export\."
+            warnings.filterwarnings("ignore", assigned, UserWarning)
             yield
         sys.stderr.write(printed.getvalue())  # What the forward pass itself had to say.
     finally:

@@ -441,6 +441,22 @@ def _shifted(fields: Iterable[Field], stop: int, shift: int) -> tuple[Field, ...
     return tuple(Field(tuple(d + shift if d >= stop else d for d in f.dims), f.held, f.product) for f in fields)
 
 
+def alone(demands: Demands, layout: Layout, dim: int) -> Layout:
+    """The tensor with `dim` in a field of its own; what moved jointly moves as a product from here on."""
+    joint = [f for f in layout.touching([dim]) if len(f.dims) > 1]
+    for f in joint:
+        assert f.nodes is not None
+        rest = tuple(d for d in f.dims if d != dim)
+        own = demands.fresh((layout.shape[dim],))
+        others = demands.fresh([layout.shape[d] for d in rest])
+        axis = f.dims.index(dim)
+        demands.map(f.nodes, own.reshape([-1 if a == axis else 1 for a in range(f.nodes.ndim)]))
+        demands.map(f.nodes, np.expand_dims(others, axis))
+        kept = tuple(g for g in layout.fields if g is not f)
+        layout = Layout(layout.shape, (*kept, Field((dim,), own), Field(rest, others)))
+    return demands.register(layout)
+
+
 def dim_nodes(demands: Demands, layout: Layout, dim: int, reason: str) -> tuple[Nodes, Layout]:
     """The nodes of one dimension on its own, and the layout in which it stands on its own.
 

@@ -418,6 +418,12 @@ def contract(demands: Demands, operands: Sequence[tuple[Layout, str]], out: str)
     return reduce(demands, product, range(len(out), len(letters)), keepdim=False)
 
 
+def against(demands: Demands, layout: Layout, dims: Sequence[int]) -> Layout:
+    """Each value set against a symmetric function of all values along `dims`."""
+    total = reduce(demands, layout, dims, keepdim=True)
+    return combine(demands, [layout, total], layout.shape)
+
+
 Rule = Callable[[Visitor, Node], Value]
 _RULES: dict[str, Rule] = {}
 

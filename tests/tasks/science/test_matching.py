@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tasks.science.assignment import assign_lapx
+from tasks.science.evaluation import lay_out
 from tasks.science.examples import Dataset
+from tasks.science.matchers import published_modules
 from tasks.science.matching import FUNCTION_TOLERANCE, MATCHERS, assign, function_error, match, shared_partners
 from tasks.science.moments import observed_families, read_activations, unit_correlations
 from tasks.science.networks import build_network
+from tasks.science.networks.resnet import RESNET18_READINGS, RESNET20_READINGS, ResNet
 from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.permutation import Axis, Permutation, PermutationSpec, Reading
 from tasks.science.specs import Cell, DataSpec, Recipe, State, stream
@@ -456,6 +459,84 @@ def test_the_spec_of_a_cell_passes_the_numerical_check_that_it_leaves_out(cell: 
             places = [(r.module, r.call, r.dim) for r in chosen if r is not None]
             assert places[0] == places[1]
             assert places[0][0] is not None
+
+
+# Where the authors read
+
+
+def narrow_resnet(name: str) -> ResNet:
+    """The published form of few channels: `stages.0` is the axis of the first stream."""
+    kernel, channels = (3, [4, 6, 8]) if name == "resnet20" else (1, [4, 6, 8, 10])
+    return ResNet(
+        3, channels, 3 if name == "resnet20" else 2, 5,
+        normalization="batch", shortcut_kernel=kernel, initialization="torch",
+        published_readings=RESNET20_READINGS if name == "resnet20" else RESNET18_READINGS,
+    ).eval()  # fmt: skip
+
+
+READ_AT = {
+    "resnet20": {
+        **{f"stages.{i}.blocks.{j}.conv1": f"stages.{i}.blocks.{j}.relu1" for i in range(3) for j in range(3)},
+        **{"stages.0": "stages.0.blocks.2", "stages.1": "stages.1.blocks.2", "stages": "stages.2.blocks.1"},
+    },
+    "resnet18": {
+        **{f"stages.{i}.blocks.{j}.conv1": f"stages.{i}.blocks.{j}.conv1" for i in range(4) for j in range(2)},
+        **{"stages.0": "stem.conv", "stages.1": "stages.1.blocks.0.conv2"},
+        **{"stages.2": "stages.2.blocks.0.conv2", "stages": "stages.3.blocks.0.conv2"},
+    },
+}
+"""Spec, section 3: ResNet20's last stream at its second block, all else after its nonlinearity; ResNet18 before the
+norm, its streams at the stem or at their first block."""
+
+
+@pytest.mark.parametrize("name", READ_AT)
+def test_published_units_are_read_at_the_modules_that_the_authors_named(name: str):
+    network, images = narrow_resnet(name), draw_images(5)
+    spec = trace_permutation_spec(network, (images[:2],), check=False)
+    families = observed_families(spec, "published", published=published_modules(network))
+    assert {family.name for family in families} == set(READ_AT[name]) == {axis.name for axis in spec.axes}
+    state = randomise(network)
+    seen = read_activations(network, state, images, families)
+    outputs: dict[str, Tensor] = {}
+    network.load_state_dict(state)
+    for module in READ_AT[name].values():
+        network.get_submodule(module).register_forward_hook(
+            lambda _module, _inputs, output, module=module: outputs.update({module: output.clone()})
+        )
+    with torch.no_grad():
+        network(lay_out(network, images))
+    for axis, module in READ_AT[name].items():
+        assert torch.equal(seen[axis], outputs[module].movedim(1, -1).flatten(0, -2)), axis
+
+
+@pytest.mark.parametrize("matcher", ["activation/reading=published", "activation-published/reading=published"])
+@pytest.mark.parametrize("name", READ_AT)
+def test_a_permuted_copy_is_recovered_where_the_authors_read(name: str, matcher: str):
+    network, images = narrow_resnet(name), draw_images(200)
+    spec, state = trace_permutation_spec(network, (images[:2],), check=False), randomise(network)
+    shuffle = spec.random(torch.Generator().manual_seed(3))
+    (found,) = match(network, spec, [state, spec.apply(state, shuffle)], [(0, 1)], matcher, images)
+    assert sum(axis.n_dead for axis in found.axes) == 0
+    assert found.permutation == spec.inverse(shuffle)
+
+
+@pytest.mark.parametrize("cell", [paper_cell("resnet20", "layer"), paper_cell("mlp", "none", 5, 2)])
+def test_a_network_that_was_not_published_so_has_no_published_reading(cell: Cell):
+    network, spec = build_network(cell), cell_permutation_spec(cell)
+    with pytest.raises(ValueError, match="reading=published is for ResNet20 with BatchNorm and ResNet18 for small im"):
+        match(network, spec, [randomise(network)] * 2, [(0, 1)], "activation/reading=published", draw_images(2))
+
+
+def test_a_network_of_a_user_has_no_published_reading():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, 5), nn.ReLU(), nn.Linear(5, 2))
+    spec = trace_permutation_spec(network, (draw_images(2),))
+    with pytest.raises(ValueError, match="this Sequential is neither: take reading=post or reading=pre"):
+        match(network, spec, [randomise(network)] * 2, [(0, 1)], "activation/reading=published", draw_images(2))
+
+
+def test_the_published_networks_of_a_cell_have_their_readings():
+    for architecture, modules in (("resnet20", RESNET20_READINGS), ("resnet18", RESNET18_READINGS)):
+        assert published_modules(build_network(paper_cell(architecture, "batch"))) == modules
 
 
 # Planted permutations

@@ -8,6 +8,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.science.assignment import assign
@@ -17,8 +18,6 @@ from tasks.science.permutation import Axis, Permutation, PermutationSpec, Slot
 from tasks.science.specs import State
 from tasks.science.tracing import trace_permutation_spec
 from tests.tasks.science.handwritten import CASES
-
-pytestmark = pytest.mark.filterwarnings("ignore")
 
 NETWORKS = [
     "Attention", "CalledTwice", "ChannelShuffle", "ConcatEitherOrder", "DepthwiseMultiplier", "EncoderLayer",
@@ -70,6 +69,37 @@ def test_a_permuted_copy_of_any_network_is_recovered(name: str):
             restored = spec.apply(shuffled, found.permutation)
             assert n_wrong or all(torch.equal(restored[key], state[key]) for key in state)
     assert all(isinstance(parameter, nn.Parameter) for parameter in network.parameters())
+
+
+class Folded(nn.Module):
+    """Every map of every image is normalised by itself, as one image of n * c channels; an extra head in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.folded, self.b, self.c = nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.Conv2d(5, 2, 1)
+        self.inner, self.head = nn.Conv2d(5, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.a(x)
+        n, c, h, w = x.shape
+        folded = F.batch_norm(x.reshape(1, n * c, h, w), None, None, training=True)
+        x = self.b(self.folded(folded).reshape(n, c, h, w)).relu()
+        return (self.c(x), self.head(self.inner(x).relu())) if self.training else self.c(x)
+
+
+@pytest.mark.parametrize("traced_at", [1, 2])
+def test_units_are_not_read_where_the_batch_is_folded_in_nor_where_training_mode_alone_goes(traced_at: int):
+    torch.manual_seed(0)
+    network = Folded().eval()
+    spec = trace_permutation_spec(network, (torch.randn(traced_at, 3, 4, 4),))
+    assert [axis.size for axis in spec.axes] == [6, 5, 4]
+    assert {r.module for r in spec.by_name["a"].readings} == {"a"}
+    state = randomise(network)
+    shuffle = spec.random(torch.Generator().manual_seed(0))
+    for matcher in ("activation", "activation/reading=pre", "weight"):
+        pair = [state, spec.apply(state, shuffle)]
+        (found,) = match(network, spec, pair, [(0, 1)], matcher, torch.randn(60, 3, 4, 4))
+        assert found.permutation == spec.inverse(shuffle)
 
 
 def test_an_axis_that_nothing_reads_is_matched_by_its_weights():

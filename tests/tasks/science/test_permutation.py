@@ -11,8 +11,6 @@ from tasks.science.permutation import Axis, Permutation, PermutationSpec, Slot
 from tasks.science.tracing import trace_permutation_spec
 from tests.tasks.science.handwritten import CASES
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 NESTED = ["Attention", "GroupedConv", "GroupedQueries", "GroupNormed", "HandMadeAttention", "DepthwiseMultiplier"]
 
 

@@ -290,7 +290,7 @@ def test_the_ids_of_merges_do_not_change_from_one_release_to_the_next():
         ("activation/", "matcher activation: '' sets no option; known: reading, solver"),
         ("activation/reading", "matcher activation: 'reading' sets no option"),
         ("activation/restarts=2", "'restarts=2' sets no option; known: reading, solver"),
-        ("activation/reading=middle", "reading must be one of post, pre, got 'middle'"),
+        ("activation/reading=middle", "reading must be one of post, pre, published, got 'middle'"),
         ("activation/reading=pre,reading=pre", "reading is given twice"),
         ("weight/restarts=0", "restarts must be a positive whole number, got '0'"),
         ("weight/restarts=two", "restarts must be a positive whole number, got 'two'"),

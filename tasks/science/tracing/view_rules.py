@@ -1,4 +1,4 @@
-"""Rules of the operations that move, cut, join or contract dimensions."""
+"""Rules of the operations that move positions: views, selections and joins."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from tasks.science.tracing.layouts import (
     Field,
     Layout,
     Nodes,
+    alone,
     combine,
-    freeze,
     freeze_all,
     insert_dim,
-    reduce,
     reshape,
     rigid_layout,
     select_dims,
@@ -28,14 +27,12 @@ from tasks.science.tracing.operations import (
     Visitor,
     argument,
     channel_nodes,
-    contract,
     dimension,
     layout_of,
     light_layout_of,
     not_covered,
     result_shape,
     rule,
-    spatial_from,
 )
 
 # Views: positions change place, values do not.
@@ -280,7 +277,7 @@ def _cat(visitor: Visitor, node: Node) -> Value:
     if len(over) == 1 and len(next(iter(over))) > 1:
         return _cat_joint(visitor, parts, dim, shape)
     # Where only some parts move jointly with other dimensions, all move on their own from here on.
-    parts = [_alone(visitor, p, dim) for p in parts]
+    parts = [alone(visitor.demands, p, dim) for p in parts]
     rest = [Layout(_with(p.shape, dim, 1), tuple(f for f in p.fields if dim not in f.dims)) for p in parts]
     across = combine(demands, rest, _with(shape, dim, 1))
     own = [p.touching([dim]) for p in parts]
@@ -393,271 +390,3 @@ def _scatter(visitor: Visitor, node: Node) -> Value:
         nodes[index], _ = channel_nodes(visitor, source, dim)
     demands.place(nodes[index])
     return Layout(x.shape, (*across.fields, Field((dim,), nodes)))
-
-
-# Products.
-
-_LETTERS = "abcdefghijklmnopqrstuvw"
-
-
-@rule("linear")
-def _linear(visitor: Visitor, node: Node) -> Value:
-    x, weight = light_layout_of(visitor, node.args[0]), light_layout_of(visitor, node.args[1])
-    batch = _LETTERS[: len(x.shape) - 1]
-    out = contract(visitor.demands, [(x, batch + "x"), (weight, "yx")], batch + "y")
-    bias = argument(node, 2, "bias", None)
-    return out if bias is None else combine(visitor.demands, [out, light_layout_of(visitor, bias)], out.shape)
-
-
-@rule("matmul", "mm", "bmm", "mv", "dot")
-def _matmul(visitor: Visitor, node: Node) -> Value:
-    return _matmul_layout(visitor, light_layout_of(visitor, node.args[0]), light_layout_of(visitor, node.args[1]))
-
-
-def _matmul_layout(visitor: Visitor, x: Layout, y: Layout) -> Layout:
-    n_batch = max(len(x.shape), len(y.shape), 2) - 2
-    batch = _LETTERS[:n_batch]
-    left = "y" if len(x.shape) == 1 else batch[n_batch - len(x.shape) + 2 :] + "xy"
-    right = "y" if len(y.shape) == 1 else batch[n_batch - len(y.shape) + 2 :] + "yz"
-    out = batch + ("x" if len(x.shape) > 1 else "") + ("z" if len(y.shape) > 1 else "")
-    return contract(visitor.demands, [(x, left), (y, right)], out)
-
-
-@rule("addmm", "baddbmm", "addmv")
-def _addmm(visitor: Visitor, node: Node) -> Value:
-    added, x, y = (light_layout_of(visitor, a) for a in node.args[:3])
-    product = _matmul_layout(visitor, x, y)
-    return combine(visitor.demands, [product, added], product.shape)
-
-
-@rule("_softmax", "_log_softmax", "_safe_softmax")
-def _softmax(visitor: Visitor, node: Node) -> Value:
-    x = light_layout_of(visitor, node.args[0])
-    return _against(visitor, x, [cast(int, node.args[1])])
-
-
-def _against(visitor: Visitor, x: Layout, dims: Sequence[int]) -> Layout:
-    """Each value set against a symmetric function of all values along `dims`."""
-    total = reduce(visitor.demands, x, dims, keepdim=True)
-    return combine(visitor.demands, [x, total], x.shape)
-
-
-@rule("scaled_dot_product_attention")
-def _attention(visitor: Visitor, node: Node) -> Value:
-    q, k, v = (light_layout_of(visitor, a) for a in node.args[:3])
-    demands = visitor.demands
-    if argument(node, 7, "enable_gqa", False):
-        raise not_covered()
-    if argument(node, 5, "is_causal", False):
-        q, k, v = (visitor.freeze_dims(t, [len(t.shape) - 2], "is masked by position in") for t in (q, k, v))
-    if not len(q.shape) == len(k.shape) == len(v.shape):
-        raise not_covered()
-    batch = _LETTERS[: len(q.shape) - 2]
-    scores = contract(demands, [(q, batch + "xz"), (k, batch + "yz")], batch + "xy")
-    mask = argument(node, 3, "attn_mask", None)
-    if mask is not None:
-        scores = combine(demands, [scores, layout_of(visitor, mask)], scores.shape)
-    weights = _against(visitor, scores, [-1])
-    return contract(demands, [(weights, batch + "xy"), (v, batch + "yz")], batch + "xz")
-
-
-@rule("convolution")
-def _convolution(visitor: Visitor, node: Node) -> Value:
-    demands = visitor.demands
-    x, weight = layout_of(visitor, node.args[0]), layout_of(visitor, node.args[1])
-    transposed, groups = cast(bool, node.args[6]), cast(int, node.args[8])
-    channel = len(x.shape) - len(weight.shape) + 1  # 0 without a batch dimension
-    x = spatial_from(visitor, x, channel + 1)
-    weight = _frozen_kernel(visitor, weight)
-    x = _alone(visitor, x, channel)
-    inner, x = channel_nodes(visitor, x, channel)
-    if groups == 1:
-        first, second = _columns(visitor, weight, 0), _columns(visitor, weight, 1)
-        rows, columns = (second, first) if transposed else (first, second)
-        demands.tie(inner, columns)
-    else:
-        rows = _grouped_rows(visitor, weight, inner, groups, transposed)
-    shape = result_shape(node)
-    batch = [f for f in x.fields if max(f.dims) < channel]
-    space = [Field((d,), None) for d in range(channel + 1, len(shape)) if shape[d] > 1]
-    out = Layout(shape, (*batch, *([Field((channel,), rows)] if len(rows) > 1 else []), *space))
-    demands.place(rows)
-    bias = node.args[2]
-    if bias is None:
-        return out
-    column = layout_of(visitor, bias)
-    for _ in range(len(shape) - channel - 1):
-        column = insert_dim(column, len(column.shape))
-    return combine(demands, [out, column], shape)
-
-
-def _frozen_kernel(visitor: Visitor, weight: Layout) -> Layout:
-    kernel = [f for f in weight.fields if f.nodes is not None and max(f.dims) >= 2]
-    if all(min(f.dims) >= 2 for f in kernel):
-        for f in kernel:
-            assert f.nodes is not None
-            visitor.demands.fix(f.nodes, KERNEL)
-        rest = tuple(f for f in weight.fields if max(f.dims) < 2)
-        return Layout(weight.shape, (*rest, *(Field((d,), None) for d in range(2, len(weight.shape)))))
-    return freeze(visitor.demands, weight, range(2, len(weight.shape)), KERNEL)
-
-
-KERNEL = "a position in a kernel"
-
-
-def _alone(visitor: Visitor, x: Layout, dim: int) -> Layout:
-    """The tensor with `dim` in a field of its own; what moved jointly moves as a product from here on."""
-    joint = [f for f in x.touching([dim]) if len(f.dims) > 1]
-    for f in joint:
-        assert f.nodes is not None
-        rest = tuple(d for d in f.dims if d != dim)
-        own = visitor.demands.fresh((x.shape[dim],))
-        others = visitor.demands.fresh([x.shape[d] for d in rest])
-        axis = f.dims.index(dim)
-        visitor.demands.map(f.nodes, own.reshape([-1 if a == axis else 1 for a in range(f.nodes.ndim)]))
-        visitor.demands.map(f.nodes, np.expand_dims(others, axis))
-        kept = tuple(g for g in x.fields if g is not f)
-        x = Layout(x.shape, (*kept, Field((dim,), own), Field(rest, others)))
-    return visitor.demands.register(x)
-
-
-def _columns(visitor: Visitor, weight: Layout, dim: int) -> Nodes:
-    return channel_nodes(visitor, _alone(visitor, weight, dim), dim)[0]
-
-
-def _grouped_rows(visitor: Visitor, weight: Layout, inner: Nodes, groups: int, transposed: bool) -> Nodes:
-    """Output channels of a grouped convolution; whole groups move, and the channels within a group.
-
-    Weight: (n_out, n_in / groups, ...), transposed (n_in, n_out / groups, ...); its rows are those of dimension 0.
-    """
-    demands = visitor.demands
-    own = [f for f in weight.fields if f.dims == (0, 1)]
-    rows = channel_nodes(visitor, Layout(weight.shape, tuple(f for f in weight.fields if f not in own)), 0)[0]
-    n_columns = weight.shape[1]
-    if own:
-        assert own[0].nodes is not None
-        columns = own[0].nodes[:: len(rows) // groups]
-    elif n_columns == 1:
-        columns = None
-    else:
-        columns = demands.fresh((groups, n_columns))
-        demands.map(columns, _columns(visitor, weight, 1))
-    rows = rows.reshape(groups, -1)
-    if transposed:
-        demands.tie(inner, rows)
-        if columns is None:
-            if rows.shape[1] == 1:
-                return inner
-            columns = demands.fresh((groups, 1))
-    elif columns is None:
-        # Depthwise: the input channel itself is the group.
-        if rows.shape[1] == 1:
-            demands.tie(inner, rows)
-        else:
-            demands.map(rows, inner.reshape(groups, 1))
-        return rows.ravel()
-    else:
-        demands.tie(inner, columns)
-    parents = demands.fresh((groups, 1))
-    demands.map(rows, parents)
-    demands.map(columns, parents)
-    return columns.ravel() if transposed else rows.ravel()
-
-
-# Windows, pooling and resampling: positions under a window stay, channels pass.
-
-
-@rule(
-    *(f"{kind}{n}d" for kind in ("avg_pool", "_adaptive_avg_pool", "adaptive_avg_pool") for n in (1, 2, 3)),
-    *(f"{kind}{n}d" for kind in ("adaptive_max_pool", "upsample_nearest") for n in (1, 2, 3)),
-    *(f"max_pool{n}d_with_indices" for n in (1, 2, 3)),
-    "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d",
-)  # fmt: skip
-def _window(visitor: Visitor, node: Node) -> Value:
-    x = layout_of(visitor, node.args[0])
-    n_spatial = next(int(c) for c in operation_name(node) if c in "123")
-    first = len(x.shape) - n_spatial
-    x = spatial_from(visitor, x, first)
-    shape = result_shape(node)
-    space = [Field((d,), None) for d in range(first, len(shape)) if shape[d] > 1]
-    out = Layout(shape, (*(f for f in x.fields if max(f.dims) < first), *space))
-    return (out,) * len(cast(Sequence[Any], node.meta["val"])) if isinstance(node.meta["val"], tuple | list) else out
-
-
-@rule("im2col")
-def _im2col(visitor: Visitor, node: Node) -> Value:
-    x = layout_of(visitor, node.args[0])
-    if len(x.shape) != 4:
-        raise not_covered()
-    x = spatial_from(visitor, x, 2)
-    shape = result_shape(node)
-    cut = (shape[0], x.shape[1], shape[1] // x.shape[1], shape[2])
-    space = [Field((d,), None) for d in (2, 3) if cut[d] > 1]
-    kept = [f for f in x.fields if max(f.dims) < 2]
-    return reshape(visitor.demands, Layout(cut, (*kept, *space)), shape)
-
-
-# Normalisation.
-
-
-@rule("native_layer_norm")
-def _layer_norm(visitor: Visitor, node: Node) -> Value:
-    x = light_layout_of(visitor, node.args[0])
-    dims = range(len(x.shape) - len(cast(Sequence[int], node.args[1])), len(x.shape))
-    total = reduce(visitor.demands, x, dims, keepdim=True)
-    affine = [light_layout_of(visitor, a) for a in node.args[2:4] if a is not None]
-    out = combine(visitor.demands, [x, total, *affine], x.shape)
-    return out, total, total
-
-
-@rule("native_group_norm")
-def _group_norm(visitor: Visitor, node: Node) -> Value:
-    x = light_layout_of(visitor, node.args[0])
-    groups = cast(int, node.args[6])
-    cut = (x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
-    grouped = reshape(visitor.demands, x, cut)
-    normal = reshape(visitor.demands, _against(visitor, grouped, range(2, len(cut))), x.shape)
-    affine = [_as_channel(light_layout_of(visitor, a), len(x.shape)) for a in node.args[1:3] if a is not None]
-    total = reduce(visitor.demands, grouped, range(2, len(cut)), keepdim=False)
-    return combine(visitor.demands, [normal, *affine], x.shape), total, total
-
-
-def _as_channel(vector: Layout, n_dims: int) -> Layout:
-    for _ in range(n_dims - 2):
-        vector = insert_dim(vector, 1)
-    return vector
-
-
-@rule("_native_batch_norm_legit_no_training")
-def _batch_norm_eval(visitor: Visitor, node: Node) -> Value:
-    x = light_layout_of(visitor, node.args[0])
-    state = [_as_channel(light_layout_of(visitor, a), len(x.shape)) for a in node.args[1:5] if a is not None]
-    none = Layout((0,), ())
-    return combine(visitor.demands, [x, *state], x.shape), none, none
-
-
-@rule("_native_batch_norm_legit_functional", "_native_batch_norm_legit")
-def _batch_norm_training(visitor: Visitor, node: Node) -> Value:
-    x = layout_of(visitor, node.args[0])
-    functional = operation_name(node).endswith("functional")
-    if not functional and isinstance(node.args[3], Node):
-        raise not_covered()
-    if functional and node.args[5] is not True:
-        raise not_covered()
-    dims = [d for d in range(len(x.shape)) if d != 1]
-    total = reduce(visitor.demands, x, dims, keepdim=True)
-    affine = [_as_channel(layout_of(visitor, a), len(x.shape)) for a in node.args[1:3] if a is not None]
-    out = combine(visitor.demands, [x, total, *affine], x.shape)
-    flat = reduce(visitor.demands, total, dims, keepdim=False)
-    if not functional:
-        return out, flat, flat
-    running = [combine(visitor.demands, [flat, layout_of(visitor, a)], flat.shape) for a in node.args[3:5]]
-    return out, flat, flat, *running
-
-
-@rule("prelu")
-def _prelu(visitor: Visitor, node: Node) -> Value:
-    x, slope = light_layout_of(visitor, node.args[0]), light_layout_of(visitor, node.args[1])
-    if slope.shape in ((), (1,)):
-        return x
-    return combine(visitor.demands, [x, _as_channel(slope, len(x.shape))], x.shape)
