@@ -427,7 +427,7 @@ def examine(name: str) -> Row:
     misses = missing(spec, wanted)
     check = Check(network, inputs, ())
     if check.tolerance > TOLERANCE:
-        # A lack of memory would also make the check fall back to float32; the page speaks of float64.
+        # The network insists on float32, and the page speaks of float64.
         raise RuntimeError("could not be compared in float64")
     error = check.error(spec, spec.random(torch.Generator().manual_seed(1)))
     caught = sum(f.reason == FAILED_CHECK for f in spec.fixed)

@@ -175,7 +175,9 @@ class Check:
         self.tolerance = TOLERANCE
         try:
             self._prepare(torch.float64, inputs)
-        except (RuntimeError, TypeError):
+        except (RuntimeError, TypeError) as error:
+            if "can't allocate memory" in str(error):
+                raise MemoryError("checking a permutation spec takes twice its network's memory in float64") from error
             # A network that insists on float32 (constants made in forward) is checked in float32.
             self.tolerance = FLOAT32_TOLERANCE
             self._prepare(torch.float32, inputs)

@@ -334,6 +334,39 @@ def test_tied_tensors_stay_tied_and_are_found_under_either_name():
 # Specs
 
 
+class TwoNames(nn.Module):
+    """One layer under two names, and run twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.logits, self.relu = nn.Conv2d(2, 6, 3, padding=1), nn.Linear(6, 4), nn.ReLU()
+        self.first = nn.Conv2d(6, 6, 3, padding=1)
+        self.again = self.first
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.relu(self.first(self.relu(self.stem(images))))
+        return self.logits(self.relu(self.again(maps)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("correction", ["none", "repair"])
+def test_a_layer_under_two_names_stays_one_layer(correction: str):
+    def weights(seed: int) -> State:
+        state = drawn(TwoNames, seed)
+        return state | {key.replace("first", "again"): tensor for key, tensor in state.items() if "first" in key}
+
+    a = weights(0)
+    spec = trace_permutation_spec(TwoNames(), (IMAGES[:2],))
+    shuffled = spec.apply(weights(1), spec.random(torch.Generator().manual_seed(1)))
+    merged = merge_networks(TwoNames(), a, shuffled, IMAGES, correction=correction)
+    assert merged.function_error < FUNCTION_TOLERANCE
+    for name in ("weight", "bias"):
+        assert torch.equal(merged.corrected[f"first.{name}"], merged.corrected[f"again.{name}"])
+    fresh = TwoNames()
+    fresh.load_state_dict(merged.corrected, strict=True)
+    assert fresh.again is fresh.first
+    assert torch.equal(outputs(fresh, merged.corrected), fresh.eval()(IMAGES).detach())
+
+
 def plain() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(72, 10), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 4))
 

@@ -485,3 +485,12 @@ def test_spec_traced_at_one_batch_size_is_the_spec_at_another() -> None:
     assert [(a.name, a.size) for a in one.axes] == [(a.name, a.size) for a in three.axes]
     for a, b in zip(one.axes, three.axes, strict=True):
         assert all(np.array_equal(s.positions, t.positions) for s, t in zip(a.slots, b.slots, strict=True))
+
+
+def test_a_check_without_memory_is_no_check_in_float32(monkeypatch: pytest.MonkeyPatch):
+    def exhausted(*_: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 8 bytes")
+
+    monkeypatch.setattr(Check, "_prepare", exhausted)
+    with pytest.raises(MemoryError, match="takes twice its network's memory in float64"):
+        Check(nn.Linear(2, 2), (torch.zeros(1, 2),), ())
