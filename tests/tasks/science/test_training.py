@@ -117,8 +117,8 @@ def test_a_training_that_diverges_is_an_outcome_with_its_epoch(blobs: Dataset, c
 def test_one_seed_that_diverges_leaves_the_others_of_its_stack_alone(blobs: Dataset, cell: Cell, monkeypatch):
     draw = initial_state
 
-    def spoil_one(network, rng):
-        state = draw(network, rng)
+    def spoil_one(network, rng, initialization):
+        state = draw(network, rng, initialization)
         if torch.equal(state["output.weight"], spoiled["output.weight"]):
             state["output.bias"][0] = float("nan")
         return state
