@@ -84,6 +84,9 @@ def run(
     seeds: Annotated[int | None, typer.Option(help="Seeds of each cell")] = None,
     recipe: Annotated[str | None, typer.Option(help="Another of the study's training recipes")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs instead of the recipe's")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="What training computes in: float32, bfloat16, or on a GPU float16")
+    ] = None,
     alphas: Annotated[int | None, typer.Option(help="Odd number of points on each path")] = None,
     architecture: Annotated[list[str] | None, typer.Option(help="Only these of the study's architectures")] = None,
     normalization: Annotated[list[str] | None, typer.Option(help="Only these of the study's normalizations")] = None,
@@ -101,7 +104,9 @@ def run(
 ) -> None:
     """Run a study: train, align, interpolate, repair, and gather what was measured into tables."""
     from flows.options import StudyOptions
+    from tasks.artifacts import missing_seeds
     from tasks.datasets import describe_dataset, load_dataset
+    from tasks.science.training import check_trainable
 
     with _checking_words():
         settings = _settings(store=store, runner=runner)
@@ -113,6 +118,7 @@ def run(
             seeds=seeds,
             recipe=recipe,
             epochs=epochs,
+            precision=precision,
             alphas=alphas,
             architecture=_words(architecture),
             normalization=_words(normalization),
@@ -123,7 +129,10 @@ def run(
             draw=draw,
         )
         request = options.resolve(lambda name: describe_dataset(name, settings.data_dir))
-    target = Store(settings.store)
+        target = Store(settings.store)
+        for cell in request.cells:
+            if missing_seeds(target, cell, request.seeds):
+                check_trainable(cell.recipe, "cpu")
     if dry_run:
         from flows.plan import make_plan
 

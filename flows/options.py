@@ -22,6 +22,7 @@ class StudyOptions(BaseModel):
     seeds: int | None = Field(None, description="How many seeds of each cell to train")
     recipe: str | None = Field(None, description="Another of the study's recipes")
     epochs: int | None = Field(None, description="Epochs instead of the recipe's own")
+    precision: str | None = Field(None, description="What training computes in, instead of the recipe's own")
     alphas: int | None = Field(None, description="Odd number of points on each path")
     architecture: list[str] | None = Field(
         None, description="Of the study's networks only those of these architectures"
@@ -43,6 +44,7 @@ class StudyOptions(BaseModel):
             n_seeds=self.seeds,
             recipe=self.recipe,
             epochs=self.epochs,
+            precision=self.precision,
             alphas=self.alphas,
             architectures=self.architecture,
             normalizations=self.normalization,

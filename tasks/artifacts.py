@@ -40,6 +40,7 @@ def save_endpoint(store: Store, endpoint: Endpoint, trained: Training, device: s
             "test_accuracy": trained.test.accuracy,
             "n_train_examples": trained.train.n_examples,
             "n_parameters": sum(parameter.numel() for parameter in build_network(endpoint.cell).parameters()),
+            "n_skipped_steps": trained.n_skipped_steps,
             "train_seconds": trained.seconds,
             "device": device,
         },
@@ -55,7 +56,8 @@ def read_endpoint(store: Store, endpoint: Endpoint) -> dict[str, Any] | None:
         return None
     header = read_header(store, key)
     try:
-        return {**header["record"], "weights_sha256": header["weights_sha256"]}
+        # What was stored before recipes could skip a step has skipped none.
+        return {"n_skipped_steps": 0, **header["record"], "weights_sha256": header["weights_sha256"]}
     except KeyError as error:
         raise damaged(store, key, f"its header has no {error}") from error
 

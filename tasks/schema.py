@@ -126,6 +126,7 @@ ENDPOINTS = Table(
         "test_accuracy": _FLOAT,
         "n_train_examples": _INT,
         "n_parameters": _INT,
+        "n_skipped_steps": _INT,
         "train_seconds": _FLOAT,
         "device": _TEXT,
         "weights_sha256": _TEXT,

@@ -23,7 +23,7 @@ def train(cell: Cell, seeds: Sequence[int], store_url: str, data_dir: Path) -> N
     for trained in train_group(cell, missing_seeds(store, cell, seeds), dataset):
         save_endpoint(store, Endpoint(cell, trained.seed), trained, device="cpu")
         run_logger().info(
-            "%s, seed %d: %s, test accuracy %.4f, %.1f s%s",
-            cell.label, trained.seed, trained.status, trained.test.accuracy, trained.seconds,
+            "%s, seed %d: %s, test accuracy %.4f, %d steps skipped, %.1f s%s",
+            cell.label, trained.seed, trained.status, trained.test.accuracy, trained.n_skipped_steps, trained.seconds,
             f" ({trained.message})" if trained.message else "",
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -120,6 +121,13 @@ def test_every_column_of_every_table_is_described():
 def test_the_picture_of_the_readme_is_there():
     for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
         assert (ROOT / path).stat().st_size > 10_000
+
+
+def test_the_page_of_recipes_is_the_registry():
+    path = ROOT / "docs" / "recipes.py"
+    module = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("recipes_page", path))  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    assert module.PAGE.read_text() == module.page(), "run docs/recipes.py"
 
 
 def test_the_page_of_corrections_is_the_table():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flows.presets.preset import Preset
-from tasks.science.recipes import MLP_BATCH
+from tasks.science.recipes import MLP_BATCH, TABLE1_MLP
 
 PRESET = Preset(
     name="mlp-depth",
@@ -12,6 +12,6 @@ PRESET = Preset(
     widths=(128,),
     depths=(2, 6, 11, 16, 21, 26, 31, 36, 41, 46, 51),
     n_seeds=4,
-    recipes={"mlp-batch": MLP_BATCH},
+    recipes={"mlp-batch": MLP_BATCH, "table1": TABLE1_MLP},
     networks=(("mlp", "batch-fused"),),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flows.presets.preset import Preset
-from tasks.science.recipes import MLP, TABLE1_MLP
+from tasks.science.recipes import MLP, TABLE1_MLP, TABLE1_MLP_SKIP
 
 PRESET = Preset(
     name="mlp-width",
@@ -12,5 +12,5 @@ PRESET = Preset(
     widths=(32, 64, 128, 256, 512, 1024, 2048),
     depths=(11,),
     n_seeds=4,
-    recipes={"mlp": MLP, "table1": TABLE1_MLP},
+    recipes={"mlp": MLP, "table1": TABLE1_MLP, "table1-skip": TABLE1_MLP_SKIP},
 )

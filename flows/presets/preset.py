@@ -45,6 +45,7 @@ class Preset:
         n_seeds: int | None = None,
         recipe: str | None = None,
         epochs: int | None = None,
+        precision: str | None = None,
         alphas: int | None = None,
         architectures: Sequence[str] | None = None,
         normalizations: Sequence[str] | None = None,
@@ -76,8 +77,8 @@ class Preset:
             described, self._networks(architectures, normalizations), dict.fromkeys(widths or self.widths)
         ):
             chosen = self._recipe(word, normalization)
-            if epochs is not None:
-                chosen = override(chosen, epochs=epochs)
+            training = {"epochs": epochs, "precision": precision}
+            chosen = override(chosen, **{name: value for name, value in training.items() if value is not None})
             only_depth = ARCHITECTURES[architecture].depth
             for depth in dict.fromkeys(depths or self.depths) if only_depth is None else [only_depth]:
                 cells.append(Cell(data, architecture, normalization, width, depth, chosen))

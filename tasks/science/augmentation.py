@@ -1,7 +1,9 @@
-"""Random flips and translations of whole batches, as index arithmetic on images that lie in memory.
+"""Random flips, translations and cutouts of whole batches, as index arithmetic on images that lie in memory.
 
 A translation by (dy, dx) reads the image, padded by black, at shifted rows and columns; a mirror image reads its
 columns backwards. Both fold into one gather per batch, 19 to 60 times as fast as transforming one image after another.
+A cutout comes last: a square that lies within the image, every place equally likely, is filled with the mean.
+Deviates: the authors fill with the mean's whole part before normalisation, which is within .02 deviations of the mean.
 """
 
 from __future__ import annotations
@@ -16,23 +18,32 @@ from torch.nn import functional as F
 from tasks.science.examples import Dataset, subset
 from tasks.science.specs import Recipe, stream
 
+MEAN = 0.0
+"""The mean of a data set, in every channel, once it is normalised: what a cutout is filled with."""
+
 
 @dataclass(frozen=True)
 class Views:
-    """How each of n_examples images is seen: `offsets` (n_examples, 2) int64, 0..2 * translate; `mirrored` bool."""
+    """How each of n_examples images is seen: `offsets` (n_examples, 2) int64, 0..2 * translate; `mirrored` bool;
+    `corners` (n_examples, 2) int64, the first row and column that a cutout takes from the image as it is then seen."""
 
     offsets: Tensor
     mirrored: Tensor
+    corners: Tensor
 
     def __getitem__(self, rows: slice | Tensor) -> Views:
-        return Views(self.offsets[rows], self.mirrored[rows])
+        return Views(self.offsets[rows], self.mirrored[rows], self.corners[rows])
 
 
-def draw_views(rng: np.random.Generator, n_examples: int, *, flip: bool, translate: int) -> Views:
-    """One view per image: each shift of at most `translate` pixels equally likely, mirrored half the time."""
-    offsets = rng.integers(0, 2 * translate + 1, size=(n_examples, 2))
-    mirrored = rng.random(n_examples) < 0.5 if flip else np.zeros(n_examples, dtype=bool)
-    return Views(torch.from_numpy(offsets), torch.from_numpy(mirrored))
+def draw_views(rng: np.random.Generator, n_examples: int, size: tuple[int, int], recipe: Recipe) -> Views:
+    """One view per image of `size` (height, width): each shift of at most the recipe's `translate` pixels equally
+    likely, mirrored half the time where it flips, and each place of its cutout equally likely."""
+    offsets = rng.integers(0, 2 * recipe.translate + 1, size=(n_examples, 2))
+    mirrored = rng.random(n_examples) < 0.5 if recipe.flip else np.zeros(n_examples, dtype=bool)
+    corners = np.zeros((n_examples, 2), dtype=np.int64)
+    if recipe.cutout:
+        corners = rng.integers(0, [side - recipe.cutout + 1 for side in size], size=(n_examples, 2))
+    return Views(torch.from_numpy(offsets), torch.from_numpy(mirrored), torch.from_numpy(corners))
 
 
 def pad(images: Tensor, translate: int, black: float) -> Tensor:
@@ -40,10 +51,11 @@ def pad(images: Tensor, translate: int, black: float) -> Tensor:
     return F.pad(images, (translate,) * 4, value=black) if translate else images
 
 
-def take(padded: Tensor, indices: Tensor, views: Views, translate: int) -> Tensor:
+def take(padded: Tensor, indices: Tensor, views: Views, translate: int, cutout: int = 0) -> Tensor:
     """The images at `indices` (any shape), each through its view: (*indices.shape, channels, height, width).
 
-    `padded` comes from `pad` with the same `translate`; `views` has one entry per index, flattened.
+    `padded` comes from `pad` with the same `translate`; `views` has one entry per index, flattened; a square of
+    `cutout` pixels a side is cut out of every image.
     """
     _, n_channels, padded_height, padded_width = padded.shape
     height, width = padded_height - 2 * translate, padded_width - 2 * translate
@@ -55,6 +67,13 @@ def take(padded: Tensor, indices: Tensor, views: Views, translate: int) -> Tenso
     seen = padded[
         flat[:, None, None, None], channels[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
     ]
+    if cutout:
+        down, across = (
+            (torch.arange(side, device=flat.device) - views.corners[:, axis, None])
+            for axis, side in enumerate((height, width))
+        )
+        hidden = ((down >= 0) & (down < cutout))[:, :, None] & ((across >= 0) & (across < cutout))[:, None, :]
+        seen.masked_fill_(hidden[:, None], MEAN)
     return seen.reshape(*indices.shape, n_channels, height, width)
 
 
@@ -68,11 +87,11 @@ def statistics_images(dataset: Dataset, recipe: Recipe, n_images: int | None = N
     """
     images = dataset.train.images
     chosen = subset(dataset.spec.fingerprint, "train", len(images), n_images, draw)
-    if not (recipe.flip or recipe.translate):
+    if not recipe.augments:
         return images if chosen is None else images[chosen]
     rng = stream("statistics", dataset.spec.fingerprint, *([draw] if draw else []))
-    views = draw_views(rng, len(images), flip=recipe.flip, translate=recipe.translate)
+    views = draw_views(rng, len(images), (images.shape[2], images.shape[3]), recipe)
     if chosen is None:
         chosen = torch.arange(len(images))
     padded = pad(images[chosen], recipe.translate, dataset.black)
-    return take(padded, torch.arange(len(chosen)), views[chosen], recipe.translate)
+    return take(padded, torch.arange(len(chosen)), views[chosen], recipe.translate, recipe.cutout)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -103,6 +103,19 @@ class DataSpec:
         object.__setattr__(self, "shape", tuple(self.shape))
 
 
+def _one_of(owner: str, field_name: str, value: object, words: object) -> None:
+    known = get_args(words)
+    if value not in known:
+        raise ValueError(f"{owner}{field_name} must be one of {', '.join(known)}, got {value!r}")
+
+
+Optimizer = Literal["sgd", "adam"]
+Schedule = Literal["linear", "cosine"]
+Initialization = Literal["published", "he-normal"]
+Precision = Literal["float32", "bfloat16", "float16"]
+DecayedNorms = Literal["all", "shortcuts", "none"]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How an endpoint is trained: `learning_rate` is the peak, reached after the first `warmup` of all steps (a
@@ -114,32 +127,78 @@ class Recipe:
     learning_rate: float
     warmup: float
     momentum: float = 0.9
+    """Of Adam this is beta 1, the decay of the mean gradient; beta 2 is .999."""
     weight_decay: float = 0.0
+    """Added to the gradient, weight_decay times the weight, by Adam as well."""
     flip: bool = False
     translate: int = 0
     """Largest random shift, in pixels, along each axis; what moves in is black."""
-    optimizer: Literal["sgd"] = "sgd"
-    schedule: Literal["linear"] = "linear"
-    initialization: Literal["published", "he-normal"] = "published"
+    optimizer: Optimizer = "sgd"
+    schedule: Schedule = "linear"
+    """How the learning rate falls from its peak to 0: along a straight line, or half a period of a cosine."""
+    initialization: Initialization = "published"
     """`published`: as the network's authors have it; `he-normal`: every weight normal with variance 2 / fan-in, every
     bias 0, which lets deep networks without a norm learn at once."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """What the forward and backward passes of training compute in; weights, losses and updates stay float32."""
+    precision: Precision = "float32"
+    """What the forward and backward passes of training compute in; weights, losses and updates stay float32. float16
+    needs a GPU, a scaled loss, and steps that may be skipped."""
+    warmup_from: float = 0.0
+    """The learning rate that the warm-up begins at."""
+    cutout: int = 0
+    """Side, in pixels, of the square that is cut out of every image at random, and filled with the mean."""
+    label_smoothing: float = 0.0
+    """The share of every label that is spread evenly over all classes."""
+    decayed_norms: DecayedNorms = "all"
+    """The norms whose parameters are decayed like all others; `shortcuts`: those on a shortcut alone."""
+    skip_nonfinite: bool = False
+    """Whether a step is skipped where some gradient is not finite, as a gradient scaler does; else it is made, and the
+    training diverges."""
+    resized_crop: int = 0
+    """Side, in pixels, of the part of random size and shape that an image is seen by. Such a recipe is here to be read:
+    training refuses it."""
 
     def __post_init__(self) -> None:
-        owner = f"recipe {self.name}"
-        _positive(f"{owner}: ", batch_size=self.batch_size, epochs=self.epochs)
-        for name in ("learning_rate", "warmup", "momentum", "weight_decay"):
+        owner = f"recipe {self.name}: "
+        _positive(owner, batch_size=self.batch_size, epochs=self.epochs)
+        for name in ("learning_rate", "warmup", "momentum", "weight_decay", "warmup_from", "label_smoothing"):
             value = float(getattr(self, name))
             if not (np.isfinite(value) and value >= 0):
-                raise ValueError(f"{owner}: {name} must be a finite number of at least 0, got {value!r}")
+                raise ValueError(f"{owner}{name} must be a finite number of at least 0, got {value!r}")
             object.__setattr__(self, name, value)
         if self.learning_rate == 0:
-            raise ValueError(f"{owner}: learning_rate must be above 0")
+            raise ValueError(f"{owner}learning_rate must be above 0")
         if self.warmup >= 1:
-            raise ValueError(f"{owner}: warmup is a fraction of all steps, below 1, got {self.warmup:g}")
-        if not isinstance(self.translate, int) or self.translate < 0:
-            raise ValueError(f"{owner}: translate must be a whole number of pixels, got {self.translate!r}")
+            raise ValueError(f"{owner}warmup is a fraction of all steps, below 1, got {self.warmup:g}")
+        if self.warmup_from and not (self.warmup and self.warmup_from < self.learning_rate):
+            raise ValueError(
+                f"{owner}warmup_from is where a warm-up begins, below the learning rate of {self.learning_rate:g}, "
+                f"got {self.warmup_from:g} with a warmup of {self.warmup:g}"
+            )
+        for name in ("momentum", "label_smoothing"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"{owner}{name} must be below 1, got {getattr(self, name):g}")
+        for name in ("translate", "cutout", "resized_crop"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"{owner}{name} must be a whole number of pixels, got {value!r}")
+        for name in ("flip", "skip_nonfinite"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{owner}{name} must be True or False, got {getattr(self, name)!r}")
+        _one_of(owner, "optimizer", self.optimizer, Optimizer)
+        _one_of(owner, "schedule", self.schedule, Schedule)
+        _one_of(owner, "initialization", self.initialization, Initialization)
+        _one_of(owner, "precision", self.precision, Precision)
+        _one_of(owner, "decayed_norms", self.decayed_norms, DecayedNorms)
+        if self.precision == "float16" and not self.skip_nonfinite:
+            raise ValueError(
+                f"{owner}precision=float16 needs skip_nonfinite=True, since the scale of its loss is found by skipping "
+                "steps; precision=bfloat16 does not"
+            )
+
+    @property
+    def augments(self) -> bool:
+        """Whether an image is seen otherwise than it is."""
+        return self.flip or self.translate > 0 or self.cutout > 0
 
 
 @dataclass(frozen=True)
@@ -157,6 +216,12 @@ class Cell:
 
     def __post_init__(self) -> None:
         _positive("", width=self.width, depth=self.depth)
+        side = min(self.data.shape[1:])
+        if self.recipe.cutout > side:
+            raise ValueError(
+                f"recipe {self.recipe.name}: cutout must be at most {side} pixels for the images of {self.data.name}, "
+                f"got {self.recipe.cutout}"
+            )
 
     @property
     def id(self) -> str:
@@ -403,7 +468,10 @@ class Request:
 
 def statistics_set(cell: Cell, n_images: int | None, draw: int) -> dict[str, Any]:
     """What decides the samples that statistics come from: shared by all endpoints of a cell."""
-    chosen = {"data": cell.data.fingerprint, "flip": cell.recipe.flip, "translate": cell.recipe.translate}
+    recipe = cell.recipe
+    chosen = {"data": cell.data.fingerprint, "flip": recipe.flip, "translate": recipe.translate}
+    if recipe.cutout:
+        chosen["cutout"] = recipe.cutout
     # As many as there are, or more, are all of them: the same set, hence the same identity.
     if n_images is not None and n_images < cell.data.n_train:
         chosen["n_images"] = n_images

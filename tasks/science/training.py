@@ -27,6 +27,7 @@ from tasks.science.examples import Dataset
 from tasks.science.networks import build_network, build_training_network, initial_state
 from tasks.science.networks.folding import fold_batch_norm
 from tasks.science.networks.mlp import MLP
+from tasks.science.optimization import Updates, finite_seeds, learning_rate
 from tasks.science.specs import Cell, Recipe, State, stream
 
 UNTRAINED_SHARE = 0.95
@@ -47,6 +48,8 @@ class Training:
     train: Evaluation
     test: Evaluation
     seconds: float
+    n_skipped_steps: int
+    """Steps that were skipped because some gradient was not finite."""
 
 
 def train_group(
@@ -60,28 +63,35 @@ def train_group(
     """Trains `seeds` of `cell` and yields each as it is done, in their order; weights come back on the CPU.
 
     `group_size` seeds are stacked into one network at a time: by default 1 on a CPU, all of them elsewhere.
+    Raises ValueError where the recipe cannot be trained on `device`.
     """
     device = torch.device(device)
+    check_trainable(cell.recipe, device)
     network, trained_network = build_network(cell), build_training_network(cell)
     size = group_size or (1 if device.type == "cpu" else len(seeds))
     for start in range(0, len(seeds), size):
         group = list(seeds[start : start + size])
         begun = time.perf_counter()
-        states, last_finite_epochs = _train_stack(trained_network, cell.recipe, group, dataset, device, dtype)
+        stack = _train_stack(trained_network, cell.recipe, group, dataset, device, dtype)
         seconds = (time.perf_counter() - begun) / len(group)
-        for seed, state, last_finite in zip(group, states, last_finite_epochs, strict=True):
+        for seed, trained in zip(group, stack, strict=True):
             if cell.normalization == "batch-fused":
-                state = _fold(trained_network, state)
-            yield _judge(network, cell, seed, state, last_finite, dataset, seconds)
+                trained = replace(trained, state=_fold(trained_network, trained.state))
+            yield _judge(network, cell, seed, trained, dataset, seconds)
 
 
-def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Linear from 0 to the peak over the warm-up, then linear to 0 at the end of training; `step` counts from 0."""
-    total = recipe.epochs * steps_per_epoch
-    warmup = recipe.warmup * total
-    if step < warmup:
-        return recipe.learning_rate * step / warmup
-    return recipe.learning_rate * (total - step) / (total - warmup)
+def check_trainable(recipe: Recipe, device: torch.device | str) -> None:
+    """ValueError, with the way out, where `recipe` cannot be trained on `device`."""
+    if recipe.precision == "float16" and torch.device(device).type == "cpu":
+        raise ValueError(
+            f"recipe {recipe.name} trains in float16, which needs a GPU: on a CPU ask for precision=bfloat16 or "
+            "precision=float32"
+        )
+    if recipe.resized_crop:
+        raise ValueError(
+            f"recipe {recipe.name} is here to be read only: it sees images by random resized crops, which training "
+            "does not make"
+        )
 
 
 def stacked_forward(network: nn.Module) -> Forward:
@@ -102,6 +112,16 @@ def single_forward(network: nn.Module) -> Forward:
     return forward
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """One seed of a stack after training: its weights and buffers, and the last epoch (from 1; 0 before any) that ended
+    finite."""
+
+    state: State
+    last_finite: int
+    n_skipped: int
+
+
 def _train_stack(
     network: nn.Module,
     recipe: Recipe,
@@ -109,9 +129,7 @@ def _train_stack(
     dataset: Dataset,
     device: torch.device,
     dtype: torch.dtype,
-) -> tuple[list[State], list[int]]:
-    """The weights and buffers after training, and for each seed the last epoch (from 1; 0 before any) that ended
-    finite."""
+) -> list[_Trained]:
     n_examples = len(dataset.train)
     batch_size = min(recipe.batch_size, n_examples)
     steps_per_epoch = n_examples // batch_size
@@ -120,33 +138,32 @@ def _train_stack(
     initial = [initial_state(network, stream("initialization", seed), recipe.initialization) for seed in seeds]
     weights: State = {name: torch.stack([state[name] for state in initial]).to(device) for name in initial[0]}
     weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
-    parameters = [weights[name].requires_grad_() for name, _ in network.named_parameters()]
+    for name, _ in network.named_parameters():
+        weights[name].requires_grad_()
     forward = single_forward(network) if len(seeds) == 1 else stacked_forward(network)
-    optimizer = torch.optim.SGD(
-        parameters, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
+    updates = Updates(recipe, network, weights)
     last_finite = [0] * len(seeds)
     for epoch in range(recipe.epochs):
-        orders, views = _draw_epoch(recipe, seeds, epoch, n_examples, device)
+        orders, views = _draw_epoch(recipe, seeds, epoch, dataset, device)
         for batch in range(steps_per_epoch):
-            optimizer.param_groups[0]["lr"] = learning_rate(recipe, epoch * steps_per_epoch + batch, steps_per_epoch)
             rows = slice(batch * batch_size, (batch + 1) * batch_size)
             chosen = orders[:, rows]
             if views is None:
                 seen = images[chosen]
             else:
-                flat = Views(views.offsets[:, rows].flatten(0, 1), views.mirrored[:, rows].flatten())
-                seen = take(images, chosen, flat, recipe.translate)
+                seen = take(images, chosen, _flatten(views, rows), recipe.translate, recipe.cutout)
             with mode(network, training=True), _autocast(recipe, device):
                 logits = forward(weights, seen)
             # Summed over seeds, so each seed's gradient is that of its own mean loss.
-            loss = (
-                F.cross_entropy(logits.flatten(0, 1).to(dtype), labels[chosen].flatten(), reduction="sum") / batch_size
+            losses = F.cross_entropy(
+                logits.flatten(0, 1).to(dtype),
+                labels[chosen].flatten(),
+                reduction="none",
+                label_smoothing=recipe.label_smoothing,
             )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-        finite = _finite_seeds(weights)
+            updates.backward(losses.reshape(len(seeds), -1).sum(1) / batch_size)
+            updates.step(learning_rate(recipe, epoch * steps_per_epoch + batch, steps_per_epoch))
+        finite = finite_seeds(weights.values())
         for index in range(len(seeds)):
             if finite[index] and last_finite[index] == epoch:
                 last_finite[index] = epoch + 1
@@ -154,36 +171,37 @@ def _train_stack(
             break  # Weights that are not finite stay so.
     trained = {name: tensor.detach().cpu() for name, tensor in weights.items()}
     return [
-        {name: tensor[index].clone() for name, tensor in trained.items()} for index in range(len(seeds))
-    ], last_finite
+        _Trained({name: tensor[index].clone() for name, tensor in trained.items()}, last, n_skipped)
+        for index, (last, n_skipped) in enumerate(zip(last_finite, updates.n_skipped, strict=True))
+    ]
 
 
 def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
+    half = torch.float16 if recipe.precision == "float16" else torch.bfloat16
+    return torch.autocast(device.type, half, enabled=recipe.precision != "float32")
 
 
 def _draw_epoch(
-    recipe: Recipe, seeds: Sequence[int], epoch: int, n_examples: int, device: torch.device
+    recipe: Recipe, seeds: Sequence[int], epoch: int, dataset: Dataset, device: torch.device
 ) -> tuple[Tensor, Views | None]:
     """Each seed's order of examples (n_seeds, n_examples), and its views (n_seeds, n_examples, ...) where augmented."""
+    n_examples, _, height, width = dataset.train.images.shape
     orders = np.stack([stream("order", seed, epoch).permutation(n_examples) for seed in seeds])
     views = None
-    if recipe.flip or recipe.translate:
-        drawn = [
-            draw_views(stream("augmentation", seed, epoch), n_examples, flip=recipe.flip, translate=recipe.translate)
-            for seed in seeds
-        ]
+    if recipe.augments:
+        drawn = [draw_views(stream("augmentation", seed, epoch), n_examples, (height, width), recipe) for seed in seeds]
         views = Views(
             torch.stack([each.offsets for each in drawn]).to(device),
             torch.stack([each.mirrored for each in drawn]).to(device),
+            torch.stack([each.corners for each in drawn]).to(device),
         )
     return torch.from_numpy(orders).to(device), views
 
 
-@torch.no_grad()
-def _finite_seeds(weights: State) -> list[bool]:
-    finite = [tensor.isfinite().reshape(len(tensor), -1).all(1) for tensor in weights.values()]
-    return torch.stack(finite).all(0).tolist()
+def _flatten(views: Views, rows: slice) -> Views:
+    """Of views (n_seeds, n_examples, ...) those of `rows`, one seed's after another's."""
+    of = (tensor[:, rows].flatten(0, 1) for tensor in (views.offsets, views.mirrored, views.corners))
+    return Views(*of)
 
 
 def _fold(network: nn.Module, state: State) -> State:
@@ -192,10 +210,9 @@ def _fold(network: nn.Module, state: State) -> State:
     return fold_batch_norm(network, state)
 
 
-def _judge(
-    network: nn.Module, cell: Cell, seed: int, state: State, last_finite: int, dataset: Dataset, seconds: float
-) -> Training:
+def _judge(network: nn.Module, cell: Cell, seed: int, trained: _Trained, dataset: Dataset, seconds: float) -> Training:
     """Measures a trained seed and says whether it may take part in pairs."""
+    state, last_finite = trained.state, trained.last_finite
     as_trained = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     train, test = evaluate(network, as_trained, dataset.train), evaluate(network, as_trained, dataset.test)
     status: Status = "trained"
@@ -209,4 +226,4 @@ def _judge(
     elif train.loss > UNTRAINED_SHARE * math.log(dataset.spec.n_classes):
         status = "untrained"
         message = f"train loss {train.loss:.3f} is that of guessing among {dataset.spec.n_classes} classes"
-    return Training(seed, state, status, message, train, test, seconds)
+    return Training(seed, state, status, message, train, test, seconds, trained.n_skipped)

@@ -35,6 +35,15 @@ def call(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProc
         (("run", "digits-depth", "--statistics", "1"), "the number of images for statistics must be at least 2"),
         (("run", "r20-norm-short", "--normalization", "fixup"), "r20-norm-short has no normalization 'fixup'; it has"),
         (("run", "digits-depth", "--dataset", "imagenette"), "there is no data set 'imagenette'"),
+        (("run", "digits-depth", "--precision", "half"), "precision must be one of float32, bfloat16, float16, got"),
+        (
+            ("run", "digits-depth", "--precision", "float16"),
+            "recipe digits/precision=float16: precision=float16 needs skip_nonfinite=True",
+        ),
+        (
+            ("run", "mlp-width", "--recipe", "table1-skip", "--precision", "float16"),
+            "recipe table1-skip/precision=float16 trains in float16, which needs a GPU: on a CPU ask for",
+        ),
         (("run", "digits-depth", "--runner", "gpu"), "--runner takes processes or threads, got gpu"),
         (("report", "../x"), "'../x' is no name"),
     ],

@@ -7,6 +7,7 @@ import pytest
 from flows.options import StudyOptions
 from flows.presets import PRESETS
 from tasks.datasets import DATASETS
+from tasks.science.recipes import RECIPES
 from tasks.science.specs import DataSpec, Recipe
 
 
@@ -62,6 +63,22 @@ def test_table_1_is_the_published_recipe():
     assert (cell.recipe.translate, cell.recipe.weight_decay, cell.recipe.momentum) == (4, 0, 0.9)
 
 
+def test_precision_replaces_the_recipes_own_and_is_told():
+    request = StudyOptions(study="mlp-width", width=[32], precision="bfloat16").resolve(describe)
+    assert [(cell.recipe.precision, cell.recipe.name) for cell in request.cells] == [
+        ("bfloat16", "mlp/precision=bfloat16")
+    ]
+
+
+def test_the_studies_of_mlps_have_table_1_beside_what_made_the_saved_points():
+    for name, words in (("mlp-width", ["mlp", "table1", "table1-skip"]), ("mlp-depth", ["mlp-batch", "table1"])):
+        assert list(PRESETS[name].recipes) == words
+        assert PRESETS[name].recipes["table1"] is RECIPES["mlp"]["table1"].recipe
+    skipping = PRESETS["mlp-width"].recipes["table1-skip"]
+    assert isinstance(skipping, Recipe)
+    assert replace(skipping, skip_nonfinite=False, name="table1") == RECIPES["mlp"]["table1"].recipe
+
+
 def test_digits_depth_is_what_it_says():
     request = StudyOptions(study="digits-depth").resolve(describe)
     assert [cell.depth for cell in request.cells] == [4, 8, 12, 16]
@@ -78,6 +95,10 @@ def test_digits_depth_is_what_it_says():
         ({"study": "mlp-width", "width": [-3]}, "width must be a positive whole number, got -3"),
         ({"study": "mlp-width", "alphas": 10}, "must be odd and at least 3"),
         ({"study": "mlp-width", "seeds": 1}, "seeds must be at least 2"),
+        (
+            {"study": "mlp-width", "precision": "half"},
+            "precision must be one of float32, bfloat16, float16",
+        ),
         ({"study": "mlp-width", "epochs": 0}, "epochs must be a positive whole number, got 0"),
     ],
 )

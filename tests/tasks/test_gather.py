@@ -13,11 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from pipeline import make_request, merges_of, run_all, train_all
 
+from infra.checkpoints import read_header
 from infra.paths import row_key, table_key
 from infra.storage import DamagedError, Store
 from tasks import schema
 from tasks.ablation import summarise
+from tasks.artifacts import read_endpoint
 from tasks.gather import _commit, gather
+from tasks.science import training
 from tasks.science.specs import Cell, Endpoint, Measurement
 
 
@@ -44,7 +47,7 @@ CONTRACT = """
 C: study cell_id dataset architecture normalization width depth recipe
 P: C merge_id kind control seed_a seed_b matcher
 endpoints: C endpoint_id seed train_subset checkpoint_epoch origin status message train_loss train_accuracy test_loss
-    test_accuracy n_train_examples n_parameters train_seconds device weights_sha256
+    test_accuracy n_train_examples n_parameters n_skipped_steps train_seconds device weights_sha256
 merges: P members train_subset_a train_subset_b n_statistics matcher_options objective function_error match_seconds
 paths: P method correction measurement alpha split loss accuracy n_examples
 barriers: P correction measurement split loss_barrier accuracy_barrier midpoint_loss_barrier midpoint_accuracy_barrier
@@ -158,6 +161,30 @@ def test_an_endpoint_that_could_not_be_made_is_failed_with_its_reason(store: Sto
     assert endpoints.loc[3, "status"] == "failed"
     assert endpoints.loc[3, "message"] == "the disk caught fire"
     assert (endpoints.loc[:2, "status"] == "trained").all()
+
+
+def test_the_steps_that_a_training_skipped_are_counted(store: Store, cell: Cell, monkeypatch):
+    def train_group(*arguments):
+        for trained in training.train_group(*arguments):
+            yield dataclasses.replace(trained, n_skipped_steps=10 + trained.seed)
+
+    monkeypatch.setattr("tasks.train.train_group", train_group)
+    run_all(store, make_request(cell))
+    endpoints = pd.read_parquet(f"{store.url}/studies/test/endpoints.parquet").set_index("seed")
+    assert endpoints["n_skipped_steps"].to_dict() == {0: 10, 1: 11, 2: 12}
+
+
+def test_an_endpoint_of_before_steps_could_be_skipped_has_skipped_none(store: Store, cell: Cell, monkeypatch):
+    def without_count(store: Store, key: str):
+        header = read_header(store, key)
+        del header["record"]["n_skipped_steps"]
+        return header
+
+    train_all(store, make_request(cell))
+    monkeypatch.setattr("tasks.artifacts.read_header", without_count)
+    record = read_endpoint(store, Endpoint(cell, 0))
+    assert record is not None
+    assert record["n_skipped_steps"] == 0
 
 
 @pytest.mark.usefixtures("tables")

@@ -9,6 +9,10 @@ from tasks.science.examples import Dataset
 from tasks.science.specs import Recipe, stream
 
 
+def augmented(recipe: Recipe, **changes) -> Recipe:
+    return dataclasses.replace(recipe, **changes)
+
+
 def seen_plainly(image: torch.Tensor, dy: int, dx: int, mirrored: bool, translate: int, black: float) -> torch.Tensor:
     """One image at a time, pixel by pixel: read it `dy`, `dx` further on, black outside, then mirror what is seen."""
     height, width = image.shape[1:]
@@ -21,27 +25,68 @@ def seen_plainly(image: torch.Tensor, dy: int, dx: int, mirrored: bool, translat
     return out.flip(-1) if mirrored else out
 
 
+def cut_out_plainly(image: torch.Tensor, top: int, left: int, side: int) -> torch.Tensor:
+    """Of one image as it is seen, one square of zeros."""
+    out = image.clone()
+    for y in range(top, top + side):
+        for x in range(left, left + side):
+            out[:, y, x] = 0.0
+    return out
+
+
 def plain_batch(images: torch.Tensor, views: Views, translate: int, black: float) -> torch.Tensor:
     rows = zip(images, views.offsets.tolist(), views.mirrored.tolist(), strict=True)
     return torch.stack([seen_plainly(image, dy, dx, m, translate, black) for image, (dy, dx), m in rows])
 
 
-def test_a_batch_is_what_one_image_after_another_would_be():
+def test_a_batch_is_what_one_image_after_another_would_be(recipe: Recipe):
     images = torch.randn(30, 3, 7, 5, generator=torch.Generator().manual_seed(0))
-    views = draw_views(stream("test"), 30, flip=False, translate=2)
+    views = draw_views(stream("test"), 30, (7, 5), augmented(recipe, translate=2))
     assert torch.equal(take(pad(images, 2, -9.0), torch.arange(30), views, 2), plain_batch(images, views, 2, -9.0))
 
 
-def test_flips_without_translation_mirror_the_columns():
+def test_a_cutout_is_what_one_image_after_another_would_be(recipe: Recipe):
+    images = torch.randn(40, 3, 7, 5, generator=torch.Generator().manual_seed(0))
+    for changes in ({}, {"translate": 2, "flip": True}):
+        chosen = augmented(recipe, cutout=3, **changes)
+        views = draw_views(stream("test"), 40, (7, 5), chosen)
+        seen = take(pad(images, chosen.translate, -9.0), torch.arange(40), views, chosen.translate, 3)
+        whole = plain_batch(images, views, chosen.translate, -9.0)
+        rows = zip(whole, views.corners.tolist(), strict=True)
+        assert torch.equal(seen, torch.stack([cut_out_plainly(image, *corner, 3) for image, corner in rows]))
+
+
+def test_a_cutout_lies_within_the_image_and_covers_every_place(recipe: Recipe):
+    views = draw_views(stream("test"), 500, (6, 5), augmented(recipe, cutout=3))
+    assert {tuple(corner) for corner in views.corners.tolist()} == {(y, x) for y in range(4) for x in range(3)}
+    images = torch.ones(500, 2, 6, 5)
+    seen = take(images, torch.arange(500), views, 0, 3)
+    assert ((seen == 0).flatten(1).sum(1) == 2 * 3 * 3).all()
+    assert torch.equal(images, torch.ones(500, 2, 6, 5))
+
+
+def test_a_cutout_as_large_as_the_image_leaves_the_mean_alone(recipe: Recipe):
+    views = draw_views(stream("test"), 10, (4, 4), augmented(recipe, cutout=4))
+    assert not take(torch.ones(10, 1, 4, 4), torch.arange(10), views, 0, 4).any()
+
+
+def test_a_cutout_changes_neither_the_shifts_nor_the_flips(recipe: Recipe):
+    moved = augmented(recipe, translate=2, flip=True)
+    without, cut = (draw_views(stream("test"), 50, (7, 5), r) for r in (moved, augmented(moved, cutout=2)))
+    assert torch.equal(without.offsets, cut.offsets)
+    assert torch.equal(without.mirrored, cut.mirrored)
+
+
+def test_flips_without_translation_mirror_the_columns(recipe: Recipe):
     images = torch.randn(20, 1, 4, 6, generator=torch.Generator().manual_seed(0))
-    views = draw_views(stream("test"), 20, flip=True, translate=0)
+    views = draw_views(stream("test"), 20, (4, 6), augmented(recipe, flip=True))
     assert 0 < views.mirrored.sum() < 20
     assert torch.equal(take(images, torch.arange(20), views, 0), plain_batch(images, views, 0, 0.0))
 
 
-def test_flip_and_translation_are_both_there_and_cover_their_range():
+def test_flip_and_translation_are_both_there_and_cover_their_range(recipe: Recipe):
     images = torch.randn(200, 1, 5, 5, generator=torch.Generator().manual_seed(0))
-    views = draw_views(stream("test"), 200, flip=True, translate=1)
+    views = draw_views(stream("test"), 200, (5, 5), augmented(recipe, flip=True, translate=1))
     assert {tuple(offset) for offset in views.offsets.tolist()} == {(y, x) for y in range(3) for x in range(3)}
     assert 60 < views.mirrored.sum() < 140
     seen = take(pad(images, 1, 0.5), torch.arange(200), views, 1)
@@ -50,7 +95,8 @@ def test_flip_and_translation_are_both_there_and_cover_their_range():
 
 def test_images_are_taken_in_the_order_and_shape_of_their_indices():
     images = torch.arange(5.0)[:, None, None, None].expand(5, 1, 2, 2)
-    still = Views(torch.zeros(6, 2, dtype=torch.int64), torch.zeros(6, dtype=torch.bool))
+    nowhere = torch.zeros(6, 2, dtype=torch.int64)
+    still = Views(nowhere, torch.zeros(6, dtype=torch.bool), nowhere)
     seen = take(images, torch.tensor([[4, 0, 2], [1, 1, 3]]), still, 0)
     assert seen[:, :, 0, 0, 0].tolist() == [[4, 0, 2], [1, 1, 3]]
 
@@ -66,7 +112,7 @@ def test_statistics_come_from_the_train_split_as_the_recipe_augments_it(blobs: D
 
 def test_fewer_statistics_images_are_some_of_more_each_seen_the_same(blobs: Dataset, recipe: Recipe):
     moved = dataclasses.replace(recipe, translate=1, flip=True)
-    for chosen in (recipe, moved):
+    for chosen in (recipe, moved, dataclasses.replace(moved, cutout=2), dataclasses.replace(recipe, cutout=2)):
         everything, more, fewer = (statistics_images(blobs, chosen, n) for n in (None, 50, 20))
         assert (len(more), len(fewer)) == (50, 20)
         assert torch.equal(fewer, more[:20])

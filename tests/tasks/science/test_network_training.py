@@ -12,8 +12,9 @@ from tasks.science.examples import Dataset, Examples
 from tasks.science.networks import build_network, build_training_network, initial_state
 from tasks.science.networks.folding import fold_batch_norm
 from tasks.science.networks.mlp import MLP
+from tasks.science.optimization import learning_rate
 from tasks.science.specs import Cell, DataSpec, Recipe, stream, weights_digest
-from tasks.science.training import Training, learning_rate, train_group
+from tasks.science.training import Training, train_group
 
 RECIPE = Recipe(
     "toy", batch_size=16, epochs=2, learning_rate=0.02, warmup=0.2, weight_decay=1e-3, flip=True, translate=1

@@ -10,8 +10,9 @@ from torch import nn
 
 from tasks.science.examples import Dataset
 from tasks.science.networks import build_network, initial_state
+from tasks.science.optimization import learning_rate
 from tasks.science.specs import Cell, stream, weights_digest
-from tasks.science.training import learning_rate, single_forward, stacked_forward, train_group
+from tasks.science.training import check_trainable, single_forward, stacked_forward, train_group
 
 
 def with_recipe(cell: Cell, **changes) -> Cell:
@@ -30,9 +31,13 @@ def train_plainly(cell: Cell, seed: int, dataset: Dataset, n_steps: int) -> list
         drawn = initial_state(build_network(cell), stream("initialization", seed)).values()
         for parameter, value in zip(network.parameters(), drawn, strict=True):
             parameter.copy_(value)
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=1.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "adam":
+        optimizer = torch.optim.Adam(network.parameters(), lr=1.0, weight_decay=recipe.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(
+            network.parameters(), lr=1.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
     per_epoch = len(dataset.train) // recipe.batch_size
     for step in range(n_steps):
         epoch, batch = divmod(step, per_epoch)
@@ -41,13 +46,23 @@ def train_plainly(cell: Cell, seed: int, dataset: Dataset, n_steps: int) -> list
         optimizer.param_groups[0]["lr"] = learning_rate(recipe, step, per_epoch)
         optimizer.zero_grad()
         logits = network(dataset.train.images[rows].double())
-        nn.functional.cross_entropy(logits, dataset.train.labels[rows]).backward()
+        loss = nn.functional.cross_entropy(logits, dataset.train.labels[rows], label_smoothing=recipe.label_smoothing)
+        loss.backward()
         optimizer.step()
     return [parameter.detach() for parameter in network.parameters()]
 
 
-def test_a_seed_trains_as_the_textbook_loop_does(blobs: Dataset, cell: Cell):
-    cell = with_recipe(cell, weight_decay=1e-3)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weight_decay": 1e-3},
+        {"weight_decay": 1e-3, "optimizer": "adam", "learning_rate": 0.005},
+        {"schedule": "cosine", "warmup_from": 1e-3, "label_smoothing": 0.1, "skip_nonfinite": True},
+    ],
+    ids=lambda changes: " ".join(changes),
+)
+def test_a_seed_trains_as_the_textbook_loop_does(blobs: Dataset, cell: Cell, changes: dict):
+    cell = with_recipe(cell, **changes)
     (trained,) = train_group(cell, [3], blobs, dtype=torch.float64)
     for ours, plain in zip(trained.state.values(), train_plainly(cell, 3, blobs, 36), strict=True):
         assert torch.allclose(ours, plain, rtol=0, atol=1e-12)
@@ -78,8 +93,9 @@ def test_a_stack_has_the_gradient_of_each_seed_alone(blobs: Dataset, cell: Cell)
             assert torch.allclose(stacked[index], single[0], rtol=0, atol=1e-6)
 
 
-def test_a_stack_trains_to_the_weights_of_each_seed_alone(blobs: Dataset, cell: Cell):
-    cell = with_recipe(cell, epochs=4, translate=1)  # 24 steps
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_stack_trains_to_the_weights_of_each_seed_alone(blobs: Dataset, cell: Cell, optimizer: str):
+    cell = with_recipe(cell, epochs=4, translate=1, cutout=2, optimizer=optimizer)  # 24 steps
     stacked = list(train_group(cell, [0, 1, 2], blobs, dtype=torch.float64, group_size=3))
     single = list(train_group(cell, [0, 1, 2], blobs, dtype=torch.float64, group_size=1))
     for ours, alone in zip(stacked, single, strict=True):
@@ -95,6 +111,50 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(cell: Cell):
     assert rates[5] == pytest.approx(0.2)
     assert rates[30] == pytest.approx(0.2)
     assert learning_rate(dataclasses.replace(recipe, warmup=0.0), 0, 5) == 0.4
+
+
+def test_a_step_that_one_seed_of_a_stack_skips_is_counted_and_changes_no_other_seed(blobs: Dataset, cell: Cell):
+    """One train image is infinite: once an epoch, each seed at its own step, the gradients are no numbers."""
+    images = blobs.train.images.clone()
+    images[7] = math.inf
+    spoiled = dataclasses.replace(blobs, train=dataclasses.replace(blobs.train, images=images))
+    cell = with_recipe(cell, epochs=3, weight_decay=1e-3, skip_nonfinite=True)
+    stacked = list(train_group(cell, [0, 1, 2], spoiled, dtype=torch.float64, group_size=3))
+    alone = list(train_group(cell, [0, 1, 2], spoiled, dtype=torch.float64))
+    orders = [[stream("order", seed, epoch).permutation(240).tolist() for seed in range(3)] for epoch in range(3)]
+    assert any(len({order.index(7) // 40 for order in of_epoch}) > 1 for of_epoch in orders)
+    for ours, single in zip(stacked, alone, strict=True):
+        assert ours.n_skipped_steps == single.n_skipped_steps == 3
+        for name in ours.state:
+            assert torch.allclose(ours.state[name], single.state[name], rtol=0, atol=1e-8)
+    (ruined,) = train_group(with_recipe(cell, skip_nonfinite=False), [0], spoiled)
+    assert (ruined.status, ruined.n_skipped_steps) == ("diverged", 0)
+
+
+def test_a_training_without_a_step_to_skip_is_the_same_to_the_bit_whether_it_would_skip(blobs: Dataset, cell: Cell):
+    (plain,) = train_group(with_recipe(cell, epochs=2), [0], blobs)
+    (skipping,) = train_group(with_recipe(cell, epochs=2, skip_nonfinite=True), [0], blobs)
+    assert weights_digest(plain.state) == weights_digest(skipping.state)
+    assert skipping.n_skipped_steps == 0
+
+
+def test_a_recipe_that_cannot_be_trained_here_is_refused_with_the_way_out(blobs: Dataset, cell: Cell):
+    half = with_recipe(cell, precision="float16", skip_nonfinite=True)
+    with pytest.raises(ValueError, match="recipe quick trains in float16, which needs a GPU: on a CPU ask for "
+                       "precision=bfloat16 or precision=float32"):  # fmt: skip
+        list(train_group(half, [0], blobs))
+    check_trainable(half.recipe, "cuda")
+    with pytest.raises(ValueError, match="random resized crops, which training does not make"):
+        list(train_group(with_recipe(cell, resized_crop=4), [0], blobs))
+
+
+@pytest.mark.gpu
+def test_float16_on_a_gpu_learns_what_float32_learns(blobs: Dataset, cell: Cell):
+    half = with_recipe(cell, precision="float16", skip_nonfinite=True)
+    for trained in train_group(half, [0, 1], blobs, device="cuda"):
+        assert trained.status == "trained"
+        assert trained.test.accuracy > 0.9
+        assert trained.n_skipped_steps < 18
 
 
 def test_training_learns(blobs: Dataset, cell: Cell):
@@ -117,8 +177,8 @@ def test_a_training_that_diverges_is_an_outcome_with_its_epoch(blobs: Dataset, c
 def test_one_seed_that_diverges_leaves_the_others_of_its_stack_alone(blobs: Dataset, cell: Cell, monkeypatch):
     draw = initial_state
 
-    def spoil_one(network, rng):
-        state = draw(network, rng)
+    def spoil_one(network, rng, initialization):
+        state = draw(network, rng, initialization)
         if torch.equal(state["output.weight"], spoiled["output.weight"]):
             state["output.bias"][0] = float("nan")
         return state

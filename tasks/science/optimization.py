@@ -1,0 +1,114 @@
+"""What a training step does with gradients: the learning rate at each step, and the updates of a stack of seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from tasks.science.networks.normalization import LayerNorm2d
+from tasks.science.specs import Recipe, State
+
+ADAM_BETA_2 = 0.999
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, LayerNorm2d)
+_SHORTCUTS = {"shortcut", "downsample"}
+
+
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """Linear from `warmup_from` to the peak over the warm-up, then down to 0 at the end of training, linearly or along
+    a cosine; `step` counts from 0."""
+    total = recipe.epochs * steps_per_epoch
+    warmup = recipe.warmup * total
+    if step < warmup:
+        return recipe.warmup_from + (recipe.learning_rate - recipe.warmup_from) * step / warmup
+    if recipe.schedule == "cosine":
+        return recipe.learning_rate * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+    return recipe.learning_rate * (total - step) / (total - warmup)
+
+
+def decayed_parameters(network: nn.Module, recipe: Recipe) -> dict[str, bool]:
+    """Every parameter of `network` by name, in its order: whether the recipe's weight decay reaches it."""
+    spared: set[str] = set()
+    for path, module in network.named_modules():
+        if isinstance(module, _NORMS) and recipe.decayed_norms != "all":
+            on_shortcut = not _SHORTCUTS.isdisjoint(path.split("."))
+            if recipe.decayed_norms == "none" or not on_shortcut:
+                spared |= {f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)}
+    return {name: name not in spared for name, _ in network.named_parameters()}
+
+
+@torch.no_grad()
+def finite_seeds(tensors: Iterable[Tensor]) -> list[bool]:
+    """For each seed whether all of its values are finite; every tensor has a leading dimension of seeds."""
+    finite = [tensor.isfinite().reshape(len(tensor), -1).all(1) for tensor in tensors]
+    return torch.stack(finite).all(0).tolist()
+
+
+class Updates:
+    """The updates of a stack of seeds: `backward` with their losses, then `step`, once per batch.
+
+    `weights` holds every parameter of `network` with a leading dimension of seeds, and is updated in place. Where the
+    recipe skips steps that are not finite, each seed has an optimizer of its own over its part of the stack, and in
+    float16 a scale of its own for its loss: a step that one seed skips leaves its weights and the optimizer's memory of
+    it as they were, and changes nothing of the others. Otherwise one optimizer moves the stack as a whole. A skipped
+    step has run forward, so running statistics have seen its batch, as under any gradient scaler.
+    """
+
+    def __init__(self, recipe: Recipe, network: nn.Module, weights: State) -> None:
+        decayed = decayed_parameters(network, recipe)
+        self._parameters = [weights[name] for name in decayed]
+        self._skips = recipe.skip_nonfinite
+        n_seeds = len(self._parameters[0])
+        parts = [self._parameters]
+        if self._skips:
+            parts = [[parameter.detach()[index] for parameter in self._parameters] for index in range(n_seeds)]
+        self._parts = parts
+        self._optimizers = [_make_optimizer(recipe, part, list(decayed.values())) for part in parts]
+        scaled = recipe.precision == "float16"
+        self._scalers = [GradScaler(self._parameters[0].device.type, enabled=scaled) for _ in parts]
+        self.n_skipped = [0] * n_seeds
+        """How many steps each seed has skipped."""
+
+    def backward(self, losses: Tensor) -> None:
+        """Takes the gradients of `losses` (n_seeds,): each seed's is that of its own loss."""
+        for parameter in self._parameters:
+            parameter.grad = None
+        if self._skips:
+            losses = torch.stack([scaler.scale(loss) for scaler, loss in zip(self._scalers, losses, strict=True)])
+        losses.sum().backward()
+
+    def step(self, rate: float) -> None:
+        """Moves every seed at the learning rate `rate`, but those that skip."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        if self._skips:
+            moves = finite_seeds(gradients)
+            for index, part in enumerate(self._parts):
+                for parameter, gradient in zip(part, gradients, strict=True):
+                    parameter.grad = gradient[index]
+        else:
+            moves = [True]
+        for index, (optimizer, scaler) in enumerate(zip(self._optimizers, self._scalers, strict=True)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            scaler.unscale_(optimizer)
+            if moves[index]:
+                optimizer.step()
+            else:
+                self.n_skipped[index] += 1
+            scaler.update()
+
+
+def _make_optimizer(recipe: Recipe, parameters: Sequence[Tensor], decayed: Sequence[bool]) -> torch.optim.Optimizer:
+    of = list(zip(parameters, decayed, strict=True))
+    groups = [
+        {"params": [parameter for parameter, decays in of if decays], "weight_decay": recipe.weight_decay},
+        {"params": [parameter for parameter, decays in of if not decays], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=recipe.learning_rate, betas=(recipe.momentum, ADAM_BETA_2))
+    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum)

@@ -1,0 +1,185 @@
+"""The learning rate at each step, and updates of stacks that are those of each seed alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from tasks.science.networks import build_network, initial_state
+from tasks.science.optimization import Updates, decayed_parameters, learning_rate
+from tasks.science.specs import Cell, DataSpec, Recipe, State, stream
+
+COSINE = Recipe("cosine", 500, 10, 0.4, 0.2, schedule="cosine", warmup_from=1e-6)
+N_STEPS = 6
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_rate_rises_to_its_peak_and_falls_to_zero_and_never_turns_between(schedule: str):
+    recipe = dataclasses.replace(COSINE, schedule=schedule)
+    rates = [learning_rate(recipe, step, 5) for step in range(51)]
+    assert rates[0] == 1e-6
+    assert rates[10] == max(rates) == 0.4
+    assert rates[50] == 0
+    assert all(before < after for before, after in pairwise(rates[:11]))
+    assert all(before > after for before, after in pairwise(rates[10:]))
+
+
+def test_a_warm_up_is_a_straight_line_from_where_it_begins():
+    rates = [learning_rate(COSINE, step, 5) for step in range(11)]
+    rises = [after - before for before, after in pairwise(rates)]
+    assert rises == pytest.approx([(0.4 - 1e-6) / 10] * 10)
+
+
+def test_a_cosine_is_half_way_down_in_the_middle_and_flat_at_both_ends():
+    rates = [learning_rate(COSINE, step, 5) for step in range(51)]
+    assert rates[30] == pytest.approx(0.2)
+    assert [rates[30 - i] + rates[30 + i] for i in range(21)] == pytest.approx([0.4] * 21)
+    line = 0.4 / 40
+    assert rates[10] - rates[11] < 0.1 * line
+    assert rates[49] - rates[50] < 0.1 * line
+    assert rates[29] - rates[30] > 1.5 * line
+
+
+@pytest.fixture
+def cell() -> Cell:
+    data = DataSpec("toy", "0" * 64, 48, 48, 10, (1, 6, 6))
+    return Cell(data, "mlp", "none", 8, 2, Recipe("toy", 16, 2, 0.02, 0.2))
+
+
+def train_stack(
+    cell: Cell, recipe: Recipe, seeds: list[int], gradients: dict[int, list[State]]
+) -> tuple[State, Updates]:
+    """The weights of `seeds`, stacked, after one step per gradient, each with a learning rate of its own."""
+    network = build_network(cell)
+    states = [initial_state(network, stream("initialization", seed)) for seed in seeds]
+    weights = {name: torch.stack([state[name] for state in states]).double().requires_grad_() for name in states[0]}
+    updates = Updates(recipe, network, weights)
+    for step in range(N_STEPS):
+        # A loss that is linear in the weights has the gradient that is asked for.
+        losses = [
+            sum((weights[name][i] * gradients[seed][step][name]).sum() for name in weights)
+            for i, seed in enumerate(seeds)
+        ]
+        updates.backward(torch.stack(losses))  # type: ignore[arg-type]
+        updates.step(0.01 * (step + 1))
+    return weights, updates
+
+
+def draw_gradients(cell: Cell, seeds: list[int], spoiled: dict[int, list[int]]) -> dict[int, list[State]]:
+    """Gradients for each seed and step; those of the `spoiled` steps have one value that is not finite."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {name: parameter.shape for name, parameter in build_network(cell).named_parameters()}
+    drawn: dict[int, list[State]] = {}
+    for seed in seeds:
+        drawn[seed] = [
+            {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+            for _ in range(N_STEPS)
+        ]
+        for step in spoiled.get(seed, []):
+            drawn[seed][step]["output.bias"][0] = float("inf") if step % 2 else float("nan")
+    return drawn
+
+
+SPOILED = {1: [0, 3], 2: [1, 2, 5]}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("skip", [True, False])
+def test_updates_of_a_stack_are_those_of_each_seed_alone(cell: Cell, optimizer: str, skip: bool):
+    recipe = dataclasses.replace(cell.recipe, optimizer=optimizer, weight_decay=1e-2, skip_nonfinite=skip)
+    gradients = draw_gradients(cell, [0, 1, 2], SPOILED if skip else {})
+    stacked, updates = train_stack(cell, recipe, [0, 1, 2], gradients)
+    assert updates.n_skipped == ([0, 2, 3] if skip else [0, 0, 0])
+    for index in range(3):
+        alone, own = train_stack(cell, recipe, [index], gradients)
+        assert own.n_skipped == [updates.n_skipped[index]]
+        for name, tensor in stacked.items():
+            assert torch.equal(tensor[index], alone[name][0]), name
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_skipped_step_is_one_that_was_never_made(cell: Cell, optimizer: str):
+    """Neither decay, momentum nor Adam's count of steps move: torch's own optimizer, not called, gives the same."""
+    recipe = dataclasses.replace(cell.recipe, optimizer=optimizer, weight_decay=1e-2, skip_nonfinite=True)
+    gradients = draw_gradients(cell, [2], SPOILED)
+    ours, _ = train_stack(cell, recipe, [2], gradients)
+    state = initial_state(build_network(cell), stream("initialization", 2))
+    plain = {name: nn.Parameter(tensor.double()) for name, tensor in state.items()}
+    if optimizer == "sgd":
+        reference: torch.optim.Optimizer = torch.optim.SGD(plain.values(), lr=1, momentum=0.9, weight_decay=1e-2)
+    else:
+        reference = torch.optim.Adam(plain.values(), lr=1, weight_decay=1e-2)
+    for step, gradient in enumerate(gradients[2]):
+        if step in SPOILED[2]:
+            continue
+        reference.param_groups[0]["lr"] = 0.01 * (step + 1)
+        for name, parameter in plain.items():
+            parameter.grad = gradient[name].clone()
+        reference.step()
+    for name, parameter in plain.items():
+        assert torch.allclose(ours[name][0], parameter, rtol=0, atol=1e-14), name
+
+
+def test_without_skipping_a_gradient_that_is_not_finite_ruins_its_seed_alone(cell: Cell):
+    gradients = draw_gradients(cell, [0, 1], {1: [3]})
+    weights, updates = train_stack(cell, cell.recipe, [0, 1], gradients)
+    assert updates.n_skipped == [0, 0]
+    assert weights["output.bias"][0].isfinite().all()
+    assert not weights["output.bias"][1].isfinite().all()
+
+
+def test_a_scaled_loss_gives_the_same_updates_and_scales_back_the_seed_that_skips(cell: Cell):
+    """Scales are powers of two, so they change no bit; a seed that never skips is scaled as if it were alone."""
+    recipe = dataclasses.replace(cell.recipe, skip_nonfinite=True)
+    half = dataclasses.replace(recipe, precision="float16")
+    gradients = draw_gradients(cell, [0, 1, 2], SPOILED)
+    plain, _ = train_stack(cell, recipe, [0, 1, 2], gradients)
+    scaled, updates = train_stack(cell, half, [0, 1, 2], gradients)
+    assert updates.n_skipped == [0, 2, 3]
+    assert [scaler.get_scale() for scaler in updates._scalers] == [2.0**16, 2.0**14, 2.0**13]
+    for name, tensor in plain.items():
+        assert torch.equal(tensor, scaled[name]), name
+
+
+KINDS = [("mlp", "batch", 8, 2, 8), ("resnet20", "layer", 1, 20, 8), ("resnet18", "batch", 1, 18, 96)]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(kind[:2]))
+def test_weight_decay_reaches_the_norms_that_the_recipe_says(kind: tuple[str, str, int, int, int]):
+    architecture, normalization, width, depth, side = kind
+    data = DataSpec("toy", "0" * 64, 48, 48, 10, (3, side, side))
+    network = build_network(Cell(data, architecture, normalization, width, depth, COSINE))
+    names = [name for name, _ in network.named_parameters()]
+
+    def spared(decayed_norms: str) -> set[str]:
+        decayed = decayed_parameters(network, dataclasses.replace(COSINE, decayed_norms=decayed_norms))
+        assert list(decayed) == names
+        return {name for name, reached in decayed.items() if not reached}
+
+    norms = {
+        name for name in names if any(word.startswith(("norm", "bn")) or word == "1" for word in name.split(".")[-2:-1])
+    }
+    assert spared("all") == set()
+    assert spared("none") == norms
+    assert spared("shortcuts") == {name for name in norms if "shortcut" not in name and "downsample" not in name}
+    if architecture == "resnet18":
+        # What the authors' ImageNet code spares: the parameters whose name has `bn` in it.
+        assert spared("shortcuts") == {name for name in names if "bn" in name}
+
+
+def test_a_spared_parameter_does_not_decay(cell: Cell):
+    normalized = dataclasses.replace(cell, normalization="batch")
+    network = build_network(normalized)
+    state = initial_state(network, stream("initialization", 0))
+    weights = {name: state[name][None].clone().requires_grad_() for name, _ in network.named_parameters()}
+    before = {name: tensor.detach().clone() for name, tensor in weights.items()}
+    updates = Updates(dataclasses.replace(cell.recipe, weight_decay=0.5, decayed_norms="none"), network, weights)
+    updates.backward(sum(0 * tensor.sum() for tensor in weights.values()).reshape(1))  # type: ignore[union-attr]
+    updates.step(0.1)
+    for name, tensor in weights.items():
+        left = 1.0 if ".norm." in name else 0.95
+        assert torch.allclose(tensor, left * before[name]), name
