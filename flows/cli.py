@@ -271,6 +271,6 @@ def _is_for_a_person(error: Exception) -> bool:
         return True  # Before Prefect is imported: merging needs none.
     from flows.study import UnfinishedError
     from infra.runners import ServerError
-    from tasks.datasets import DataError
+    from tasks.published import DataError
 
     return isinstance(error, StoreError | DataError | ServerError | UnfinishedError)

@@ -30,12 +30,13 @@ class Examples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Both splits of a data set. `black` is what a raw 0 is after normalisation: the fill of a translated image."""
+    """Both splits of a data set. `black` is what a raw 0 is after normalisation: the fill of a translated image, one
+    value for all channels or one for each."""
 
     spec: DataSpec
     train: Examples
     test: Examples
-    black: float
+    black: float | tuple[float, ...]
 
     def reduced(self, n_images: int | None) -> Dataset:
         """This data set with at most `n_images` images of each split, as `subset` chooses them; None for all."""

@@ -32,6 +32,16 @@ def test_a_batch_is_what_one_image_after_another_would_be():
     assert torch.equal(take(pad(images, 2, -9.0), torch.arange(30), views, 2), plain_batch(images, views, 2, -9.0))
 
 
+def test_black_may_differ_between_channels():
+    images = torch.randn(30, 3, 7, 5, generator=torch.Generator().manual_seed(0))
+    views = draw_views(stream("test"), 30, flip=True, translate=2)
+    seen = take(pad(images, 2, (-1.0, 0.5, 2.0)), torch.arange(30), views, 2)
+    for channel, black in enumerate((-1.0, 0.5, 2.0)):
+        alone = images[:, channel : channel + 1]
+        assert torch.equal(seen[:, channel : channel + 1], plain_batch(alone, views, 2, black))
+    assert torch.equal(pad(images, 2, (0.5,) * 3), pad(images, 2, 0.5))
+
+
 def test_flips_without_translation_mirror_the_columns():
     images = torch.randn(20, 1, 4, 6, generator=torch.Generator().manual_seed(0))
     views = draw_views(stream("test"), 20, flip=True, translate=0)
