@@ -36,6 +36,8 @@ class Known:
     shape: tuple[int, int, int]
     files: Files | None = None
     """None where the data come with a library."""
+    halves: bool = False
+    """Whether endpoints are trained on one of two halves of the train split, as in `DataSpec`."""
 
 
 _DEBIAN_FASHION = ("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist"))
@@ -56,6 +58,7 @@ DATASETS = {
     "svhn": Known(73_257, 26_032, 10, (3, 32, 32), _SVHN),
     "cifar10": Known(50_000, 10_000, 10, (3, 32, 32), _CIFAR10),
     "cifar100": Known(50_000, 10_000, 100, (3, 32, 32), _CIFAR100),
+    "cifar100_split": Known(50_000, 10_000, 100, (3, 32, 32), _CIFAR100, halves=True),
 }
 
 
@@ -71,7 +74,9 @@ def describe_dataset(name: str, data_dir: Path) -> DataSpec:
 def published_shape(name: str) -> DataSpec:
     """What is published of `name`, without a look at any file: its fingerprint is unknown."""
     known = _known(name)
-    return DataSpec(name, UNKNOWN_FINGERPRINT, known.n_train, known.n_test, known.n_classes, known.shape)
+    return DataSpec(
+        name, UNKNOWN_FINGERPRINT, known.n_train, known.n_test, known.n_classes, known.shape, halves=known.halves
+    )
 
 
 def load_dataset(name: str, data_dir: Path) -> Dataset:
@@ -125,7 +130,9 @@ def _assemble(name: str, known: Known, train: Arrays, test: Arrays, mean: Scale,
     for array in (*train, *test):
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
-    spec = DataSpec(name, digest.hexdigest(), len(train[1]), len(test[1]), known.n_classes, known.shape)
+    spec = DataSpec(
+        name, digest.hexdigest(), len(train[1]), len(test[1]), known.n_classes, known.shape, halves=known.halves
+    )
 
     def normalise(images: NDArray[np.uint8]) -> torch.Tensor:
         """In place, for the larger sets take close to 1 GB."""

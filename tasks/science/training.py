@@ -27,7 +27,7 @@ from tasks.science.examples import Dataset
 from tasks.science.networks import build_network, build_training_network, initial_state
 from tasks.science.networks.folding import fold_batch_norm
 from tasks.science.networks.mlp import MLP
-from tasks.science.specs import Cell, Recipe, State, stream
+from tasks.science.specs import Cell, Recipe, State, TrainSubset, stream
 
 UNTRAINED_SHARE = 0.95
 """An endpoint whose train loss is above this share of ln(n_classes) has learned next to nothing."""
@@ -38,7 +38,8 @@ Forward = Callable[[State, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Training:
-    """One trained seed. Loss and accuracy are of the final weights, without augmentation; NaN where it diverged."""
+    """One trained seed. Loss and accuracy are of the final weights, without augmentation; NaN where it diverged.
+    `train` is of the images it was trained on."""
 
     seed: int
     state: State
@@ -57,22 +58,29 @@ def train_group(
     dtype: torch.dtype = torch.float32,
     group_size: int | None = None,
 ) -> Iterator[Training]:
-    """Trains `seeds` of `cell` and yields each as it is done, in their order; weights come back on the CPU.
+    """Trains `seeds` of `cell` and yields each as it is done, in their order (of a data set in halves, those of the
+    first half before those of the second); weights come back on the CPU.
 
-    `group_size` seeds are stacked into one network at a time: by default 1 on a CPU, all of them elsewhere.
+    `group_size` seeds are stacked into one network at a time: by default 1 on a CPU, all that share their train images
+    elsewhere.
     """
     device = torch.device(device)
     network, trained_network = build_network(cell), build_training_network(cell)
     size = group_size or (1 if device.type == "cpu" else len(seeds))
-    for start in range(0, len(seeds), size):
-        group = list(seeds[start : start + size])
-        begun = time.perf_counter()
-        states, last_finite_epochs = _train_stack(trained_network, cell.recipe, group, dataset, device, dtype)
-        seconds = (time.perf_counter() - begun) / len(group)
-        for seed, state, last_finite in zip(group, states, last_finite_epochs, strict=True):
-            if cell.normalization == "batch-fused":
-                state = _fold(trained_network, state)
-            yield _judge(network, cell, seed, state, last_finite, dataset, seconds)
+    by_subset: dict[TrainSubset, list[int]] = {}
+    for seed in seeds:
+        by_subset.setdefault(cell.data.train_subset(seed), []).append(seed)
+    for train_subset, members in sorted(by_subset.items()):
+        own = dataset.trained_on(train_subset)
+        for start in range(0, len(members), size):
+            group = members[start : start + size]
+            begun = time.perf_counter()
+            states, last_finite_epochs = _train_stack(trained_network, cell.recipe, group, own, device, dtype)
+            seconds = (time.perf_counter() - begun) / len(group)
+            for seed, state, last_finite in zip(group, states, last_finite_epochs, strict=True):
+                if cell.normalization == "batch-fused":
+                    state = _fold(trained_network, state)
+                yield _judge(network, cell, seed, state, last_finite, own, seconds)
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

@@ -477,6 +477,7 @@ WHAT = {
     "svhn": "train_32x32.mat and test_32x32.mat",
     "cifar10": "cifar-10-python.tar.gz",
     "cifar100": "cifar-100-python.tar.gz",
+    "cifar100_split": "cifar-100-python.tar.gz",
 }
 
 
@@ -487,7 +488,7 @@ def test_a_missing_colour_data_set_is_a_sentence_with_every_way_to_get_it(tmp_pa
     with pytest.raises(DataError) as caught:
         load_dataset(name, tmp_path)
     text = str(caught.value)
-    folder = tmp_path / name
+    folder = tmp_path / name.removesuffix("_split")
     for way in ("where there is a network", f"put {WHAT[name]} into {folder}", "REPAIRLAB_DATA_DIR"):
         assert way in text
     assert "\n" not in text
@@ -522,3 +523,18 @@ def test_what_is_fetched_lies_in_the_data_folder_whole_or_not_at_all(tmp_path: P
     assert load_dataset("cifar10", tmp_path / "data").spec.n_train == 100
     assert asked == [(CIFAR["cifar10"].url, "c58f30108f718f92721af3b95e74349a")]
     assert [path.name for path in (tmp_path / "data" / "cifar10").iterdir()] == ["cifar-10-python.tar.gz"]
+
+
+def test_the_split_of_cifar_100_is_the_same_images_in_two_halves_of_opposite_classes(tmp_path: Path, monkeypatch):
+    write_cifar(tmp_path, monkeypatch, CIFAR["cifar100"], n_each=10)
+    whole, split = load_dataset("cifar100", tmp_path), load_dataset("cifar100_split", tmp_path)
+    assert split.spec.halves
+    assert not whole.spec.halves
+    assert torch.equal(split.train.images, whole.train.images)
+    assert split.spec.fingerprint != whole.spec.fingerprint
+    first, second = split.trained_on("first"), split.trained_on("second")
+    assert torch.bincount(first.train.labels).tolist() == [8] * 50 + [2] * 50
+    assert torch.bincount(second.train.labels).tolist() == [2] * 50 + [8] * 50
+    assert first.test is split.test
+    with pytest.raises(ValueError, match="cifar100 has no halves to train on"):
+        whole.trained_on("first")

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 
 from tasks.science.augmentation import Views, draw_views, pad, statistics_images, take
-from tasks.science.examples import Dataset
+from tasks.science.examples import Dataset, half
 from tasks.science.specs import Recipe, stream
 
 
@@ -102,3 +103,44 @@ def test_a_reduced_data_set_keeps_images_and_labels_together(blobs: Dataset):
     whole = blobs.reduced(None)
     assert whole.train is blobs.train
     assert whole.test is blobs.test
+
+
+@pytest.fixture
+def halved(blobs: Dataset) -> Dataset:
+    return dataclasses.replace(blobs, spec=dataclasses.replace(blobs.spec, halves=True))
+
+
+def test_two_halves_are_disjoint_and_all_of_the_train_split(halved: Dataset):
+    first, second = (half(halved.train.labels, halved.spec, side) for side in ("first", "second"))
+    assert sorted([*first.tolist(), *second.tolist()]) == list(range(len(halved.train)))
+    assert first.tolist() == sorted(first.tolist())
+
+
+def test_each_half_has_four_fifths_of_its_own_classes_and_one_fifth_of_the_others(halved: Dataset):
+    of_all = torch.bincount(halved.train.labels).tolist()
+    first, second = (halved.trained_on(side).train for side in ("first", "second"))
+    assert torch.bincount(first.labels).tolist() == [
+        round((0.8 if label < 2 else 0.2) * n) for label, n in enumerate(of_all)
+    ]
+    assert (torch.bincount(first.labels) + torch.bincount(second.labels)).tolist() == of_all
+
+
+def test_halves_are_drawn_at_random_and_always_the_same(halved: Dataset):
+    first = half(halved.train.labels, halved.spec, "first")
+    assert torch.equal(first, half(halved.train.labels, halved.spec, "first"))
+    other = dataclasses.replace(halved.spec, fingerprint="blobs-2")
+    assert not torch.equal(first, half(halved.train.labels, other, "first"))
+
+
+def test_a_half_keeps_images_and_labels_together_and_the_test_split_whole(halved: Dataset):
+    chosen = half(halved.train.labels, halved.spec, "second")
+    second = halved.trained_on("second")
+    assert torch.equal(second.train.images, halved.train.images[chosen])
+    assert torch.equal(second.train.labels, halved.train.labels[chosen])
+    assert second.test is halved.test
+    assert halved.trained_on("all") is halved
+
+
+def test_a_data_set_without_halves_has_none_to_train_on(blobs: Dataset):
+    with pytest.raises(ValueError, match="blobs has no halves to train on"):
+        blobs.trained_on("first")
