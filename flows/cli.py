@@ -174,10 +174,9 @@ def studies() -> None:
 
     for preset in PRESETS.values():
         request = preset.request(published_shape)
-        n_cells, n_pairs = len(request.cells), preset.n_seeds * (preset.n_seeds - 1) // 2
         typer.echo(f"{preset.name}: {preset.question}")
         typer.echo(
-            f"    {n_cells * preset.n_seeds} endpoints, {n_cells * n_pairs} pairs; "
+            f"    {len(request.cells) * preset.n_seeds} endpoints, {request.n_pairs} pairs; "
             f"data {', '.join(preset.datasets)}; recipes {', '.join(preset.recipes)}"
         )
 
@@ -280,6 +279,6 @@ def _is_for_a_person(error: Exception) -> bool:
         return True  # Before Prefect is imported: merging needs none.
     from flows.study import UnfinishedError
     from infra.runners import ServerError
-    from tasks.datasets import DataError
+    from tasks.published import DataError
 
     return isinstance(error, StoreError | DataError | ServerError | UnfinishedError)

@@ -27,7 +27,7 @@ _STEP_SECONDS = 1e-4
 
 def training_flops(cell: Cell) -> float:
     """Arithmetic of one training: a forward pass per example and epoch, and twice that backward."""
-    return 3.0 * forward_flops(cell) * cell.data.n_train * cell.recipe.epochs
+    return 3.0 * forward_flops(cell) * cell.data.n_train_each * cell.recipe.epochs
 
 
 @functools.lru_cache(maxsize=256)
@@ -40,7 +40,7 @@ def forward_flops(cell: Cell) -> int:
 
 
 def training_seconds(cell: Cell, flops_per_second: float = CPU_FLOPS) -> float:
-    steps = cell.recipe.epochs * max(1, cell.data.n_train // cell.recipe.batch_size)
+    steps = cell.recipe.epochs * max(1, cell.data.n_train_each // cell.recipe.batch_size)
     return training_flops(cell) / flops_per_second + steps * (cell.depth + 1) * _STEP_SECONDS
 
 
@@ -94,11 +94,10 @@ def make_plan(store: Store, request: Request, n_workers: int) -> Plan:
     Needs no data: what a data set without its files would need counts as missing.
     """
     rate = measure_flops_per_second()
-    n_pairs = len(request.seeds) * (len(request.seeds) - 1) // 2
     n_missing_endpoints = n_missing_pairs = 0
     seconds = 0.0
     for cell in request.cells:
-        n_endpoints, n_of_cell = _count_missing(store, request, cell, n_pairs)
+        n_endpoints, n_of_cell = _count_missing(store, request, cell)
         n_paths = n_of_cell * len(request.matchers) * len(request.corrections_of(cell))
         n_missing_endpoints += n_endpoints
         n_missing_pairs += n_of_cell
@@ -106,7 +105,7 @@ def make_plan(store: Store, request: Request, n_workers: int) -> Plan:
         seconds += n_paths * path_seconds(cell, request.measurement, rate)
     return Plan(
         n_endpoints=len(request.cells) * len(request.seeds),
-        n_pairs=len(request.cells) * n_pairs,
+        n_pairs=request.n_pairs,
         n_missing_endpoints=n_missing_endpoints,
         n_missing_pairs=n_missing_pairs,
         hours=seconds / 3600 / n_workers,
@@ -117,22 +116,21 @@ def make_plan(store: Store, request: Request, n_workers: int) -> Plan:
     )
 
 
-def _count_missing(store: Store, request: Request, cell: Cell, n_pairs: int) -> tuple[int, int]:
-    """How many endpoints of `cell`, and how many of its `n_pairs` pairs, are still to be made.
+def _count_missing(store: Store, request: Request, cell: Cell) -> tuple[int, int]:
+    """How many endpoints of `cell`, and how many of its pairs, are still to be made.
 
     A pair with an endpoint that did not train is not made, so it is not missing either.
     """
     if cell.data.fingerprint == UNKNOWN_FINGERPRINT:
-        return len(request.seeds), n_pairs
-    records = [read_endpoint(store, endpoint) for endpoint in request.endpoints(cell)]
-    n_lost = sum(record is not None and record["status"] != "trained" for record in records)
-    n_usable = len(records) - n_lost
+        return len(request.seeds), len(cell.data.pairs(request.seeds))
+    records = {endpoint.seed: read_endpoint(store, endpoint) for endpoint in request.endpoints(cell)}
+    usable = [seed for seed, record in records.items() if record is None or record["status"] == "trained"]
     merges = request.merges(cell, trained_members(store, request, cell))
     unmatched = [merge for merge in merges if not has_match(store, merge)]
     unmeasured = [path.merge for path in request.paths(merges) if not has_path(store, path)]
     incomplete = {(merge.a.seed, merge.b.seed) for merge in unmatched + unmeasured}
     n_done = len({(merge.a.seed, merge.b.seed) for merge in merges}) - len(incomplete)
-    return sum(record is None for record in records), n_usable * (n_usable - 1) // 2 - n_done
+    return sum(record is None for record in records.values()), len(cell.data.pairs(usable)) - n_done
 
 
 def measure_flops_per_second() -> float:

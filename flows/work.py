@@ -12,7 +12,7 @@ from prefect.futures import PrefectFuture
 
 from flows.progress import Stages
 from infra.storage import StoreError
-from tasks.datasets import DataError
+from tasks.published import DataError
 
 
 def describe(error: Exception) -> str:

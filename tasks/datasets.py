@@ -1,16 +1,14 @@
 """Finds, checks and reads data sets into normalised tensors.
 
-`digits` comes with scikit-learn. MNIST and Fashion-MNIST are gzipped or plain idx files, looked for in the data folder
-(in torchvision's layout too) and where Debian's package `dataset-fashion-mnist` puts them, and fetched by torchvision
-where they are not found. Nothing here needs Prefect or settings: the data folder is an argument.
+`digits` comes with scikit-learn. The others are the files that their authors publish, looked for in the data folder (in
+torchvision's layout too) and fetched by torchvision where they are not found; `tasks.published` knows their formats.
+Nothing here needs Prefect or settings: the data folder is an argument.
 """
 
 from __future__ import annotations
 
 import functools
-import gzip
 import hashlib
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,28 +18,12 @@ import torch
 import torchvision.datasets
 from numpy.typing import NDArray
 
+from tasks.published import Arrays, Files, IdxFiles, MatFiles, PickleFiles, Scale
 from tasks.science.examples import Dataset, Examples
 from tasks.science.specs import DataSpec, stream
 
 UNKNOWN_FINGERPRINT = "unknown"
 """Stands in a plan for the fingerprint of data that were not found."""
-
-_PREFIXES = {"train": "train", "test": "t10k"}
-
-
-class DataError(Exception):
-    """A data set is missing or damaged; the message says which file, and the ways to get it."""
-
-
-@dataclass(frozen=True)
-class IdxFiles:
-    """How the images are normalised (on the scale of 0 to 255), which class fetches the files, and what holds them."""
-
-    mean: float
-    deviation: float
-    fetcher: type[torchvision.datasets.MNIST]
-    package: tuple[str, Path] | None = None
-    """A Debian package that brings the files, and the folder it puts them in."""
 
 
 @dataclass(frozen=True)
@@ -52,39 +34,49 @@ class Known:
     n_test: int
     n_classes: int
     shape: tuple[int, int, int]
-    files: IdxFiles | None = None
+    files: Files | None = None
     """None where the data come with a library."""
+    halves: bool = False
+    """Whether endpoints are trained on one of two halves of the train split, as in `DataSpec`."""
 
 
 _DEBIAN_FASHION = ("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist"))
+_CIFAR_MEAN, _CIFAR_DEVIATION = (125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255)
+_SVHN_MEAN, _SVHN_DEVIATION = (111.6095, 113.1604, 120.5646), (50.4977, 51.2590, 50.2442)
+
+_MNIST = IdxFiles("mnist", 33.3184, 78.5675, torchvision.datasets.MNIST)
+_FASHION = IdxFiles("fashion_mnist", 72.9404, 90.0212, torchvision.datasets.FashionMNIST, _DEBIAN_FASHION)
+_SVHN = MatFiles("svhn", _SVHN_MEAN, _SVHN_DEVIATION, torchvision.datasets.SVHN)
+_CIFAR10 = PickleFiles("cifar10", _CIFAR_MEAN, _CIFAR_DEVIATION, torchvision.datasets.CIFAR10, "labels")
+_CIFAR100 = PickleFiles("cifar100", _CIFAR_MEAN, _CIFAR_DEVIATION, torchvision.datasets.CIFAR100, "fine_labels")
 
 DATASETS = {
     "digits": Known(1437, 360, 10, (1, 8, 8)),
     "digits32": Known(1437, 360, 10, (1, 32, 32)),
-    "mnist": Known(60_000, 10_000, 10, (1, 28, 28), IdxFiles(33.3184, 78.5675, torchvision.datasets.MNIST)),
-    "fashion_mnist": Known(
-        60_000,
-        10_000,
-        10,
-        (1, 28, 28),
-        IdxFiles(72.9404, 90.0212, torchvision.datasets.FashionMNIST, _DEBIAN_FASHION),
-    ),
+    "mnist": Known(60_000, 10_000, 10, (1, 28, 28), _MNIST),
+    "fashion_mnist": Known(60_000, 10_000, 10, (1, 28, 28), _FASHION),
+    "svhn": Known(73_257, 26_032, 10, (3, 32, 32), _SVHN),
+    "cifar10": Known(50_000, 10_000, 10, (3, 32, 32), _CIFAR10),
+    "cifar100": Known(50_000, 10_000, 100, (3, 32, 32), _CIFAR100),
+    "cifar100_split": Known(50_000, 10_000, 100, (3, 32, 32), _CIFAR100, halves=True),
 }
 
 
 def describe_dataset(name: str, data_dir: Path) -> DataSpec:
     """What `name` is, from its files where they are there, else from what is published, its fingerprint unknown."""
     known = _known(name)
-    folder = None
-    if known.files is not None and (folder := _find(name, data_dir, known.files)) is None:
+    place = None
+    if known.files is not None and (place := known.files.find(data_dir)) is None:
         return published_shape(name)
-    return _read(name, folder).spec
+    return _read(name, place).spec
 
 
 def published_shape(name: str) -> DataSpec:
     """What is published of `name`, without a look at any file: its fingerprint is unknown."""
     known = _known(name)
-    return DataSpec(name, UNKNOWN_FINGERPRINT, known.n_train, known.n_test, known.n_classes, known.shape)
+    return DataSpec(
+        name, UNKNOWN_FINGERPRINT, known.n_train, known.n_test, known.n_classes, known.shape, halves=known.halves
+    )
 
 
 def load_dataset(name: str, data_dir: Path) -> Dataset:
@@ -95,18 +87,16 @@ def load_dataset(name: str, data_dir: Path) -> Dataset:
     known = _known(name)
     if known.files is None:
         return _read(name, None)
-    return _read(name, _find(name, data_dir, known.files) or _fetch(name, data_dir, known.files))
+    return _read(name, known.files.find(data_dir) or known.files.fetch(data_dir))
 
 
 @functools.lru_cache(maxsize=2)
-def _read(name: str, folder: Path | None) -> Dataset:
+def _read(name: str, place: Path | None) -> Dataset:
     known = DATASETS[name]
-    if known.files is None or folder is None:
+    if known.files is None or place is None:
         return _read_digits(name, known)
-    train_images, train_labels = _read_split(folder, "train", known)
-    test_images, test_labels = _read_split(folder, "test", known)
-    mean, deviation = known.files.mean, known.files.deviation
-    return _assemble(name, known, train_images, train_labels, test_images, test_labels, mean, deviation)
+    train, test = known.files.read(place, known.shape, known.n_classes)
+    return _assemble(name, known, train, test, known.files.mean, known.files.deviation)
 
 
 def _known(name: str) -> Known:
@@ -132,114 +122,37 @@ def _read_digits(name: str, known: Known) -> Dataset:
     is_test[by_class[::5]] = True
     train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     mean, deviation = float(images[train].mean()), float(images[train].std())
-    return _assemble(name, known, images[train], labels[train], images[test], labels[test], mean, deviation)
+    return _assemble(name, known, (images[train], labels[train]), (images[test], labels[test]), mean, deviation)
 
 
-def _assemble(
-    name: str,
-    known: Known,
-    train_images: NDArray[np.uint8],
-    train_labels: NDArray[np.int64],
-    test_images: NDArray[np.uint8],
-    test_labels: NDArray[np.int64],
-    mean: float,
-    deviation: float,
-) -> Dataset:
+def _assemble(name: str, known: Known, train: Arrays, test: Arrays, mean: Scale, deviation: Scale) -> Dataset:
     digest = hashlib.sha256(f"{name}:{mean!r}:{deviation!r}".encode())
-    for array in (train_images, train_labels, test_images, test_labels):
+    for array in (*train, *test):
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     spec = DataSpec(
-        name, digest.hexdigest(), len(train_labels), len(test_labels), known.n_classes, train_images.shape[1:]
+        name, digest.hexdigest(), len(train[1]), len(test[1]), known.n_classes, known.shape, halves=known.halves
     )
 
     def normalise(images: NDArray[np.uint8]) -> torch.Tensor:
-        return (torch.from_numpy(images.astype(np.float32)) - mean) / deviation
+        """In place, for the larger sets take close to 1 GB."""
+        as_floats = torch.from_numpy(images.astype(np.float32))
+        return as_floats.sub_(_per_channel(mean)).div_(_per_channel(deviation))
 
     return Dataset(
         spec,
-        Examples(normalise(train_images), torch.from_numpy(train_labels)),
-        Examples(normalise(test_images), torch.from_numpy(test_labels)),
-        black=-mean / deviation,
+        Examples(normalise(train[0]), torch.from_numpy(train[1])),
+        Examples(normalise(test[0]), torch.from_numpy(test[1])),
+        black=_black(mean, deviation),
     )
 
 
-def _folders(name: str, data_dir: Path, files: IdxFiles) -> list[Path]:
-    """Where the four idx files of a data set may lie, the person's own folders first."""
-    data_dir = data_dir.expanduser()
-    folders = [data_dir / name, data_dir / name.replace("_", "-"), _fetched(data_dir, files)]
-    return folders if files.package is None else [*folders, files.package[1]]
+def _per_channel(scale: Scale) -> torch.Tensor:
+    """`scale` where it meets images (n, channels, height, width): (channels, 1, 1), or (1, 1, 1) for all of them."""
+    return torch.tensor(scale, dtype=torch.float32).reshape(-1, 1, 1)
 
 
-def _fetched(data_dir: Path, files: IdxFiles) -> Path:
-    """Where torchvision puts the files it fetches."""
-    return data_dir.expanduser() / files.fetcher.__name__ / "raw"
-
-
-def _find(name: str, data_dir: Path, files: IdxFiles) -> Path | None:
-    """The first folder that holds all four idx files of `name`."""
-    for folder in _folders(name, data_dir, files):
-        if all(_file(folder, split, kind) for split in _PREFIXES for kind in ("images", "labels")):
-            return folder
-    return None
-
-
-def _fetch(name: str, data_dir: Path, files: IdxFiles) -> Path:
-    """Lets torchvision fetch the files, which checks their published checksums. DataError where it cannot."""
-    try:
-        files.fetcher(str(data_dir.expanduser()), download=True)
-    except (RuntimeError, OSError) as error:  # No mirror was reached, or a checksum differs.
-        partial = [str(folder) for folder in _folders(name, data_dir, files) if any(folder.glob("*-ubyte*"))]
-        found = f"{partial[0]} holds some of its files, not all," if partial else "its files were not found"
-        package = f", install Debian's package {files.package[0]}" if files.package else ""
-        raise DataError(
-            f"{name}: {found} and they could not be fetched ({_first_line(error)}); run where there is a network, "
-            f"put train-images-idx3-ubyte.gz and the other three into {data_dir / name}{package}, "
-            f"or set REPAIRLAB_DATA_DIR to a folder that has them in a folder {name}"
-        ) from error
-    return _fetched(data_dir, files)
-
-
-def _file(folder: Path, split: str, kind: str) -> Path | None:
-    rank = 3 if kind == "images" else 1
-    stem = f"{_PREFIXES[split]}-{kind}-idx{rank}-ubyte"
-    return next((path for path in (folder / f"{stem}.gz", folder / stem) if path.is_file()), None)
-
-
-def _read_split(folder: Path, split: str, known: Known) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    paths = [_file(folder, split, kind) for kind in ("images", "labels")]
-    images_path, labels_path = (path for path in paths if path is not None)
-    images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
-    if images.shape[1:] != known.shape[1:]:
-        raise _damaged(images_path, f"images of {images.shape[1:]} pixels, expected {known.shape[1:]}")
-    if len(images) != len(labels) or not len(labels):
-        raise _damaged(labels_path, f"{len(labels)} labels for {len(images)} images")
-    if labels.max() >= known.n_classes:
-        raise _damaged(labels_path, f"a label of {labels.max()} among {known.n_classes} classes")
-    return images[:, None], labels.astype(np.int64)
-
-
-def read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
-    """An idx file of unsigned bytes with `rank` dimensions, gzipped (its CRC is checked) or plain.
-
-    Raises DataError where the file is cut short, damaged or of another kind. Format: MNIST's own page, LeCun et al.
-    """
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise _damaged(path, _first_line(error)) from error
-    if len(data) < 4 + 4 * rank or data[:4] != bytes([0, 0, 8, rank]):
-        raise _damaged(path, f"no idx file of bytes with {rank} dimensions")
-    shape = tuple(np.frombuffer(data, ">u4", rank, offset=4).astype(int).tolist())
-    values = np.frombuffer(data, np.uint8, offset=4 + 4 * rank)
-    if values.size != np.prod(shape):
-        raise _damaged(path, f"{values.size} values where its header says {np.prod(shape)}")
-    return values.reshape(shape)
-
-
-def _damaged(path: Path, reason: str) -> DataError:
-    return DataError(f"{path} is damaged ({reason}): delete it and fetch it again")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".:")
+def _black(mean: Scale, deviation: Scale) -> Scale:
+    """What a raw 0 becomes: one number, or one for each channel."""
+    black: float | list[float] = (-np.asarray(mean) / np.asarray(deviation)).tolist()
+    return tuple(black) if isinstance(black, list) else black

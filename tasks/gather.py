@@ -20,7 +20,7 @@ from infra.tables import Table, read_rows, write_table
 from tasks import schema
 from tasks.ablation import summarise, tabulate_barriers
 from tasks.artifacts import as_member, has_match_rows, has_path, read_endpoint
-from tasks.science.specs import REVISIONS, SCHEMA_VERSION, Cell, Merge, Path, Request
+from tasks.science.specs import REVISIONS, SCHEMA_VERSION, Cell, Endpoint, Merge, Path, Request
 
 NOT_YET = "not trained yet"
 """The message of an endpoint that some request names and nobody has tried to train to the end."""
@@ -90,7 +90,7 @@ def build_tables(store: Store, study: str, requests: Iterable[Request], failures
                     record = {"status": "failed", "message": failures.get(endpoint.id, NOT_YET)}
                 elif record["status"] == "trained":
                     trained.append(as_member(endpoint, record))
-                endpoints[endpoint.id] = columns | _endpoint_columns(endpoint.id, endpoint.seed, record)
+                endpoints[endpoint.id] = columns | _endpoint_columns(endpoint, record)
             found = request.merges(cell, trained)
             merges |= {merge.id: merge for merge in found}
             paths |= {(path.merge.id, path.correction, path.measurement.name): path for path in request.paths(found)}
@@ -139,9 +139,9 @@ def _described(spec: Any, prefix: str) -> Record:
     return {name: "x".join(map(str, value)) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _endpoint_columns(endpoint_id: str, seed: int, record: Record) -> Record:
-    where = {"endpoint_id": endpoint_id, "seed": seed, "train_subset": "all", "origin": "trained"}
-    return where | record
+def _endpoint_columns(endpoint: Endpoint, record: Record) -> Record:
+    where = {"endpoint_id": endpoint.id, "seed": endpoint.seed, "train_subset": endpoint.train_subset}
+    return where | {"origin": "trained"} | record
 
 
 def _pair_columns(study: str, merge: Merge) -> Record:
@@ -158,10 +158,12 @@ def _pair_columns(study: str, merge: Merge) -> Record:
 def _with_members(pairs: pd.DataFrame, merges: Mapping[str, Merge], match_rows: pd.DataFrame) -> pd.DataFrame:
     members = {merge.id: f"{merge.a.endpoint_id} {merge.b.endpoint_id}" for merge in merges.values()}
     n_statistics = {merge.id: merge.n_statistics for merge in merges.values()}
+    subsets_a = {merge.id: merge.cell.data.train_subset(merge.a.seed) for merge in merges.values()}
+    subsets_b = {merge.id: merge.cell.data.train_subset(merge.b.seed) for merge in merges.values()}
     return pairs.assign(
         members=pairs["merge_id"].map(members),
-        train_subset_a="all",
-        train_subset_b="all",
+        train_subset_a=pairs["merge_id"].map(subsets_a),
+        train_subset_b=pairs["merge_id"].map(subsets_b),
         n_statistics=pairs["merge_id"].map(n_statistics),
     ).merge(match_rows, on="merge_id", how="left")
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tasks.science.examples import Dataset, subset
 from tasks.science.specs import Recipe, stream
@@ -46,9 +45,15 @@ def draw_views(rng: np.random.Generator, n_examples: int, size: tuple[int, int],
     return Views(torch.from_numpy(offsets), torch.from_numpy(mirrored), torch.from_numpy(corners))
 
 
-def pad(images: Tensor, translate: int, black: float) -> Tensor:
-    """`images` (n, channels, height, width) with `translate` pixels of black around each."""
-    return F.pad(images, (translate,) * 4, value=black) if translate else images
+def pad(images: Tensor, translate: int, black: float | tuple[float, ...]) -> Tensor:
+    """`images` (n, channels, height, width) with `translate` pixels of black around each; see `Dataset.black`."""
+    if not translate:
+        return images
+    n_images, n_channels, height, width = images.shape
+    shape = (n_images, n_channels, height + 2 * translate, width + 2 * translate)
+    padded = images.new_tensor(black).reshape(-1, 1, 1).expand(shape).clone(memory_format=torch.contiguous_format)
+    padded[..., translate : translate + height, translate : translate + width] = images
+    return padded
 
 
 def take(padded: Tensor, indices: Tensor, views: Views, translate: int, cutout: int = 0) -> Tensor:

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -25,6 +25,9 @@ from tasks.science.matchers import MatcherChoice, parse_matcher
 
 State = dict[str, torch.Tensor]
 """A network's parameters and buffers by name, as `nn.Module.state_dict` names them."""
+
+TrainSubset = Literal["all", "first", "second"]
+"""The part of a train split that an endpoint is trained on: all of it, or one of two halves."""
 
 SCHEMA_VERSION = 1
 
@@ -98,9 +101,32 @@ class DataSpec:
     n_classes: int
     shape: tuple[int, int, int]
     """(channels, height, width) of one image."""
+    halves: bool = False
+    """Whether an endpoint is trained on one of two disjoint halves of the train split, and pairs lie across them. Its
+    seed says which: even seeds have the first, odd seeds the second. So every seed stands for one training, with its
+    own initial weights, and more seeds leave those before them as they are."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
+
+    def train_subset(self, seed: int) -> TrainSubset:
+        """What an endpoint of this seed is trained on."""
+        if not self.halves:
+            return "all"
+        return "second" if seed % 2 else "first"
+
+    @property
+    def n_train_each(self) -> int:
+        """How many images one endpoint is trained on; about, where halves are not equal."""
+        return self.n_train // 2 if self.halves else self.n_train
+
+    def pairs(self, seeds: Sequence[int]) -> list[tuple[int, int]]:
+        """Every pair (A, B) of `seeds`, the smaller first; of halves, every one across, A of the first."""
+        ordered = sorted(seeds)
+        if not self.halves:
+            return list(combinations(ordered, 2))
+        first, second = ([seed for seed in ordered if self.train_subset(seed) == side] for side in ("first", "second"))
+        return list(product(first, second))
 
 
 def _one_of(owner: str, field_name: str, value: object, words: object) -> None:
@@ -203,7 +229,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of a study's grid; its endpoints differ in their seed alone."""
+    """One point of a study's grid; its endpoints differ in their seed alone, and in the half that goes with it."""
 
     data: DataSpec
     architecture: str
@@ -252,6 +278,11 @@ class Endpoint:
     @property
     def id(self) -> str:
         return spec_id(("train",), {"cell": self.cell, "seed": self.seed})
+
+    @property
+    def train_subset(self) -> TrainSubset:
+        """Follows from the cell and the seed, so it takes no part of its own in the id."""
+        return self.cell.data.train_subset(self.seed)
 
 
 @dataclass(frozen=True)
@@ -303,7 +334,8 @@ class Member:
 
 @dataclass(frozen=True)
 class Merge:
-    """Two endpoints of a cell, A before B, and the matcher that permutes B into alignment with A.
+    """Two endpoints of a cell, A and B as `DataSpec.pairs` has them, and the matcher that permutes B into alignment
+    with A.
 
     `statistics` and `draw` say which images the matcher sees, as in `Measurement`.
     """
@@ -400,6 +432,9 @@ class Request:
             )
         if not self.cells:
             raise ValueError(f"study {self.study} has no cells")
+        for cell in self.cells:
+            if not cell.data.pairs(self.seeds):
+                raise ValueError(f"{cell.data.name}: seeds {self.seeds} are all of one half, and pairs lie across")
         for correction in self.corrections:
             if not any(self._defines(correction, cell) for cell in self.cells):
                 # Some cell's reason stands for all.
@@ -409,14 +444,23 @@ class Request:
     def id(self) -> str:
         return spec_id((), self)
 
+    @property
+    def n_pairs(self) -> int:
+        """Over all cells; each is measured under every matcher and correction."""
+        return sum(len(cell.data.pairs(self.seeds)) for cell in self.cells)
+
     def endpoints(self, cell: Cell) -> list[Endpoint]:
         return [Endpoint(cell, seed) for seed in self.seeds]
 
     def merges(self, cell: Cell, trained: Sequence[Member]) -> list[Merge]:
-        """Every matcher on every pair of `trained`, the smaller seed first."""
-        ordered = sorted(trained, key=lambda member: member.seed)
+        """Every matcher on every pair of `trained`."""
+        members = {member.seed: member for member in trained}
         seen = (self.measurement.statistics, self.measurement.draw)
-        return [Merge(cell, a, b, matcher, *seen) for matcher in self.matchers for a, b in combinations(ordered, 2)]
+        return [
+            Merge(cell, members[a], members[b], matcher, *seen)
+            for matcher in self.matchers
+            for a, b in cell.data.pairs(list(members))
+        ]
 
     def paths(self, merges: Sequence[Merge]) -> list[Path]:
         return [

@@ -28,7 +28,7 @@ from tasks.science.networks import build_network, build_training_network, initia
 from tasks.science.networks.folding import fold_batch_norm
 from tasks.science.networks.mlp import MLP
 from tasks.science.optimization import Updates, finite_seeds, learning_rate
-from tasks.science.specs import Cell, Recipe, State, stream
+from tasks.science.specs import Cell, Recipe, State, TrainSubset, stream
 
 UNTRAINED_SHARE = 0.95
 """An endpoint whose train loss is above this share of ln(n_classes) has learned next to nothing."""
@@ -39,7 +39,8 @@ Forward = Callable[[State, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Training:
-    """One trained seed. Loss and accuracy are of the final weights, without augmentation; NaN where it diverged."""
+    """One trained seed. Loss and accuracy are of the final weights, without augmentation; NaN where it diverged.
+    `train` is of the images it was trained on."""
 
     seed: int
     state: State
@@ -60,24 +61,30 @@ def train_group(
     dtype: torch.dtype = torch.float32,
     group_size: int | None = None,
 ) -> Iterator[Training]:
-    """Trains `seeds` of `cell` and yields each as it is done, in their order; weights come back on the CPU.
+    """Trains `seeds` of `cell` and yields each as it is done, in their order (of a data set in halves, those of the
+    first half before those of the second); weights come back on the CPU.
 
-    `group_size` seeds are stacked into one network at a time: by default 1 on a CPU, all of them elsewhere.
-    Raises ValueError where the recipe cannot be trained on `device`.
+    `group_size` seeds are stacked into one network at a time: by default 1 on a CPU, all that share their train images
+    elsewhere. Raises ValueError where the recipe cannot be trained on `device`.
     """
     device = torch.device(device)
     check_trainable(cell.recipe, device)
     network, trained_network = build_network(cell), build_training_network(cell)
     size = group_size or (1 if device.type == "cpu" else len(seeds))
-    for start in range(0, len(seeds), size):
-        group = list(seeds[start : start + size])
-        begun = time.perf_counter()
-        stack = _train_stack(trained_network, cell.recipe, group, dataset, device, dtype)
-        seconds = (time.perf_counter() - begun) / len(group)
-        for seed, trained in zip(group, stack, strict=True):
-            if cell.normalization == "batch-fused":
-                trained = replace(trained, state=_fold(trained_network, trained.state))
-            yield _judge(network, cell, seed, trained, dataset, seconds)
+    by_subset: dict[TrainSubset, list[int]] = {}
+    for seed in seeds:
+        by_subset.setdefault(cell.data.train_subset(seed), []).append(seed)
+    for train_subset, members in sorted(by_subset.items()):
+        own = dataset.trained_on(train_subset)
+        for start in range(0, len(members), size):
+            group = members[start : start + size]
+            begun = time.perf_counter()
+            stack = _train_stack(trained_network, cell.recipe, group, own, device, dtype)
+            seconds = (time.perf_counter() - begun) / len(group)
+            for seed, trained in zip(group, stack, strict=True):
+                if cell.normalization == "batch-fused":
+                    trained = replace(trained, state=_fold(trained_network, trained.state))
+                yield _judge(network, cell, seed, trained, own, seconds)
 
 
 def check_trainable(recipe: Recipe, device: torch.device | str) -> None:

@@ -29,6 +29,15 @@ def test_a_plan_without_data_counts_everything_and_says_so(store: Store, tmp_pat
     assert "mnist was not found, so all of it counts as missing" in plan.describe()
 
 
+def test_a_plan_counts_pairs_across_halves_alone_and_half_the_images_of_a_training(store: Store, tmp_path: Path):
+    whole, split = (
+        request_of(tmp_path, study="mlp-width", dataset=[name], width=[32]) for name in ("cifar100", "cifar100_split")
+    )
+    plan = make_plan(store, split, 1)
+    assert (plan.n_endpoints, plan.n_pairs, plan.n_missing_pairs) == (4, 4, 4)
+    assert training_flops(split.cells[0]) == training_flops(whole.cells[0]) / 2
+
+
 def test_more_workers_take_fewer_hours(store: Store, tmp_path: Path):
     request = request_of(tmp_path, study="digits-depth")
     assert make_plan(store, request, 8).hours < make_plan(store, request, 1).hours / 4

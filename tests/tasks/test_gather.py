@@ -92,6 +92,29 @@ def test_a_merge_without_a_matcher_has_no_objective_and_no_function_error(tables
     aligned = tables["merges"][tables["merges"]["matcher"] == "activation"]
     assert (aligned["function_error"] < 1e-12).all()
     assert (aligned["objective"] > 0).all()
+    assert (tables["merges"][["train_subset_a", "train_subset_b"]] == "all").all().all()
+
+
+def test_tables_of_a_data_set_in_halves_tell_which_half(store: Store, cell: Cell, blobs, monkeypatch):
+    halved = dataclasses.replace(blobs, spec=dataclasses.replace(blobs.spec, halves=True))
+    for module in ("tasks.train", "tasks.align", "tasks.pairs"):
+        monkeypatch.setattr(f"{module}.load_dataset", lambda _name, _folder: halved)
+    run_all(store, make_request(dataclasses.replace(cell, data=halved.spec), n_seeds=4))
+    tables = read_all(store)
+    assert tables["cells"]["data_halves"].tolist() == [True]
+    endpoints = tables["endpoints"].set_index("seed").sort_index()
+    assert endpoints["train_subset"].tolist() == ["first", "second"] * 2
+    sizes = {side: len(halved.trained_on(side).train) for side in ("first", "second")}
+    assert endpoints["n_train_examples"].tolist() == [sizes["first"], sizes["second"]] * 2
+    merges = tables["merges"].query("matcher == 'activation'")
+    assert sorted(zip(merges["seed_a"], merges["seed_b"], strict=True)) == [(0, 1), (0, 3), (2, 1), (2, 3)]
+    assert (merges["train_subset_a"] == "first").all()
+    assert (merges["train_subset_b"] == "second").all()
+    assert (merges["n_statistics"] == len(blobs.train)).all()
+    assert set(tables["paths"].query("split == 'train'")["n_examples"]) == {len(blobs.train)}
+    accuracy = tables["ablation"].query("metric == 'endpoint_accuracy'")
+    assert (accuracy["n_pairs"] == 4).all()
+    assert accuracy["low"].notna().all()
 
 
 def test_barriers_are_what_the_curves_say(tables):

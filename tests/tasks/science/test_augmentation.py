@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 
 from tasks.science.augmentation import Views, draw_views, pad, statistics_images, take
-from tasks.science.examples import Dataset
+from tasks.science.examples import Dataset, half
 from tasks.science.specs import Recipe, stream
 
 
@@ -77,6 +78,16 @@ def test_a_cutout_changes_neither_the_shifts_nor_the_flips(recipe: Recipe):
     assert torch.equal(without.mirrored, cut.mirrored)
 
 
+def test_black_may_differ_between_channels(recipe: Recipe):
+    images = torch.randn(30, 3, 7, 5, generator=torch.Generator().manual_seed(0))
+    views = draw_views(stream("test"), 30, (7, 5), augmented(recipe, flip=True, translate=2))
+    seen = take(pad(images, 2, (-1.0, 0.5, 2.0)), torch.arange(30), views, 2)
+    for channel, black in enumerate((-1.0, 0.5, 2.0)):
+        alone = images[:, channel : channel + 1]
+        assert torch.equal(seen[:, channel : channel + 1], plain_batch(alone, views, 2, black))
+    assert torch.equal(pad(images, 2, (0.5,) * 3), pad(images, 2, 0.5))
+
+
 def test_flips_without_translation_mirror_the_columns(recipe: Recipe):
     images = torch.randn(20, 1, 4, 6, generator=torch.Generator().manual_seed(0))
     views = draw_views(stream("test"), 20, (4, 6), augmented(recipe, flip=True))
@@ -138,3 +149,44 @@ def test_a_reduced_data_set_keeps_images_and_labels_together(blobs: Dataset):
     whole = blobs.reduced(None)
     assert whole.train is blobs.train
     assert whole.test is blobs.test
+
+
+@pytest.fixture
+def halved(blobs: Dataset) -> Dataset:
+    return dataclasses.replace(blobs, spec=dataclasses.replace(blobs.spec, halves=True))
+
+
+def test_two_halves_are_disjoint_and_all_of_the_train_split(halved: Dataset):
+    first, second = (half(halved.train.labels, halved.spec, side) for side in ("first", "second"))
+    assert sorted([*first.tolist(), *second.tolist()]) == list(range(len(halved.train)))
+    assert first.tolist() == sorted(first.tolist())
+
+
+def test_each_half_has_four_fifths_of_its_own_classes_and_one_fifth_of_the_others(halved: Dataset):
+    of_all = torch.bincount(halved.train.labels).tolist()
+    first, second = (halved.trained_on(side).train for side in ("first", "second"))
+    assert torch.bincount(first.labels).tolist() == [
+        round((0.8 if label < 2 else 0.2) * n) for label, n in enumerate(of_all)
+    ]
+    assert (torch.bincount(first.labels) + torch.bincount(second.labels)).tolist() == of_all
+
+
+def test_halves_are_drawn_at_random_and_always_the_same(halved: Dataset):
+    first = half(halved.train.labels, halved.spec, "first")
+    assert torch.equal(first, half(halved.train.labels, halved.spec, "first"))
+    other = dataclasses.replace(halved.spec, fingerprint="blobs-2")
+    assert not torch.equal(first, half(halved.train.labels, other, "first"))
+
+
+def test_a_half_keeps_images_and_labels_together_and_the_test_split_whole(halved: Dataset):
+    chosen = half(halved.train.labels, halved.spec, "second")
+    second = halved.trained_on("second")
+    assert torch.equal(second.train.images, halved.train.images[chosen])
+    assert torch.equal(second.train.labels, halved.train.labels[chosen])
+    assert second.test is halved.test
+    assert halved.trained_on("all") is halved
+
+
+def test_a_data_set_without_halves_has_none_to_train_on(blobs: Dataset):
+    with pytest.raises(ValueError, match="blobs has no halves to train on"):
+        blobs.trained_on("first")

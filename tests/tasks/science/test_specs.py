@@ -293,6 +293,26 @@ def test_a_request_pairs_every_two_seeds_the_smaller_first(cell: Cell):
     assert len(request.paths(merges)) == 12
 
 
+def test_pairs_of_a_data_set_in_halves_lie_across_with_a_of_the_first(cell: Cell):
+    halved = dataclasses.replace(cell, data=dataclasses.replace(cell.data, halves=True))
+    request = make_request(halved, seeds=(0, 1, 2, 3), matchers=("none",))
+    assert [endpoint.train_subset for endpoint in request.endpoints(halved)] == ["first", "second", "first", "second"]
+    merges = request.merges(halved, [Member(seed, f"e{seed}", str(seed)) for seed in (3, 2, 0, 1)])
+    assert [(merge.a.seed, merge.b.seed) for merge in merges] == [(0, 1), (0, 3), (2, 1), (2, 3)]
+    assert request.n_pairs == 4
+    assert [endpoint.train_subset for endpoint in make_request(cell).endpoints(cell)] == ["all"] * 3
+    with pytest.raises(ValueError, match=r"blobs: seeds \(0, 2\) are all of one half, and pairs lie across"):
+        make_request(halved, seeds=(0, 2))
+
+
+def test_a_data_set_in_halves_has_endpoints_of_its_own(cell: Cell):
+    halved = dataclasses.replace(cell, data=dataclasses.replace(cell.data, halves=True))
+    assert Endpoint(halved, 0).id != Endpoint(cell, 0).id
+    assert dataclasses.replace(cell, data=dataclasses.replace(cell.data, halves=False)).id == cell.id
+    request = make_request(halved)
+    assert Request.from_json(request.to_json()) == request
+
+
 def test_one_seed_makes_no_pair(cell: Cell):
     with pytest.raises(ValueError, match="at least 2 seeds"):
         make_request(cell, seeds=(0,))

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -29,6 +29,38 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(n_seeds: int, seed_sd:
         interval = mean_interval(pairs_of(n_seeds), simulate(rng, n_seeds, seed_sd, pair_sd))
         hits += interval.low <= 0 <= interval.high
     assert 0.93 <= hits / n_studies <= at_most
+
+
+def pairs_across(n_seeds: int) -> list[tuple[int, int]]:
+    """Even seeds against odd ones, as a data set in halves has them."""
+    return list(product(range(0, n_seeds, 2), range(1, n_seeds, 2)))
+
+
+@pytest.mark.parametrize("n_seeds", [4, 6, 16])
+@pytest.mark.parametrize(("seed_sd", "pair_sd", "at_most"), [(1.0, 0.1, 0.975), (0.0, 1.0, 1.0)])
+def test_pairs_across_halves_have_an_interval_as_honest(n_seeds: int, seed_sd: float, pair_sd: float, at_most: float):
+    rng = np.random.default_rng(n_seeds)
+    pairs = pairs_across(n_seeds)
+    n_studies = 1000
+    hits = 0
+    for _ in range(n_studies):
+        seeds = rng.normal(0, seed_sd, n_seeds)
+        values = [seeds[a] + seeds[b] + rng.normal(0, pair_sd) for a, b in pairs]
+        interval = mean_interval(pairs, values)
+        hits += interval.low <= 0 <= interval.high
+    assert 0.93 <= hits / n_studies <= at_most
+
+
+def test_across_halves_the_variances_of_two_means_add():
+    x = np.random.default_rng(0).normal(size=6)
+    interval = mean_interval(pairs_across(6), [x[a] + x[b] for a, b in pairs_across(6)])
+    error = np.sqrt((x[::2].var(ddof=1) + x[1::2].var(ddof=1)) / 3)
+    assert interval.mean == pytest.approx(x[::2].mean() + x[1::2].mean())
+    assert interval.high - interval.mean == pytest.approx(stats.t.ppf(0.975, 4) * error)
+
+
+def test_one_seed_of_a_half_leaves_no_interval():
+    assert np.isnan(mean_interval([(0, 1), (2, 1)], [1.0, 2.0]).low)
 
 
 def test_for_values_that_belong_to_seeds_it_is_the_textbook_interval():

@@ -157,6 +157,26 @@ def test_float16_on_a_gpu_learns_what_float32_learns(blobs: Dataset, cell: Cell)
         assert trained.n_skipped_steps < 18
 
 
+@pytest.mark.parametrize("group_size", [None, 4])
+def test_an_endpoint_of_a_half_is_trained_on_that_half_alone(blobs: Dataset, cell: Cell, group_size: int | None):
+    """As it would be on a data set that is that half, beside whatever seeds of the other."""
+    spec = dataclasses.replace(blobs.spec, halves=True)
+    halved = dataclasses.replace(blobs, spec=spec)
+    cell_of_halves = dataclasses.replace(cell, data=spec)
+    trained = {one.seed: one for one in train_group(cell_of_halves, [0, 1, 2, 3], halved, group_size=group_size)}
+    assert list(trained) == [0, 2, 1, 3]
+    for seed, side in ((0, "first"), (3, "second")):
+        own = dataclasses.replace(blobs, train=halved.trained_on(side).train)
+        (alone,) = train_group(cell, [seed], own)
+        assert trained[seed].train.n_examples == len(own.train) < len(blobs.train)
+        assert trained[seed].test.n_examples == len(blobs.test)
+        for name, tensor in alone.state.items():
+            if group_size is None:
+                assert torch.equal(trained[seed].state[name], tensor)
+            else:
+                assert torch.allclose(trained[seed].state[name], tensor, atol=1e-4)
+
+
 def test_training_learns(blobs: Dataset, cell: Cell):
     (trained,) = train_group(cell, [0], blobs)
     assert trained.status == "trained"
