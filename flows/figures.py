@@ -116,7 +116,7 @@ def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
                 color=curve.color, marker=curve.marker, capsize=3, label=curve.label, markersize=5,
             )  # fmt: skip
         axes.set_xticks(range(len(values)), [str(value) for value in values])
-        axes.set_xlabel({"depth": "hidden layers", "width": "width"}[factor])
+        axes.set_xlabel("hidden layers" if factor == "depth" and set(shown["architecture"]) == {"mlp"} else factor)
         axes.set_ylabel(metrics[metric])
         axes.set_ylim(bottom=0)
         axes.set_title(series)

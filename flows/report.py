@@ -121,7 +121,7 @@ def write_report(store: Store, study: str) -> str:
 
 def make_claim(ablation: pd.DataFrame) -> str:
     """What the study found, in a sentence, at the largest depth, or smallest width, with a barrier to speak of: where
-    the question is hardest."""
+    the question is hardest. A study of one size has a sentence for each of its networks."""
     factor = main_factor(ablation)
     test = ablation[(ablation["split"] == "test") & (ablation["matcher"] == "activation")]
     removed = test[(test["metric"] == "accuracy_barrier_reduction") & (test["correction"] == "repair")]
@@ -135,14 +135,25 @@ def make_claim(ablation: pd.DataFrame) -> str:
             "No cell of this study has an aligned barrier whose 95 % interval excludes zero, "
             "so there is no share of it that REPAIR could be said to remove."
         )
-    best = known.iloc[-1 if factor == "depth" else 0]
-    before = test[(test["cell_id"] == best["cell_id"]) & (test["metric"] == "accuracy_barrier")]
-    before = before[(before["correction"] == "none") & (before["measurement"] == best["measurement"])].iloc[0]
+    if known[factor].nunique() > 1:
+        return _claim_of(known.iloc[-1 if factor == "depth" else 0], test)
+    # Neither depth nor width is what this study asks about: every network has its sentence.
+    return " ".join(_claim_of(best, test) for _, best in known.iterrows())
+
+
+def _claim_of(removed: pd.Series, test: pd.DataFrame) -> str:
+    """What REPAIR `removed` of the aligned barrier of one cell, and what there was to remove."""
+    before = test[(test["cell_id"] == removed["cell_id"]) & (test["metric"] == "accuracy_barrier")]
+    before = before[(before["correction"] == "none") & (before["measurement"] == removed["measurement"])].iloc[0]
+    network = f"At width {removed['width']} and {removed['depth']} hidden layers"
+    if removed["architecture"] != "mlp":
+        network = f"For {removed['architecture']} of width {removed['width']}"
+    if test["normalization"].nunique() > 1 or removed["architecture"] != "mlp":
+        network += f" with normalization {removed['normalization']}"
     return (
-        f"At width {best['width']} and {best['depth']} hidden layers on {best['dataset']}, alignment alone leaves "
-        "an accuracy barrier of "
-        f"{_interval(before, 100)} points; REPAIR removes {_interval(best, 100, digits=0)} % of it "
-        f"(means over {best['n_pairs']} pairs of {best['n_seeds']} seeds, 95 % intervals over seeds)."
+        f"{network} on {removed['dataset']}, alignment alone leaves an accuracy barrier of "
+        f"{_interval(before, 100)} points; REPAIR removes {_interval(removed, 100, digits=0)} % of it "
+        f"(means over {removed['n_pairs']} pairs of {removed['n_seeds']} seeds, 95 % intervals over seeds)."
     )
 
 

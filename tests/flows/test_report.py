@@ -55,6 +55,22 @@ def test_the_claim_is_of_the_deepest_cell_with_its_interval(ablation: pd.DataFra
     assert claim.endswith("(means over 6 pairs of 4 seeds, 95 % intervals over seeds).")
 
 
+def test_the_claim_names_a_network_that_is_not_an_mlp(ablation: pd.DataFrame):
+    claim = make_claim(ablation.assign(architecture="resnet20", normalization="layer", depth=20))
+    assert claim.startswith("For resnet20 of width 128 with normalization layer on digits, alignment alone leaves")
+
+
+def test_a_study_of_one_size_has_a_sentence_for_every_network():
+    cells = [
+        pd.DataFrame(ablation_rows(depths=(20,))).assign(architecture="resnet20", normalization=word, cell_id=word)
+        for word in ("batch", "layer")
+    ]
+    claim = make_claim(pd.concat(cells, ignore_index=True))
+    assert claim.count("REPAIR removes 75 [38, 82] % of it") == 2
+    assert "with normalization batch on digits" in claim
+    assert "with normalization layer on digits" in claim
+
+
 def test_a_study_without_a_barrier_claims_nothing(ablation: pd.DataFrame):
     assert make_claim(ablation.assign(mean=float("nan"), n_seeds=2)).startswith("With fewer than 3 trained seeds")
     assert make_claim(ablation[ablation["metric"] != "accuracy_barrier_reduction"]).startswith("No cell of this study")
