@@ -161,7 +161,7 @@ def summarise_ablation(ablation: pd.DataFrame, brief: bool = False) -> pd.DataFr
     """The ablation as a person reads it: a row per cell and path, means with intervals as text, on the test split."""
     test = ablation[ablation["split"] == "test"]
     names = ["dataset", "architecture", "normalization", "width", "depth", "recipe", "measurement"]
-    shown = [name for name in names if test[name].nunique() > 1] or ([] if brief else ["width", "depth"])
+    shown = _telling(test, names) or ([] if brief else ["width", "depth"])
     rows: list[dict[str, Any]] = []
     for _, of_cell in test.groupby([*names, "cell_id"], sort=True):
         for curve in curves_of(of_cell):
@@ -179,6 +179,17 @@ def summarise_ablation(ablation: pd.DataFrame, brief: bool = False) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
+def _telling(frame: pd.DataFrame, names: list[str]) -> list[str]:
+    """Those of the columns that tell rows apart; not those that follow from others before them, as the depth of a
+    VGG does from its name."""
+    telling: list[str] = []
+    for name in names:
+        distinct = len(frame[telling].drop_duplicates()) if telling else 1
+        if len(frame[[*telling, name]].drop_duplicates()) > distinct:
+            telling.append(name)
+    return telling
+
+
 def section_starts(summary: pd.DataFrame) -> list[int]:
     """The rows of a summary at which another cell begins."""
     cells = summary.iloc[:, : list(summary.columns).index("path")].to_numpy().tolist()
@@ -194,15 +205,21 @@ def print_ablation(store: Store, request: Request, console: Console) -> None:
     summary = summarise_ablation(ablation, brief=True)
     dull = ["diverged", "untrained", *(["pairs"] if summary["pairs"].nunique() == 1 else [])]
     shown = summary.drop(columns=dull)
+    factors = list(shown.columns[: list(shown.columns).index("path")])
+    # Two factors beside the path do not fit: then every cell has a line of its own above its paths.
+    headed = len(factors) > 1
     title = f"{study}, test split: means over pairs of seeds [95 % interval]"
     text = TextTable(title=title, box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left")
-    for name in shown.columns:
+    for name in shown.columns.drop(factors if headed else []):
         text.add_column(name, justify="left" if name in TEXT_COLUMNS else "right", overflow="fold")
     starts = section_starts(summary)
-    for position, row in enumerate(shown.itertuples(index=False)):
-        if position and position in starts:
-            text.add_row()
-        text.add_row(*map(str, row))
+    for position, row in enumerate(shown.to_dict(orient="records")):
+        if position in starts:
+            if position:
+                text.add_row()
+            if headed:
+                text.add_row(", ".join(f"{name} {row[name]}" for name in factors), style="bold")
+        text.add_row(*(str(value) for name, value in row.items() if not (headed and name in factors)))
     console.print(text)
     console.print(make_claim(ablation), highlight=False)
     legend = (

@@ -148,6 +148,31 @@ def test_the_terminal_shows_whole_numbers_in_80_columns(store: Store, ablation: 
     assert "10.0 [5.0, 11.0]" in alone.getvalue()
 
 
+def test_with_two_factors_every_cell_has_a_line_above_its_paths(store: Store):
+    from rich.console import Console
+
+    cells = [
+        pd.DataFrame(ablation_rows(depths=(20,))).assign(
+            architecture=architecture, normalization=word, cell_id=f"{architecture}-{word}", depth=depth
+        )
+        for architecture, depth in (("resnet20", 20), ("vgg11", 11))
+        for word in ("batch", "none")
+    ]
+    ablation = pd.concat(cells, ignore_index=True)
+    write_study(store, ablation)
+    request: Any = SimpleNamespace(
+        study="s", cells=[SimpleNamespace(id=word) for word in ablation["cell_id"].unique()],
+        matchers=("none", "activation"), corrections=("none", "repair"), measurement=SimpleNamespace(name="default"),
+    )  # fmt: skip
+    print_ablation(store, request, Console(width=80, file=(out := io.StringIO())))
+    words = out.getvalue().split()
+    assert words.count("architecture") == 4
+    # A depth that follows from the architecture tells nothing more.
+    assert "depth" not in words
+    assert "depth" not in summarise_ablation(ablation).columns
+    assert out.getvalue().count("aligned, REPAIR") == 4
+
+
 def test_a_study_that_was_never_run_has_no_report(store: Store):
     with pytest.raises(StoreError, match="holds no tables of s: `repairlab run s` makes them"):
         write_report(store, "s")
