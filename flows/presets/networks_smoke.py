@@ -5,7 +5,7 @@ from __future__ import annotations
 from flows.presets.preset import DEFAULT_MEASUREMENT, Preset
 from tasks.science.correction_table import CORRECTIONS
 from tasks.science.networks import ARCHITECTURES
-from tasks.science.recipes import SMOKE, SMOKE_PLAIN, SMOKE_SLOW
+from tasks.science.recipes import SMOKE, SMOKE_FIXUP, SMOKE_LAYER, SMOKE_PLAIN
 from tasks.science.specs import override
 
 PRESET = Preset(
@@ -15,7 +15,7 @@ PRESET = Preset(
     widths=(1,),
     depths=(1,),
     n_seeds=2,
-    recipes={"smoke": {"none": SMOKE_PLAIN, "batch": SMOKE, "layer": SMOKE_SLOW, "fixup": SMOKE_SLOW}},
+    recipes={"smoke": {"none": SMOKE_PLAIN, "batch": SMOKE, "layer": SMOKE_LAYER, "fixup": SMOKE_FIXUP}},
     corrections=tuple(CORRECTIONS),
     measurement=override(DEFAULT_MEASUREMENT, alphas=3, statistics=64, evaluation=64),
     networks=tuple(
