@@ -128,6 +128,8 @@ def make_claim(ablation: pd.DataFrame) -> str:
     known = removed[removed["mean"].notna()].sort_values([factor, "dataset"])
     if not ablation["n_pairs"].max():
         return "No pair was measured, so nothing is claimed."
+    if "repair" not in set(test["correction"]):
+        return "Nothing was aligned by activations and repaired here, so nothing is claimed."
     if known.empty and ablation["n_seeds"].max() < MIN_SEEDS:
         return f"With fewer than {MIN_SEEDS} trained seeds there are no intervals, and nothing is claimed."
     if known.empty:
