@@ -116,6 +116,8 @@ def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
                 color=curve.color, marker=curve.marker, capsize=3, label=curve.label, markersize=5,
             )  # fmt: skip
         axes.set_xticks(range(len(values)), [str(value) for value in values])
+        if len(values) == 1:
+            axes.set_xlim(-0.5, 0.5)  # Else what only stands aside would look far apart.
         axes.set_xlabel("hidden layers" if factor == "depth" and set(shown["architecture"]) == {"mlp"} else factor)
         axes.set_ylabel(metrics[metric])
         axes.set_ylim(bottom=0)
