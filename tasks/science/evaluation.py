@@ -65,13 +65,14 @@ def compute(network: nn.Module, state: State, *inputs: Tensor) -> Any:
 
 @contextmanager
 def mode(network: nn.Module, *, training: bool) -> Generator[None]:
-    """`network` in training or evaluation mode, and as it was afterwards."""
-    before = network.training
-    network.train(training)
+    """`network` in training or evaluation mode, and every module of it as it was afterwards."""
+    before = [(module, module.training) for module in network.modules()]
     try:
+        network.train(training)
         yield
     finally:
-        network.train(before)
+        for module, was_training in before:
+            module.training = was_training
 
 
 def lay_out(network: nn.Module, images: Tensor) -> Tensor:

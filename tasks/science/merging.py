@@ -21,7 +21,7 @@ from torch.nn.parameter import is_lazy
 from tasks.science.correction import check_layout, extra_tensors
 from tasks.science.correction_table import find_correction
 from tasks.science.curves import CorrectedPath, measure_side
-from tasks.science.evaluation import compute
+from tasks.science.evaluation import compute, mode
 from tasks.science.interpolation import interpolate
 from tasks.science.layout import find_layout
 from tasks.science.matchers import parse_matcher
@@ -105,7 +105,7 @@ def merge_networks(
     types = {key: torch.promote_types(given_a[key].dtype, given_b[key].dtype) for key in given_a}
     state_a, state_b = in_float32(given_a), in_float32(given_b)
     working = _on_cpu_in_float32(network)
-    with _evaluating(working):
+    with mode(working, training=False):
         for owner, state in (("A", state_a), ("B", state_b)):
             check_outputs(working, state, images, owner)
         if spec is None:
@@ -256,18 +256,6 @@ def _on_cpu_in_float32(network: nn.Module) -> nn.Module:
     if all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in tensors):
         return network
     return copy.deepcopy(network).cpu().float()
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Generator[None]:
-    """Evaluation mode, and every module in the mode that it had afterwards."""
-    before = [(module, module.training) for module in network.modules()]
-    try:
-        network.eval()
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 def _in_double(network: nn.Module, state: State) -> State:

@@ -6,8 +6,7 @@ forgotten axis. The traced rules are meant to make this check redundant; tests c
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tasks.science.evaluation import compute
+from tasks.science.evaluation import compute, mode
 from tasks.science.permutation import Axis, Permutation, PermutationSpec, Reading
 from tasks.science.tracing.graph import kept_random_state
 
@@ -100,7 +99,7 @@ def relative_error(before: list[Tensor], after: list[Tensor]) -> float:
 
 def outputs(network: nn.Module, state: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Every tensor that the network returns in eval mode with this state; the network is left as it was."""
-    with _eval_mode(network), kept_random_state(), torch.no_grad():
+    with mode(network, training=False), kept_random_state(), torch.no_grad():
         dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
         loose = {k: b.to(dtype) for k, b in network.named_buffers() if k not in state and b.is_floating_point()}
         result = compute(network, {**loose, **state}, *inputs)
@@ -152,17 +151,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif hasattr(value, "__dataclass_fields__"):
         for name in value.__dataclass_fields__:
             yield from _tensors(getattr(value, name))
-
-
-@contextmanager
-def _eval_mode(network: nn.Module) -> Generator[None]:
-    before = [(m, m.training) for m in network.modules()]
-    try:
-        network.eval()
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 class Check:
