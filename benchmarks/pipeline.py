@@ -19,13 +19,14 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from tasks.science.correction import goal_moments, preactivation_moments, reorder_layers, repair, unit_orders
+from tasks.science.identity import stream
 from tasks.science.interpolation import interpolate
 from tasks.science.matching import match
 from tasks.science.networks import build_network, initial_state
 from tasks.science.networks.mlp import MLP
 from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.permutation import Permutation, PermutationSpec
-from tasks.science.specs import Cell, DataSpec, Recipe, State, stream
+from tasks.science.specs import Cell, DataSpec, Recipe, State
 
 BATCH_SIZE = 500
 

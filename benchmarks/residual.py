@@ -25,11 +25,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tasks.science.identity import stream
 from tasks.science.matching import match
 from tasks.science.networks import build_network, initial_state
 from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.permutation import Permutation, PermutationSpec
-from tasks.science.specs import Cell, DataSpec, Recipe, State, stream
+from tasks.science.specs import Cell, DataSpec, Recipe, State
 
 SIDES = ("one pass", "layer by layer")
 

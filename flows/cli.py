@@ -22,7 +22,7 @@ from rich.console import Console
 from infra.paths import report_key, table_key
 from infra.settings import RUNNERS, Settings, load_settings
 from infra.storage import Store, StoreError
-from tasks.science.specs import safe_name
+from tasks.science.identity import safe_name
 
 app = typer.Typer(
     help="How the loss barrier between independently trained networks depends on width, depth and normalization.",

@@ -19,9 +19,10 @@ from infra.weights import SUFFIX, check_target, read_weights, write_weights
 from tasks.science.correction_table import find_correction
 from tasks.science.evaluation import Evaluation, evaluate
 from tasks.science.examples import subset
+from tasks.science.identity import weights_digest
 from tasks.science.matchers import parse_matcher
 from tasks.science.merging import Merged, MergeError, check_outputs, fit_state, in_float32, merge_networks
-from tasks.science.specs import State, weights_digest
+from tasks.science.specs import State
 
 MOST_REASONS = 4
 """How many of the reasons why units stay are told."""

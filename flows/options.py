@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.presets import find_preset
-from tasks.science.specs import DataSpec, Request
+from tasks.science.request import Request
+from tasks.science.specs import DataSpec
 
 
 class StudyOptions(BaseModel):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from tasks.datasets import load_dataset
 from tasks.science.examples import Examples
+from tasks.science.identity import weights_digest
 from tasks.science.merging import one_line
-from tasks.science.specs import weights_digest
 
 OUR_PACKAGES = ("flows", "tasks", "infra")
 

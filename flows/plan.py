@@ -13,7 +13,8 @@ from infra.storage import Store
 from tasks.artifacts import as_member, has_match, has_path, read_endpoint
 from tasks.datasets import UNKNOWN_FINGERPRINT
 from tasks.science.networks import build_network
-from tasks.science.specs import Cell, Measurement, Member, Request
+from tasks.science.request import Request
+from tasks.science.specs import Cell, Measurement, Member
 
 TASK_SECONDS = 20.0
 """About what one task should carry: long beside what a task costs, short beside what a killed one loses."""

@@ -22,7 +22,8 @@ from infra.storage import Store, StoreError
 from infra.tables import read_provenance, read_table
 from tasks.gather import NOT_YET
 from tasks.schema import TABLES
-from tasks.science.specs import Request, safe_name
+from tasks.science.identity import safe_name
+from tasks.science.request import Request
 from tasks.science.statistics import MIN_SEEDS
 
 FIGURES = {

@@ -30,7 +30,8 @@ from tasks.gather import gather
 from tasks.interpolate import interpolate
 from tasks.repair import repair
 from tasks.science.correction_table import CORRECTIONS
-from tasks.science.specs import Cell, Endpoint, Merge, Path, Request
+from tasks.science.request import Request
+from tasks.science.specs import Cell, Endpoint, Merge, Path
 from tasks.train import train
 
 CORRECTION_TASKS = {name: interpolate if name == "none" else repair for name in CORRECTIONS}

@@ -14,10 +14,11 @@ from infra.paths import endpoint_key, permutation_key, row_key
 from infra.storage import Store
 from infra.tables import Table, pack_rows
 from tasks.schema import AXIS_ROWS, MERGE_ROWS
+from tasks.science.identity import weights_digest
 from tasks.science.matching import Match
 from tasks.science.networks import build_network
 from tasks.science.permutation import Permutation
-from tasks.science.specs import Cell, Endpoint, Member, Merge, Path, State, weights_digest
+from tasks.science.specs import Cell, Endpoint, Member, Merge, Path, State
 from tasks.science.training import Training
 
 

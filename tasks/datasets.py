@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from tasks.published import Arrays, Files, IdxFiles, MatFiles, PickleFiles, Scale
 from tasks.science.examples import Dataset, Examples
-from tasks.science.specs import DataSpec, stream
+from tasks.science.identity import stream
+from tasks.science.specs import DataSpec
 
 UNKNOWN_FINGERPRINT = "unknown"
 """Stands in a plan for the fingerprint of data that were not found."""

@@ -20,7 +20,9 @@ from infra.tables import Table, read_rows, write_table
 from tasks import schema
 from tasks.ablation import summarise, tabulate_barriers
 from tasks.artifacts import as_member, has_match_rows, has_path, read_endpoint
-from tasks.science.specs import REVISIONS, SCHEMA_VERSION, Cell, Endpoint, Merge, Path, Request
+from tasks.science.identity import REVISIONS, SCHEMA_VERSION
+from tasks.science.request import Request
+from tasks.science.specs import Cell, Endpoint, Merge, Path
 
 NOT_YET = "not trained yet"
 """The message of an endpoint that some request names and nobody has tried to train to the end."""

@@ -13,7 +13,8 @@ import torch
 
 from infra.storage import Store
 from tasks.science.examples import Dataset, Examples
-from tasks.science.specs import Cell, DataSpec, Recipe, stream
+from tasks.science.identity import stream
+from tasks.science.specs import Cell, DataSpec, Recipe
 
 torch.set_num_threads(1)
 

@@ -8,7 +8,8 @@ from itertools import product
 
 from tasks.science.matchers import parse_matcher, published_modules
 from tasks.science.networks import ARCHITECTURES, build_network
-from tasks.science.specs import Cell, DataSpec, Measurement, Recipe, Request, override
+from tasks.science.request import Request
+from tasks.science.specs import Cell, DataSpec, Measurement, Recipe, override
 
 MAX_SEEDS = 10_000
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from tasks.science.examples import Dataset, subset
-from tasks.science.specs import Recipe, stream
+from tasks.science.identity import stream
+from tasks.science.specs import Recipe
 
 MEAN = 0.0
 """The mean of a data set, in every channel, once it is normalised: what a cutout is filled with."""

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.science.specs import DataSpec, TrainSubset, stream
+from tasks.science.identity import stream
+from tasks.science.specs import DataSpec, TrainSubset
 
 MAJORITY = 0.8
 """Which share of a class lies in the half that favours it."""

@@ -1,18 +1,9 @@
-"""What is asked for, as frozen dataclasses, and the identity of everything that follows from it.
-
-An id is the sha256 of canonical JSON: the resolved spec, the schema version, and the revision of each verb that made
-the thing. Specs say *what*, never *where*: no path, device or worker count takes part in an id. A field at its default
-is left out of the JSON, so a field added later leaves old ids as they are; labels (the name of a recipe) are left out
-as well, so two studies that ask for the same training share it.
-"""
+"""What a study is made of, as frozen dataclasses: data, recipes, cells, endpoints, measurements, merges and paths."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
 from typing import Any, Literal, get_args
@@ -20,7 +11,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from tasks.science.correction_table import check_correction, is_defined
+from tasks.science.correction_table import check_correction
+from tasks.science.identity import LABEL, spec_id
 from tasks.science.matchers import MatcherChoice, parse_matcher
 
 State = dict[str, torch.Tensor]
@@ -28,60 +20,6 @@ State = dict[str, torch.Tensor]
 
 TrainSubset = Literal["all", "first", "second"]
 """The part of a train split that an endpoint is trained on: all of it, or one of two halves."""
-
-SCHEMA_VERSION = 1
-
-REVISIONS: Mapping[str, int] = {"train": 1, "match": 1, "correct": 1, "evaluate": 1}
-"""Raised, with a CHANGELOG line, when the numbers of that verb change: then all that it made is made anew."""
-
-
-_LABEL = {"label": True}
-
-
-def canonical(value: Any) -> Any:
-    """The JSON form of a spec that its identity is made from: no labels, no fields at their defaults."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            f.name: canonical(getattr(value, f.name))
-            for f in dataclasses.fields(value)
-            if not f.metadata.get("label") and (f.default is dataclasses.MISSING or getattr(value, f.name) != f.default)
-        }
-    if isinstance(value, Mapping):
-        return {str(key): canonical(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [canonical(item) for item in value]
-    return value
-
-
-def canonical_json(value: Any) -> str:
-    """One text for one spec: sorted keys, no spaces, NaN and infinity refused with ValueError."""
-    return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def spec_id(verbs: tuple[str, ...], spec: Any) -> str:
-    """The first 32 hex digits of the sha256 of `spec`, the schema version and the revisions of `verbs`."""
-    revisions = {verb: REVISIONS[verb] for verb in verbs}
-    text = canonical_json({"schema": SCHEMA_VERSION, "revisions": revisions, "spec": spec})
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """sha256 (64 hex digits) over the name, type, shape and bytes of every tensor, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def stream(purpose: str, *names: int | str) -> np.random.Generator:
-    """The random numbers of one purpose: the same names give the same draws, whatever was drawn elsewhere.
-
-    NumPy's Philox rather than torch's Mersenne Twister: torch keeps 32 bits of a CPU seed, so streams could collide.
-    """
-    key = hashlib.sha256(json.dumps([purpose, *names]).encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "big")))
 
 
 def _positive(owner: str, **values: int) -> None:
@@ -147,7 +85,7 @@ class Recipe:
     """How an endpoint is trained: `learning_rate` is the peak, reached after the first `warmup` of all steps (a
     fraction, so that a shortened recipe keeps its shape), from where it falls to zero."""
 
-    name: str = field(metadata=_LABEL)
+    name: str = field(metadata=LABEL)
     batch_size: int
     epochs: int
     learning_rate: float
@@ -293,7 +231,7 @@ class Measurement:
     the test split, not augmented.
     """
 
-    name: str = field(metadata=_LABEL)
+    name: str = field(metadata=LABEL)
     alphas: int = 11
     statistics: int | None = None
     """How many images of the train split matchers and corrections see, at most: the first of a random order that is
@@ -409,107 +347,6 @@ class Path:
         return spec_id(("correct", "evaluate"), spec)
 
 
-@dataclass(frozen=True)
-class Request:
-    """What one call asked of a study: every pair of `seeds` of every cell, under every matcher, and every correction
-    that is defined for the cell's networks."""
-
-    study: str
-    cells: tuple[Cell, ...]
-    seeds: tuple[int, ...]
-    matchers: tuple[str, ...]
-    corrections: tuple[str, ...]
-    measurement: Measurement
-
-    def __post_init__(self) -> None:
-        for name in ("cells", "seeds", "matchers", "corrections"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        object.__setattr__(self, "matchers", tuple(parse_matcher(matcher).text for matcher in self.matchers))
-        safe_name(self.study)
-        if len(self.seeds) < 2:
-            raise ValueError(
-                f"a study needs at least 2 seeds, so that there is a pair to interpolate, got {len(self.seeds)}"
-            )
-        if not self.cells:
-            raise ValueError(f"study {self.study} has no cells")
-        for cell in self.cells:
-            if not cell.data.pairs(self.seeds):
-                raise ValueError(f"{cell.data.name}: seeds {self.seeds} are all of one half, and pairs lie across")
-        for correction in self.corrections:
-            if not any(self._defines(correction, cell) for cell in self.cells):
-                # Some cell's reason stands for all.
-                check_correction(correction, self.cells[0].normalization, self.cells[0].architecture)
-
-    @property
-    def id(self) -> str:
-        return spec_id((), self)
-
-    @property
-    def n_pairs(self) -> int:
-        """Over all cells; each is measured under every matcher and correction."""
-        return sum(len(cell.data.pairs(self.seeds)) for cell in self.cells)
-
-    def endpoints(self, cell: Cell) -> list[Endpoint]:
-        return [Endpoint(cell, seed) for seed in self.seeds]
-
-    def merges(self, cell: Cell, trained: Sequence[Member]) -> list[Merge]:
-        """Every matcher on every pair of `trained`."""
-        members = {member.seed: member for member in trained}
-        seen = (self.measurement.statistics, self.measurement.draw)
-        return [
-            Merge(cell, members[a], members[b], matcher, *seen)
-            for matcher in self.matchers
-            for a, b in cell.data.pairs(list(members))
-        ]
-
-    def paths(self, merges: Sequence[Merge]) -> list[Path]:
-        return [
-            Path(merge, correction, self.measurement)
-            for correction in self.corrections
-            for merge in merges
-            if self._defines(correction, merge.cell)
-        ]
-
-    def corrections_of(self, cell: Cell) -> tuple[str, ...]:
-        """Those that are defined for the cell's networks."""
-        return tuple(correction for correction in self.corrections if self._defines(correction, cell))
-
-    def left_out(self) -> list[str]:
-        """A sentence for every correction that some cells cannot take, and that is not measured there."""
-        lacking: dict[str, list[str]] = {}
-        for cell in self.cells:
-            for correction in self.corrections:
-                if not self._defines(correction, cell):
-                    lacking.setdefault(correction, []).append(
-                        f"{cell.architecture} with normalization {cell.normalization}"
-                    )
-        return [
-            f"correction {correction} is not defined for {', '.join(dict.fromkeys(networks))}, and left out there"
-            for correction, networks in lacking.items()
-        ]
-
-    @staticmethod
-    def _defines(correction: str, cell: Cell) -> bool:
-        return is_defined(correction, cell.normalization, cell.architecture)
-
-    def to_json(self) -> str:
-        """All fields, labels and defaults included, so that a later version reads what was meant."""
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> Request:
-        """ValueError where `text` is not what `to_json` wrote."""
-        try:
-            fields: dict[str, Any] = json.loads(text)
-            cells: list[dict[str, Any]] = fields["cells"]
-            for cell in cells:
-                cell |= {"data": DataSpec(**cell["data"]), "recipe": Recipe(**cell["recipe"])}
-            fields |= {"cells": [Cell(**cell) for cell in cells], "measurement": Measurement(**fields["measurement"])}
-            return cls(**fields)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a study request ({error})") from error
-
-
 def statistics_set(cell: Cell, n_images: int | None, draw: int) -> dict[str, Any]:
     """What decides the samples that statistics come from: shared by all endpoints of a cell."""
     recipe = cell.recipe
@@ -536,12 +373,3 @@ def override(spec: Any, **changes: Any) -> Any:
         return spec
     suffix = ",".join(f"{name}={value}" for name, value in changed.items())
     return dataclasses.replace(spec, name=f"{spec.name}/{suffix}", **changed)
-
-
-def safe_name(name: str) -> str:
-    """`name` where it can stand as one part of a store key; ValueError where it could leave its folder."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or ".." in name:
-        raise ValueError(
-            f"{name!r} is no name: letters, digits, '-', '_' and '.' only, beginning with a letter or digit"
-        )
-    return name

@@ -24,11 +24,12 @@ from torch.nn import functional as F
 from tasks.science.augmentation import Views, draw_views, pad, take
 from tasks.science.evaluation import Evaluation, evaluate, lay_out, mode
 from tasks.science.examples import Dataset
+from tasks.science.identity import stream
 from tasks.science.networks import build_network, build_training_network, initial_state
 from tasks.science.networks.folding import fold_batch_norm
 from tasks.science.networks.mlp import MLP
 from tasks.science.optimization import Updates, finite_seeds, learning_rate
-from tasks.science.specs import Cell, Recipe, State, TrainSubset, stream
+from tasks.science.specs import Cell, Recipe, State, TrainSubset
 
 UNTRAINED_SHARE = 0.95
 """An endpoint whose train loss is above this share of ln(n_classes) has learned next to nothing."""

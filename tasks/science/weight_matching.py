@@ -23,8 +23,9 @@ from torch import Tensor
 
 from tasks.science.assignment import Solver, assign
 from tasks.science.families import Families
+from tasks.science.identity import stream
 from tasks.science.permutation import Axis, Permutation, PermutationSpec, Slot
-from tasks.science.specs import State, stream
+from tasks.science.specs import State
 
 MAX_SWEEPS = 200
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from flows.cli import main
 from infra.weights import read_weights
-from tasks.science.specs import weights_digest
+from tasks.science.identity import weights_digest
 
 MODULE = """
 import torch

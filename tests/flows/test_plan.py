@@ -8,7 +8,8 @@ from flows.options import StudyOptions
 from flows.plan import forward_flops, group_size, make_plan, measure_flops_per_second, training_flops
 from infra.storage import Store
 from tasks.datasets import describe_dataset
-from tasks.science.specs import Cell, DataSpec, Recipe, Request
+from tasks.science.request import Request
+from tasks.science.specs import Cell, DataSpec, Recipe
 
 
 def request_of(tmp_path: Path, **options) -> Request:

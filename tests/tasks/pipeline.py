@@ -11,7 +11,8 @@ from tasks.artifacts import as_member, read_endpoint
 from tasks.gather import gather
 from tasks.interpolate import interpolate
 from tasks.repair import repair
-from tasks.science.specs import Cell, Measurement, Merge, Request
+from tasks.science.request import Request
+from tasks.science.specs import Cell, Measurement, Merge
 from tasks.science.specs import Path as Curve
 from tasks.train import train
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from tasks.science.identity import canonical_json
 from tasks.science.networks import build_network
 from tasks.science.networks.mlp import MLP
 from tasks.science.permutation import PermutationSpec
 from tasks.science.reading import on_cpu
-from tasks.science.specs import Cell, canonical_json
+from tasks.science.specs import Cell
 from tasks.science.tracing import trace_permutation_spec
 
 _TRACED: dict[str, PermutationSpec] = {}

@@ -16,6 +16,7 @@ from tasks.science.correction_table import CORRECTIONS
 from tasks.science.curves import measure_path, measure_side
 from tasks.science.evaluation import Evaluation
 from tasks.science.examples import Dataset, Examples
+from tasks.science.identity import stream
 from tasks.science.interpolation import interpolate
 from tasks.science.networks import build_network, initial_state
 from tasks.science.preactivations import (
@@ -25,7 +26,7 @@ from tasks.science.preactivations import (
     predicted_moments,
     report_layers,
 )
-from tasks.science.specs import Cell, DataSpec, Recipe, State, stream
+from tasks.science.specs import Cell, DataSpec, Recipe, State
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -6,7 +6,8 @@ import pytest
 
 from tasks.science.correction_table import CORRECTIONS, NORMALIZATIONS, RESIDUAL_ARCHITECTURES, check_correction
 from tasks.science.networks import ARCHITECTURES
-from tasks.science.specs import Cell, Measurement, Member, Merge, Path, Request
+from tasks.science.request import Request
+from tasks.science.specs import Cell, Measurement, Member, Merge, Path
 
 
 def test_the_words_are_those_of_the_networks():

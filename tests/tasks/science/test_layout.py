@@ -7,10 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from tasks.science.correction import correct, goal_moments, preactivation_moments
+from tasks.science.identity import stream
 from tasks.science.layout import Layout, find_layout
 from tasks.science.networks import build_network, initial_state
 from tasks.science.preactivations import report_layers
-from tasks.science.specs import Cell, DataSpec, Recipe, stream
+from tasks.science.specs import Cell, DataSpec, Recipe
 
 
 def layout_of(architecture: str, normalization: str, depth: int, width: int = 1) -> Layout:

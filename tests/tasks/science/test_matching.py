@@ -14,6 +14,7 @@ from torch.func import functional_call
 from tasks.science.assignment import assign_lapx
 from tasks.science.evaluation import lay_out
 from tasks.science.examples import Dataset
+from tasks.science.identity import stream
 from tasks.science.matchers import published_modules
 from tasks.science.matching import FUNCTION_TOLERANCE, MATCHERS, assign, function_error, match, shared_partners
 from tasks.science.moments import observed_families, read_activations, unit_correlations
@@ -21,7 +22,7 @@ from tasks.science.networks import build_network
 from tasks.science.networks.resnet import RESNET18_READINGS, RESNET20_READINGS, ResNet
 from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.permutation import Axis, Permutation, PermutationSpec, Reading
-from tasks.science.specs import Cell, DataSpec, Recipe, State, stream
+from tasks.science.specs import Cell, DataSpec, Recipe, State
 from tasks.science.tracing import trace_permutation_spec
 from tasks.science.training import train_group
 from tasks.science.weight_matching import match_weights

@@ -9,11 +9,12 @@ from torch.nn import functional as F
 
 from tasks.science.evaluation import evaluate, lay_out, mode
 from tasks.science.examples import Dataset, Examples
+from tasks.science.identity import stream, weights_digest
 from tasks.science.networks import build_network, build_training_network, initial_state
 from tasks.science.networks.folding import fold_batch_norm
 from tasks.science.networks.mlp import MLP
 from tasks.science.optimization import learning_rate
-from tasks.science.specs import Cell, DataSpec, Recipe, stream, weights_digest
+from tasks.science.specs import Cell, DataSpec, Recipe
 from tasks.science.training import Training, train_group
 
 RECIPE = Recipe(

@@ -10,12 +10,13 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torchvision import models
 
+from tasks.science.identity import stream, weights_digest
 from tasks.science.networks import ARCHITECTURES, build_network, build_training_network, initial_state
 from tasks.science.networks.folding import fold_batch_norm
 from tasks.science.networks.mlp import MLP
 from tasks.science.networks.normalization import LayerNorm2d
 from tasks.science.networks.symmetry import cell_permutation_spec
-from tasks.science.specs import Cell, DataSpec, Recipe, State, stream, weights_digest
+from tasks.science.specs import Cell, DataSpec, Recipe, State
 
 RECIPE = Recipe("plain", batch_size=8, epochs=1, learning_rate=0.1, warmup=0.1)
 KINDS = [(word, normalization) for word, known in ARCHITECTURES.items() for normalization in known.normalizations]

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from tasks.science.identity import stream
 from tasks.science.networks import build_network, initial_state
 from tasks.science.optimization import Updates, decayed_parameters, learning_rate
-from tasks.science.specs import Cell, DataSpec, Recipe, State, stream
+from tasks.science.specs import Cell, DataSpec, Recipe, State
 
 COSINE = Recipe("cosine", 500, 10, 0.4, 0.2, schedule="cosine", warmup_from=1e-6)
 N_STEPS = 6

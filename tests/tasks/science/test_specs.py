@@ -1,54 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
-import torch
 
-from tasks.science.specs import (
-    Cell,
-    DataSpec,
-    Endpoint,
-    Measurement,
-    Member,
-    Merge,
-    Path,
-    Recipe,
-    Request,
-    canonical_json,
-    override,
-    safe_name,
-    spec_id,
-    stream,
-    weights_digest,
-)
-
-
-def make_request(cell: Cell, **changes) -> Request:
-    given = {
-        "study": "test",
-        "cells": (cell,),
-        "seeds": (0, 1, 2),
-        "matchers": ("none", "activation"),
-        "corrections": ("none", "repair"),
-        "measurement": Measurement("default"),
-    }
-    return Request(**{**given, **changes})
-
-
-def test_a_field_added_at_its_default_leaves_ids_as_they_are():
-    @dataclasses.dataclass(frozen=True)
-    class Old:
-        width: int
-
-    @dataclasses.dataclass(frozen=True)
-    class New:
-        width: int
-        dropout: float = 0.0
-
-    assert spec_id(("train",), Old(3)) == spec_id(("train",), New(3))
-    assert spec_id(("train",), New(3)) != spec_id(("train",), New(3, dropout=0.1))
+from tasks.science.identity import canonical_json
+from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member, Merge, Path, Recipe, override
 
 
 def test_the_id_of_an_endpoint_does_not_change_from_one_release_to_the_next():
@@ -106,14 +63,6 @@ def test_fewer_statistics_images_are_other_permutations_and_all_of_them_are_the_
     assert Path(again, "none", Measurement("m", draw=1)).id != Path(everything, "none", Measurement("m")).id
 
 
-def test_a_request_hands_its_statistics_images_to_its_merges(cell: Cell):
-    request = make_request(cell, measurement=Measurement("few", statistics=20, evaluation=10))
-    merges = request.merges(cell, [Member(0, "a", "1"), Member(1, "b", "2")])
-    assert [merge.statistics for merge in merges] == [20, 20]
-    assert len(request.paths(merges)) == 4
-    assert Request.from_json(request.to_json()) == request
-
-
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -128,46 +77,12 @@ def test_a_number_of_images_that_cannot_be_is_refused(changes, sentence: str):
         Measurement("m", **changes)
 
 
-def test_a_correction_is_measured_where_it_is_defined_and_the_rest_is_told(cell: Cell):
-    normalized = dataclasses.replace(cell, normalization="batch")
-    request = make_request(cell, cells=(cell, normalized), corrections=("none", "reset"))
-    assert request.corrections_of(cell) == ("none",)
-    assert request.corrections_of(normalized) == ("none", "reset")
-    merges = [Merge(one, Member(0, "a", "1"), Member(1, "b", "2"), "none") for one in (cell, normalized)]
-    assert [(path.correction, path.merge.cell.normalization) for path in request.paths(merges)] == [
-        ("none", "none"), ("none", "batch"), ("reset", "batch"),
-    ]  # fmt: skip
-    assert request.left_out() == ["correction reset is not defined for mlp with normalization none, and left out there"]
-    assert make_request(normalized, corrections=("none", "reset")).left_out() == []
-
-
 def test_an_unknown_matcher_or_correction_names_those_there_are(cell: Cell):
     a, b = Member(0, "a", "1"), Member(1, "b", "2")
     with pytest.raises(ValueError, match="there is no matcher 'magic'; known: none, activation"):
         Merge(cell, a, b, "magic")
     with pytest.raises(ValueError, match="there is no correction 'magic'; known: none, repair"):
         Path(Merge(cell, a, b, "none"), "magic", Measurement("m"))
-
-
-def test_a_digest_sees_every_name_shape_type_and_value():
-    base = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
-    others = [
-        {"c": base["a"], "b": base["b"]},
-        {"a": base["a"][:, None], "b": base["b"]},
-        {"a": base["a"].double(), "b": base["b"]},
-        {"a": torch.tensor([1.0, 2.0000002]), "b": base["b"]},
-    ]
-    digests = [weights_digest(state) for state in [base, *others]]
-    assert len(set(digests)) == len(digests)
-    assert weights_digest({"b": base["b"], "a": base["a"].clone()}) == digests[0]
-
-
-def test_a_stream_draws_the_same_whatever_was_drawn_elsewhere():
-    first = stream("order", 3, 0).integers(0, 10**9, 5)
-    stream("order", 3, 1).random(100)
-    assert (stream("order", 3, 0).integers(0, 10**9, 5) == first).all()
-    assert (stream("order", 3, 1).integers(0, 10**9, 5) != first).any()
-    assert (stream("order", 30).integers(0, 10**9, 5) != first).any()
 
 
 def test_an_override_tells_what_it_changed_and_nothing_else():
@@ -263,67 +178,10 @@ def test_a_cutout_larger_than_the_image_is_refused(cell: Cell):
         dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, cutout=7))
 
 
-def test_a_request_of_before_a_field_was_added_means_its_default(cell: Cell):
-    request = make_request(cell)
-    fields = json.loads(request.to_json())
-    for name in ("warmup_from", "cutout", "label_smoothing", "decayed_norms", "skip_nonfinite", "resized_crop"):
-        del fields["cells"][0]["recipe"][name]
-    assert Request.from_json(json.dumps(fields)) == request
-
-
-def test_a_request_survives_its_json(cell: Cell):
-    request = make_request(cell)
-    assert Request.from_json(request.to_json()) == request
-    assert Request.from_json(request.to_json()).id == request.id
-
-
-@pytest.mark.parametrize("text", ["{}", "[]", '{"study": "x"}', "not json", '{"cells": [3]}'])
-def test_a_damaged_request_is_refused(text: str):
-    with pytest.raises(ValueError, match=r".+"):
-        Request.from_json(text)
-
-
-def test_a_request_pairs_every_two_seeds_the_smaller_first(cell: Cell):
-    request = make_request(cell)
-    members = [Member(seed, f"e{seed}", str(seed)) for seed in (2, 0, 1)]
-    merges = request.merges(cell, members)
-    assert [(m.a.seed, m.b.seed, m.matcher) for m in merges] == [
-        (0, 1, "none"), (0, 2, "none"), (1, 2, "none"), (0, 1, "activation"), (0, 2, "activation"), (1, 2, "activation")
-    ]  # fmt: skip
-    assert len(request.paths(merges)) == 12
-
-
-def test_pairs_of_a_data_set_in_halves_lie_across_with_a_of_the_first(cell: Cell):
-    halved = dataclasses.replace(cell, data=dataclasses.replace(cell.data, halves=True))
-    request = make_request(halved, seeds=(0, 1, 2, 3), matchers=("none",))
-    assert [endpoint.train_subset for endpoint in request.endpoints(halved)] == ["first", "second", "first", "second"]
-    merges = request.merges(halved, [Member(seed, f"e{seed}", str(seed)) for seed in (3, 2, 0, 1)])
-    assert [(merge.a.seed, merge.b.seed) for merge in merges] == [(0, 1), (0, 3), (2, 1), (2, 3)]
-    assert request.n_pairs == 4
-    assert [endpoint.train_subset for endpoint in make_request(cell).endpoints(cell)] == ["all"] * 3
-    with pytest.raises(ValueError, match=r"blobs: seeds \(0, 2\) are all of one half, and pairs lie across"):
-        make_request(halved, seeds=(0, 2))
-
-
 def test_a_data_set_in_halves_has_endpoints_of_its_own(cell: Cell):
     halved = dataclasses.replace(cell, data=dataclasses.replace(cell.data, halves=True))
     assert Endpoint(halved, 0).id != Endpoint(cell, 0).id
     assert dataclasses.replace(cell, data=dataclasses.replace(cell.data, halves=False)).id == cell.id
-    request = make_request(halved)
-    assert Request.from_json(request.to_json()) == request
-
-
-def test_one_seed_makes_no_pair(cell: Cell):
-    with pytest.raises(ValueError, match="at least 2 seeds"):
-        make_request(cell, seeds=(0,))
-
-
-@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a..b", "a b"])
-def test_a_name_that_could_leave_its_folder_is_refused(name: str, cell: Cell):
-    with pytest.raises(ValueError, match="is no name"):
-        safe_name(name)
-    with pytest.raises(ValueError, match="is no name"):
-        make_request(cell, study=name)
 
 
 def test_the_options_of_a_matcher_enter_ids_and_one_choice_has_one_text(cell: Cell):
@@ -338,7 +196,6 @@ def test_the_options_of_a_matcher_enter_ids_and_one_choice_has_one_text(cell: Ce
     texts = ["none", "activation", "activation/reading=pre", "activation-published", "weight", "weight/restarts=5"]
     assert len({merge(text).id for text in texts}) == len(texts)
     assert merge("weight/restarts=5").choice.options == {"restarts": 5, "solver": "scipy"}
-    assert make_request(cell, matchers=("weight/restarts=3",)).matchers == ("weight",)
 
 
 def test_what_needs_no_data_is_not_keyed_by_them(cell: Cell):

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from tasks.science.examples import Dataset
+from tasks.science.identity import stream, weights_digest
 from tasks.science.networks import build_network, initial_state
 from tasks.science.optimization import learning_rate
-from tasks.science.specs import Cell, stream, weights_digest
+from tasks.science.specs import Cell
 from tasks.science.training import check_trainable, single_forward, stacked_forward, train_group
 
 

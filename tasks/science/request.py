@@ -1,0 +1,115 @@
+"""What one call asks of a study: a grid of cells with its seeds, matchers, corrections and measurements."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.science.correction_table import check_correction, is_defined
+from tasks.science.identity import safe_name, spec_id
+from tasks.science.matchers import parse_matcher
+from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member, Merge, Path, Recipe
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one call asked of a study: every pair of `seeds` of every cell, under every matcher, and every correction
+    that is defined for the cell's networks."""
+
+    study: str
+    cells: tuple[Cell, ...]
+    seeds: tuple[int, ...]
+    matchers: tuple[str, ...]
+    corrections: tuple[str, ...]
+    measurement: Measurement
+
+    def __post_init__(self) -> None:
+        for name in ("cells", "seeds", "matchers", "corrections"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "matchers", tuple(parse_matcher(matcher).text for matcher in self.matchers))
+        safe_name(self.study)
+        if len(self.seeds) < 2:
+            raise ValueError(
+                f"a study needs at least 2 seeds, so that there is a pair to interpolate, got {len(self.seeds)}"
+            )
+        if not self.cells:
+            raise ValueError(f"study {self.study} has no cells")
+        for cell in self.cells:
+            if not cell.data.pairs(self.seeds):
+                raise ValueError(f"{cell.data.name}: seeds {self.seeds} are all of one half, and pairs lie across")
+        for correction in self.corrections:
+            if not any(self._defines(correction, cell) for cell in self.cells):
+                # Some cell's reason stands for all.
+                check_correction(correction, self.cells[0].normalization, self.cells[0].architecture)
+
+    @property
+    def id(self) -> str:
+        return spec_id((), self)
+
+    @property
+    def n_pairs(self) -> int:
+        """Over all cells; each is measured under every matcher and correction."""
+        return sum(len(cell.data.pairs(self.seeds)) for cell in self.cells)
+
+    def endpoints(self, cell: Cell) -> list[Endpoint]:
+        return [Endpoint(cell, seed) for seed in self.seeds]
+
+    def merges(self, cell: Cell, trained: Sequence[Member]) -> list[Merge]:
+        """Every matcher on every pair of `trained`."""
+        members = {member.seed: member for member in trained}
+        seen = (self.measurement.statistics, self.measurement.draw)
+        return [
+            Merge(cell, members[a], members[b], matcher, *seen)
+            for matcher in self.matchers
+            for a, b in cell.data.pairs(list(members))
+        ]
+
+    def paths(self, merges: Sequence[Merge]) -> list[Path]:
+        return [
+            Path(merge, correction, self.measurement)
+            for correction in self.corrections
+            for merge in merges
+            if self._defines(correction, merge.cell)
+        ]
+
+    def corrections_of(self, cell: Cell) -> tuple[str, ...]:
+        """Those that are defined for the cell's networks."""
+        return tuple(correction for correction in self.corrections if self._defines(correction, cell))
+
+    def left_out(self) -> list[str]:
+        """A sentence for every correction that some cells cannot take, and that is not measured there."""
+        lacking: dict[str, list[str]] = {}
+        for cell in self.cells:
+            for correction in self.corrections:
+                if not self._defines(correction, cell):
+                    lacking.setdefault(correction, []).append(
+                        f"{cell.architecture} with normalization {cell.normalization}"
+                    )
+        return [
+            f"correction {correction} is not defined for {', '.join(dict.fromkeys(networks))}, and left out there"
+            for correction, networks in lacking.items()
+        ]
+
+    @staticmethod
+    def _defines(correction: str, cell: Cell) -> bool:
+        return is_defined(correction, cell.normalization, cell.architecture)
+
+    def to_json(self) -> str:
+        """All fields, labels and defaults included, so that a later version reads what was meant."""
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Request:
+        """ValueError where `text` is not what `to_json` wrote."""
+        try:
+            fields: dict[str, Any] = json.loads(text)
+            cells: list[dict[str, Any]] = fields["cells"]
+            for cell in cells:
+                cell |= {"data": DataSpec(**cell["data"]), "recipe": Recipe(**cell["recipe"])}
+            fields |= {"cells": [Cell(**cell) for cell in cells], "measurement": Measurement(**fields["measurement"])}
+            return cls(**fields)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a study request ({error})") from error

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from tasks.science.identity import safe_name
+from tasks.science.request import Request
+from tasks.science.specs import Cell, Measurement, Member, Merge
+
+
+def make_request(cell: Cell, **changes) -> Request:
+    given = {
+        "study": "test",
+        "cells": (cell,),
+        "seeds": (0, 1, 2),
+        "matchers": ("none", "activation"),
+        "corrections": ("none", "repair"),
+        "measurement": Measurement("default"),
+    }
+    return Request(**{**given, **changes})
+
+
+def test_a_request_hands_its_statistics_images_to_its_merges(cell: Cell):
+    request = make_request(cell, measurement=Measurement("few", statistics=20, evaluation=10))
+    merges = request.merges(cell, [Member(0, "a", "1"), Member(1, "b", "2")])
+    assert [merge.statistics for merge in merges] == [20, 20]
+    assert len(request.paths(merges)) == 4
+    assert Request.from_json(request.to_json()) == request
+
+
+def test_a_correction_is_measured_where_it_is_defined_and_the_rest_is_told(cell: Cell):
+    normalized = dataclasses.replace(cell, normalization="batch")
+    request = make_request(cell, cells=(cell, normalized), corrections=("none", "reset"))
+    assert request.corrections_of(cell) == ("none",)
+    assert request.corrections_of(normalized) == ("none", "reset")
+    merges = [Merge(one, Member(0, "a", "1"), Member(1, "b", "2"), "none") for one in (cell, normalized)]
+    assert [(path.correction, path.merge.cell.normalization) for path in request.paths(merges)] == [
+        ("none", "none"), ("none", "batch"), ("reset", "batch"),
+    ]  # fmt: skip
+    assert request.left_out() == ["correction reset is not defined for mlp with normalization none, and left out there"]
+    assert make_request(normalized, corrections=("none", "reset")).left_out() == []
+
+
+def test_a_request_of_before_a_field_was_added_means_its_default(cell: Cell):
+    request = make_request(cell)
+    fields = json.loads(request.to_json())
+    for name in ("warmup_from", "cutout", "label_smoothing", "decayed_norms", "skip_nonfinite", "resized_crop"):
+        del fields["cells"][0]["recipe"][name]
+    assert Request.from_json(json.dumps(fields)) == request
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_a_request_survives_its_json(cell: Cell, halves: bool):
+    request = make_request(dataclasses.replace(cell, data=dataclasses.replace(cell.data, halves=halves)))
+    assert Request.from_json(request.to_json()) == request
+    assert Request.from_json(request.to_json()).id == request.id
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"study": "x"}', "not json", '{"cells": [3]}'])
+def test_a_damaged_request_is_refused(text: str):
+    with pytest.raises(ValueError, match=r".+"):
+        Request.from_json(text)
+
+
+def test_a_request_pairs_every_two_seeds_the_smaller_first(cell: Cell):
+    request = make_request(cell)
+    members = [Member(seed, f"e{seed}", str(seed)) for seed in (2, 0, 1)]
+    merges = request.merges(cell, members)
+    assert [(m.a.seed, m.b.seed, m.matcher) for m in merges] == [
+        (0, 1, "none"), (0, 2, "none"), (1, 2, "none"), (0, 1, "activation"), (0, 2, "activation"), (1, 2, "activation")
+    ]  # fmt: skip
+    assert len(request.paths(merges)) == 12
+
+
+def test_pairs_of_a_data_set_in_halves_lie_across_with_a_of_the_first(cell: Cell):
+    halved = dataclasses.replace(cell, data=dataclasses.replace(cell.data, halves=True))
+    request = make_request(halved, seeds=(0, 1, 2, 3), matchers=("none",))
+    assert [endpoint.train_subset for endpoint in request.endpoints(halved)] == ["first", "second", "first", "second"]
+    merges = request.merges(halved, [Member(seed, f"e{seed}", str(seed)) for seed in (3, 2, 0, 1)])
+    assert [(merge.a.seed, merge.b.seed) for merge in merges] == [(0, 1), (0, 3), (2, 1), (2, 3)]
+    assert request.n_pairs == 4
+    assert [endpoint.train_subset for endpoint in make_request(cell).endpoints(cell)] == ["all"] * 3
+    with pytest.raises(ValueError, match=r"blobs: seeds \(0, 2\) are all of one half, and pairs lie across"):
+        make_request(halved, seeds=(0, 2))
+
+
+def test_one_choice_of_a_matcher_has_one_text(cell: Cell):
+    assert make_request(cell, matchers=("weight/restarts=3",)).matchers == ("weight",)
+
+
+def test_one_seed_makes_no_pair(cell: Cell):
+    with pytest.raises(ValueError, match="at least 2 seeds"):
+        make_request(cell, seeds=(0,))
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a..b", "a b"])
+def test_a_name_that_could_leave_its_folder_is_refused(name: str, cell: Cell):
+    with pytest.raises(ValueError, match="is no name"):
+        safe_name(name)
+    with pytest.raises(ValueError, match="is no name"):
+        make_request(cell, study=name)
