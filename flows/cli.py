@@ -24,6 +24,9 @@ from infra.settings import RUNNERS, Settings, load_settings
 from infra.storage import Store, StoreError
 from tasks.science.identity import safe_name
 
+LONG_HOURS = 2
+"""What takes longer is not started by mistake."""
+
 app = typer.Typer(
     help="How the loss barrier between independently trained networks depends on width, depth and normalization.",
     no_args_is_help=True,
@@ -74,10 +77,24 @@ def _numbers(values: list[str] | None, name: str) -> list[int] | None:
         raise ValueError(f"--{name} takes whole numbers, got {', '.join(values or [])}") from error
 
 
+def _sweeps(values: list[str] | None) -> dict[str, list[Any]] | None:
+    """`learning_rate=.1,.2` as a field and its values."""
+    from tasks.sweep import parse_value
+
+    swept: dict[str, list[Any]] = {}
+    for text in values or []:
+        name, equals, words = text.partition("=")
+        if not (equals and all(words.split(","))):
+            raise ValueError(f"--sweep takes FIELD=VALUE,VALUE,..., got {text}")
+        swept[name] = [parse_value(name, word.strip()) for word in words.split(",")]
+    return swept or None
+
+
 @app.command()
 def run(
-    study: Annotated[str, typer.Argument(help="Name of the study; `repairlab studies` lists them")],
+    study: Annotated[str, typer.Argument(help="Name of the study, or a file with one; `repairlab studies` lists them")],
     store: StoreOption = None,
+    size: Annotated[str | None, typer.Option(help="Another of the study's sizes: smoke, small or paper")] = None,
     dataset: Annotated[list[str] | None, typer.Option(help="Data set, repeatable or comma-separated")] = None,
     width: Annotated[list[str] | None, typer.Option(help="Width, repeatable or comma-separated")] = None,
     depth: Annotated[list[str] | None, typer.Option(help="Hidden layers, repeatable or comma-separated")] = None,
@@ -99,19 +116,28 @@ def run(
     statistics: Annotated[int | None, typer.Option(help="Train images that matchers and corrections see")] = None,
     evaluation: Annotated[int | None, typer.Option(help="Images of each split that curves are evaluated on")] = None,
     draw: Annotated[int | None, typer.Option(help="Another choice and augmentation of the statistics images")] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="FIELD=VALUE,VALUE,...: any field of recipes or measurements; repeatable, then crossed"),
+    ] = None,
     runner: RunnerOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help=f"Start what takes more than {LONG_HOURS} hours")] = False,
 ) -> None:
     """Run a study: train, align, interpolate, repair, and gather what was measured into tables."""
-    from flows.options import StudyOptions
+    from flows.options import STUDY_FILE, StudyOptions, read_study
+    from flows.plan import make_plan
     from tasks.artifacts import missing_seeds
     from tasks.datasets import describe_dataset, load_dataset
     from tasks.science.training import check_trainable
 
     with _checking_words():
         settings = _settings(store=store, runner=runner)
+        own = read_study(Path(study)) if study.endswith(STUDY_FILE) else None
         options = StudyOptions(
-            study=study,
+            study=own.name if own else study,
+            own=own,
+            size=size,
             dataset=_words(dataset),
             width=_numbers(width, "width"),
             depth=_numbers(depth, "depth"),
@@ -127,17 +153,22 @@ def run(
             statistics=statistics,
             evaluation=evaluation,
             draw=draw,
+            sweep=_sweeps(sweep),
         )
         request = options.resolve(lambda name: describe_dataset(name, settings.data_dir))
         target = Store(settings.store)
         for cell in request.cells:
             if missing_seeds(target, cell, request.seeds):
                 check_trainable(cell.recipe, "cpu")
+    plan = make_plan(target, request, settings.workers)
     if dry_run:
-        from flows.plan import make_plan
-
-        typer.echo(make_plan(target, request, settings.workers).describe())
+        typer.echo(plan.describe())
         return
+    if plan.hours > LONG_HOURS and not yes:
+        raise WrongWordsError(
+            f"{options.study} would take about {plan.hours:.2g} hours here: --yes starts it, --dry-run says what it "
+            "would do, and fewer --seeds or widths, or another --size, are less of it"
+        )
     target.check_writable()
     from flows.report import print_ablation
     from flows.study import UnfinishedError, run_study
@@ -154,8 +185,8 @@ def run(
     print_ablation(target, request, console)
     for sentence in request.left_out():
         typer.echo(sentence)
-    typer.echo(f"tables  {target.locate(table_key(study, 'ablation'))}")
-    typer.echo(f"report  {target.locate(report_key(study))}")
+    typer.echo(f"tables  {target.locate(table_key(request.study, 'ablation'))}")
+    typer.echo(f"report  {target.locate(report_key(request.study))}")
     if problems is not None:
         raise problems
 
@@ -168,17 +199,23 @@ def demo() -> None:
 
 @app.command()
 def studies() -> None:
-    """List the studies there are."""
+    """List the studies there are: what each asks, its size, and what of it was run."""
+    from flows.plan import measure_flops_per_second, request_flops
     from flows.presets import PRESETS
     from tasks.datasets import published_shape
 
+    rate = measure_flops_per_second()
     for preset in PRESETS.values():
         request = preset.request(published_shape)
         typer.echo(f"{preset.name}: {preset.question}")
         typer.echo(
-            f"    {len(request.cells) * preset.n_seeds} endpoints, {request.n_pairs} pairs; "
-            f"data {', '.join(preset.datasets)}; recipes {', '.join(preset.recipes)}"
+            f"    {len(request.cells) * preset.n_seeds} endpoints, {request.n_pairs} pairs, "
+            f"{request_flops(request) / rate / 3600:.2g} core-hours here; data {', '.join(preset.datasets)}"
         )
+        recipes = dict.fromkeys((*preset.default_recipes, *preset.recipes))
+        facts = {"recipes": ", ".join(recipes), "sizes": ", ".join(preset.sizes), "figure": preset.figure}
+        told = [f"{name} {fact}" for name, fact in facts.items() if fact]
+        typer.echo(f"    {'; '.join([*told, f'run here: {preset.ran}'])}")
 
 
 @app.command(name="report")

@@ -1,14 +1,126 @@
-"""What a person may ask of a study."""
+"""What a person may ask of a study: one of those there are, or one of their own from a file."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flows.presets import find_preset
+from flows.presets import PRESETS, find_preset
+from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
+from tasks.science.identity import safe_name
+from tasks.science.networks import find_architecture
+from tasks.science.recipes import RECIPES
 from tasks.science.request import Request
-from tasks.science.specs import DataSpec
+from tasks.science.specs import DataSpec, Recipe, override
+
+STUDY_FILE = ".toml"
+
+Words = str | list[str]
+Numbers = int | list[int]
+
+
+class OwnStudy(BaseModel):
+    """A study of a person's own, as its file writes it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(description="Name of the study, under which its tables lie")
+    question: str = Field("", description="What it asks, in a sentence")
+    dataset: Words = Field(description="Data sets")
+    architecture: Words = Field(description="Architectures")
+    normalization: Words = Field("none", description="Normalizations: each with every architecture")
+    width: Numbers = Field(1, description="Widths")
+    depth: Numbers = Field([], description="Numbers of hidden layers, for MLPs")
+    seeds: int = Field(4, description="Seeds of each cell")
+    recipe: str | dict[str, Any] = Field(
+        description="A recipe as family/name; or a table of its fields, `base` for a recipe that the others change"
+    )
+    matcher: Words = Field(["none", "activation"], description="Matchers")
+    correction: Words = Field(["none", "repair"], description="Corrections")
+    measurement: dict[str, Any] = Field({}, description="Fields of the measurement")
+    sweep: dict[str, list[Any]] = Field({}, description="Fields of the recipe or measurement, with their values")
+
+    def preset(self) -> Preset:
+        """ValueError for a word or number that cannot be."""
+        safe_name(self.name)
+        if self.name in PRESETS:
+            raise ValueError(f"{self.name} is the name of a study that comes with repairlab: choose another")
+        networks = tuple((a, n) for a in _listed(self.architecture) for n in _listed(self.normalization))
+        for architecture, _ in networks:
+            if find_architecture(architecture).depth is None and not self.depth:
+                raise ValueError(f"{self.name}: an {architecture} needs a depth, its number of hidden layers")
+        recipe = self._recipe()
+        grid = Grid(
+            tuple(_listed(self.dataset)), networks, tuple(_listed(self.width)), {recipe.name: recipe},
+            tuple(_listed(self.depth)),
+        )  # fmt: skip
+        return Preset(
+            name=self.name,
+            question=self.question or f"What does {self.name} show?",
+            grids=(grid,),
+            n_seeds=self.seeds,
+            matchers=tuple(_listed(self.matcher)),
+            corrections=tuple(_listed(self.correction)),
+            measurement=override(DEFAULT_MEASUREMENT, **self.measurement),
+            sweep={name: tuple(values) for name, values in self.sweep.items()},
+        )
+
+    def _recipe(self) -> Recipe:
+        if isinstance(self.recipe, str):
+            return _known_recipe(self.recipe)
+        fields: dict[str, Any] = dict(self.recipe)
+        if "base" in fields:
+            return override(_known_recipe(fields.pop("base")), **fields)
+        try:
+            return Recipe(**cast("dict[str, Any]", {"name": self.name, **fields}))
+        except TypeError as error:
+            reason = str(error).replace("Recipe.__init__() ", "")
+            raise ValueError(
+                f"the recipe of {self.name} cannot be: {reason}; `base` names one to start from"
+            ) from error
+
+
+def _known_recipe(text: str) -> Recipe:
+    family, _, name = text.partition("/")
+    if family not in RECIPES:
+        raise ValueError(f"there is no recipe {text!r}: write family/name, with a family of {', '.join(RECIPES)}")
+    if name not in RECIPES[family]:
+        raise ValueError(f"there is no recipe {name!r} of {family}; known: {', '.join(RECIPES[family])}")
+    return RECIPES[family][name].recipe
+
+
+def _listed(values: Any) -> list[Any]:
+    return list(values) if isinstance(values, list) else [values]
+
+
+def read_study(path: Path) -> OwnStudy:
+    """The study in a file. ValueError, with the line or the field, where it is not one."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text") from error
+    try:
+        return OwnStudy(**tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+    except ValidationError as error:
+        raise ValueError(f"{path}: {_first_problem(error)}") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    field = str(problem["loc"][0])
+    if problem["type"] == "extra_forbidden":
+        return f"there is no field {field!r}; known: {', '.join(OwnStudy.model_fields)}"
+    if problem["type"] == "missing":
+        return f"the field {field} is missing"
+    return f"{field} cannot be {problem['input']!r}: {OwnStudy.model_fields[field].description}"
 
 
 class StudyOptions(BaseModel):
@@ -17,6 +129,8 @@ class StudyOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     study: str = Field(description="Name of the study")
+    own: OwnStudy | None = Field(None, description="The study itself, where it is not one that comes with repairlab")
+    size: str | None = Field(None, description="Another of the study's sizes: smoke, small or paper")
     dataset: list[str] | None = Field(None, description="Data sets instead of the study's own")
     width: list[int] | None = Field(None, description="Widths instead of the study's own")
     depth: list[int] | None = Field(None, description="Numbers of hidden layers instead of the study's own")
@@ -34,24 +148,33 @@ class StudyOptions(BaseModel):
     statistics: int | None = Field(None, description="How many train images matchers and corrections see; else all")
     evaluation: int | None = Field(None, description="How many images of each split curves are evaluated on; else all")
     draw: int | None = Field(None, description="Which random choice of statistics images, and how they are augmented")
+    sweep: dict[str, list[Any]] | None = Field(
+        None, description="Fields of recipes or measurements, each with the values it takes"
+    )
+
+    @property
+    def preset(self) -> Preset:
+        """ValueError, naming those there are, for an unknown study or size."""
+        found = self.own.preset() if self.own is not None else find_preset(self.study)
+        return found.resized(self.size)
 
     def resolve(self, describe: Callable[[str], DataSpec]) -> Request:
         """The request these options make; `describe` looks a data set up by its name. ValueError for what cannot be."""
-        return find_preset(self.study).request(
+        return self.preset.request(
             describe,
             datasets=self.dataset,
             widths=self.width,
             depths=self.depth,
             n_seeds=self.seeds,
             recipe=self.recipe,
-            epochs=self.epochs,
-            precision=self.precision,
-            alphas=self.alphas,
+            training=self._given("epochs", "precision"),
             architectures=self.architecture,
             normalizations=self.normalization,
             matchers=self.matcher,
             corrections=self.correction,
-            statistics=self.statistics,
-            evaluation=self.evaluation,
-            draw=self.draw,
+            measurement=self._given("alphas", "statistics", "evaluation", "draw"),
+            sweep=self.sweep,
         )
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        return {name: value for name in names if (value := getattr(self, name)) is not None}

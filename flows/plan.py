@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from infra.storage import Store
 from tasks.artifacts import as_member, has_match, has_path, read_endpoint
 from tasks.datasets import UNKNOWN_FINGERPRINT
+from tasks.science.matchers import parse_matcher
 from tasks.science.networks import build_network
 from tasks.science.request import Request
-from tasks.science.specs import Cell, Measurement, Member
+from tasks.science.specs import Cell, DataSpec, Measurement, Member, Recipe
 
 TASK_SECONDS = 20.0
 """About what one task should carry: long beside what a task costs, short beside what a killed one loses."""
@@ -31,12 +33,19 @@ def training_flops(cell: Cell) -> float:
     return 3.0 * forward_flops(cell) * cell.data.n_train_each * cell.recipe.epochs
 
 
-@functools.lru_cache(maxsize=256)
 def forward_flops(cell: Cell) -> int:
     """Additions and multiplications of one example's forward pass, counted on the network's shapes."""
+    data = cell.data
+    return _count_forward(tuple(cell.network.items()), data.shape, data.n_classes)
+
+
+@functools.lru_cache(maxsize=1024)
+def _count_forward(network: tuple[tuple[str, Any], ...], shape: tuple[int, int, int], n_classes: int) -> int:
+    data = DataSpec("", "", 1, 1, n_classes, shape)
+    cell = Cell(data, recipe=Recipe("", 1, 1, 1.0, 0.0), **dict(network))
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        build_network(cell)(torch.empty((1, *cell.data.shape), device="meta"))
+        build_network(cell)(torch.empty((1, *shape), device="meta"))
     return int(counter.get_total_flops())
 
 
@@ -46,14 +55,25 @@ def training_seconds(cell: Cell, flops_per_second: float = CPU_FLOPS) -> float:
 
 
 def path_seconds(cell: Cell, measurement: Measurement, flops_per_second: float = CPU_FLOPS) -> float:
+    return path_flops(cell, measurement) / flops_per_second
+
+
+def path_flops(cell: Cell, measurement: Measurement) -> float:
     """One path: at each alpha a forward pass over both splits, and at most one over the statistics samples."""
+    n_evaluated = sum(_at_most(measurement.evaluation, n) for n in (cell.data.n_train, cell.data.n_test))
+    n_examples = n_evaluated + _at_most(measurement.statistics, cell.data.n_train)
+    return float(forward_flops(cell)) * n_examples * measurement.alphas
 
-    def at_most(n_images: int | None, n_examples: int) -> int:
-        return n_examples if n_images is None else min(n_images, n_examples)
 
-    n_evaluated = sum(at_most(measurement.evaluation, n) for n in (cell.data.n_train, cell.data.n_test))
-    n_examples = n_evaluated + at_most(measurement.statistics, cell.data.n_train)
-    return float(forward_flops(cell)) * n_examples * measurement.alphas / flops_per_second
+def alignment_flops(cell: Cell, measurement: Measurement, n_pairs: int) -> float:
+    """About what aligning `n_pairs` by activations takes: a forward pass of each endpoint, of which there are at most
+    as many as pairs and one, and for each pair the products of its units, a third of two passes for an MLP."""
+    n_seen = _at_most(measurement.statistics, cell.data.n_train)
+    return forward_flops(cell) * n_seen * (n_pairs + 1 + 0.7 * n_pairs) if n_pairs else 0.0
+
+
+def _at_most(n_images: int | None, n_examples: int) -> int:
+    return n_examples if n_images is None else min(n_images, n_examples)
 
 
 def group_size(seconds_each: float) -> int:
@@ -69,12 +89,16 @@ def trained_members(store: Store, request: Request, cell: Cell) -> list[Member]:
 
 @dataclass(frozen=True)
 class Plan:
-    """`n_endpoints` and `n_pairs` are what the request asks for; `n_missing_*` what has to be made for it."""
+    """`n_endpoints` and `n_pairs` are what the request asks for; `n_missing_*` what has to be made for it, and
+    `training_flops` and `measuring_flops` the arithmetic of that; `rate` is what one core here does per second."""
 
     n_endpoints: int
     n_pairs: int
     n_missing_endpoints: int
     n_missing_pairs: int
+    training_flops: float
+    measuring_flops: float
+    rate: float
     hours: float
     without_data: tuple[str, ...]
     left_out: tuple[str, ...]
@@ -83,6 +107,8 @@ class Plan:
         lines = [
             f"{self.n_endpoints} endpoints, {self.n_pairs} pairs, {self.hours:.2g} hours to go",
             f"to do: {self.n_missing_endpoints} endpoints to train, {self.n_missing_pairs} pairs to measure",
+            f"arithmetic: {self.training_flops:.2g} operations to train, {self.measuring_flops:.2g} to measure; "
+            f"one core here does {self.rate:.2g} a second",
         ]
         lines += [f"{name} was not found, so all of it counts as missing" for name in self.without_data]
         lines += self.left_out
@@ -96,24 +122,46 @@ def make_plan(store: Store, request: Request, n_workers: int) -> Plan:
     """
     rate = measure_flops_per_second()
     n_missing_endpoints = n_missing_pairs = 0
-    seconds = 0.0
+    training = measuring = seconds = 0.0
     for cell in request.cells:
         n_endpoints, n_of_cell = _count_missing(store, request, cell)
-        n_paths = n_of_cell * len(request.matchers) * len(request.corrections_of(cell))
         n_missing_endpoints += n_endpoints
         n_missing_pairs += n_of_cell
+        training += n_endpoints * training_flops(cell)
         seconds += n_endpoints * training_seconds(cell, rate)
-        seconds += n_paths * path_seconds(cell, request.measurement, rate)
+        measuring += measuring_flops(request, cell, n_of_cell)
+    seconds += measuring / rate
     return Plan(
         n_endpoints=len(request.cells) * len(request.seeds),
         n_pairs=request.n_pairs,
         n_missing_endpoints=n_missing_endpoints,
         n_missing_pairs=n_missing_pairs,
+        training_flops=training,
+        measuring_flops=measuring,
+        rate=rate,
         hours=seconds / 3600 / n_workers,
         left_out=tuple(request.left_out()),
         without_data=tuple(
             sorted({cell.data.name for cell in request.cells if cell.data.fingerprint == UNKNOWN_FINGERPRINT})
         ),
+    )
+
+
+def measuring_flops(request: Request, cell: Cell, n_pairs: int) -> float:
+    """Of `n_pairs` of a cell under every matcher, correction and measurement of `request`."""
+    n_paths = n_pairs * len(request.matchers) * len(request.corrections_of(cell))
+    paths = sum(n_paths * path_flops(cell, measurement) for measurement in request.measurements)
+    by_samples = {measurement.samples: measurement for measurement in request.measurements}
+    aligned = any(parse_matcher(matcher).needs_data for matcher in request.matchers)
+    return paths + sum(alignment_flops(cell, m, n_pairs if aligned else 0) for m in by_samples.values())
+
+
+def request_flops(request: Request) -> float:
+    """The arithmetic of a whole request, were nothing of it there yet."""
+    n_seeds = len(request.seeds)
+    return sum(
+        n_seeds * training_flops(cell) + measuring_flops(request, cell, len(cell.data.pairs(request.seeds)))
+        for cell in request.cells
     )
 
 

@@ -203,7 +203,8 @@ def print_ablation(store: Store, request: Request, console: Console) -> None:
     """The claim and the ablation of what was asked for, on a terminal, in 80 columns where one factor is swept."""
     study, cell_ids = request.study, [cell.id for cell in request.cells]
     ablation = read_table(store, table_key(study, "ablation"))
-    ablation = ablation[ablation["cell_id"].isin(cell_ids) & (ablation["measurement"] == request.measurement.name)]
+    names = [measurement.name for measurement in request.measurements]
+    ablation = ablation[ablation["cell_id"].isin(cell_ids) & ablation["measurement"].isin(names)]
     ablation = ablation[ablation["matcher"].isin(request.matchers) & ablation["correction"].isin(request.corrections)]
     summary = summarise_ablation(ablation, brief=True)
     dull = ["diverged", "untrained", *(["pairs"] if summary["pairs"].nunique() == 1 else [])]

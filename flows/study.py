@@ -31,7 +31,7 @@ from tasks.interpolate import interpolate
 from tasks.repair import repair
 from tasks.science.correction_table import CORRECTIONS
 from tasks.science.request import Request
-from tasks.science.specs import Cell, Endpoint, Merge, Path
+from tasks.science.specs import Cell, Endpoint, Measurement, Merge, Path
 from tasks.train import train
 
 CORRECTION_TASKS = {name: interpolate if name == "none" else repair for name in CORRECTIONS}
@@ -113,25 +113,29 @@ def train_endpoints(
 def align_pairs(
     work: Work, merges: Sequence[Merge], trained: Sequence[Submitted], store: Store, data_dir: Folder
 ) -> list[Submitted]:
-    """Submits a cell's missing alignments, all in one task: they come from one pass."""
-    missing = [merge for merge in merges if not has_match(store, merge)]
-    if not missing:
-        return []
-    name = f"align {missing[0].cell.label}, {len(missing)} pairs"
-    return [work.submit(align, name, len(missing), missing, store.url, data_dir, after=trained)]
+    """Submits a cell's missing alignments, all that see the same images in one task: they come from one pass."""
+    # A matcher that needs no data makes one permutation for all samples, and is asked for it once.
+    missing = {merge.id: merge for merge in merges if not has_match(store, merge)}
+    submitted: list[Submitted] = []
+    for samples in dict.fromkeys(merge.samples for merge in missing.values()):
+        wanted = [merge for merge in missing.values() if merge.samples == samples]
+        name = f"align {wanted[0].cell.label}, {len(wanted)} pairs"
+        submitted.append(work.submit(align, name, len(wanted), wanted, store.url, data_dir, after=trained))
+    return submitted
 
 
 def measure_paths(
     work: Work, paths: Sequence[Path], aligned: Sequence[Submitted], store: Store, data_dir: Folder
 ) -> list[Submitted]:
-    """Submits a cell's missing paths, by correction, as many to a task as fill it."""
+    """Submits a cell's missing paths, by correction and measurement, as many to a task as fill it."""
+    groups: dict[tuple[str, Measurement], list[Path]] = {}
+    for path in paths:
+        if not has_path(store, path):
+            groups.setdefault((path.correction, path.measurement), []).append(path)
     measuring: list[Submitted] = []
-    for correction, verb in CORRECTION_TASKS.items():
-        missing = [path for path in paths if path.correction == correction and not has_path(store, path)]
-        if not missing:
-            continue
-        cell = missing[0].merge.cell
-        size = group_size(path_seconds(cell, missing[0].measurement))
+    for (correction, measurement), missing in groups.items():
+        verb, cell = CORRECTION_TASKS[correction], missing[0].merge.cell
+        size = group_size(path_seconds(cell, measurement))
         for start in range(0, len(missing), size):
             chunk = missing[start : start + size]
             done = verb.name if correction == "none" else correction

@@ -10,19 +10,21 @@ import logging
 import signal
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
-from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from infra.faults import RETRY_DELAYS_SECONDS, is_transient
 from infra.settings import Settings
+
+if TYPE_CHECKING:
+    from prefect.server.api.server import SubprocessASGIServer
 
 
 def make_runner(settings: Settings) -> TaskRunner[Any]:
@@ -70,6 +72,9 @@ def prefect_api(startup_seconds: int = 180) -> Generator[None]:
                 )
         yield
         return
+    # The server takes seconds to import, which workers and commands that start none need not wait for.
+    from prefect.server.api.server import SubprocessASGIServer
+
     server = SubprocessASGIServer()
     try:
         server.start(timeout=startup_seconds)

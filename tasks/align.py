@@ -29,7 +29,7 @@ def align(merges: Sequence[Merge], store_url: str, data_dir: Path) -> list[str]:
     cell = merges[0].cell
     network, spec = build_network(cell), cell_permutation_spec(cell)
     dataset = load_dataset(cell.data.name, data_dir)
-    images = statistics_images(dataset, cell.recipe, merges[0].statistics, merges[0].draw)
+    images = statistics_images(dataset, cell.recipe, merges[0].samples)
     states = load_weights(store, [member for merge in merges for member in (merge.a, merge.b)])
     members = list(states)
     stopped: list[str] = []

@@ -18,7 +18,7 @@ import torch
 import torchvision.datasets
 from numpy.typing import NDArray
 
-from tasks.published import Arrays, Files, IdxFiles, MatFiles, PickleFiles, Scale
+from tasks.published import Arrays, DataError, Files, IdxFiles, MatFiles, PickleFiles, Scale
 from tasks.science.examples import Dataset, Examples
 from tasks.science.identity import stream
 from tasks.science.specs import DataSpec
@@ -39,6 +39,10 @@ class Known:
     """None where the data come with a library."""
     halves: bool = False
     """Whether endpoints are trained on one of two halves of the train split, as in `DataSpec`."""
+    chosen_of: str = ""
+    """The data set that this one is a fixed random choice of images of, fewer than the files hold."""
+    readable: bool = True
+    """False for one that a study can be planned on and no more."""
 
 
 _DEBIAN_FASHION = ("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist"))
@@ -56,10 +60,13 @@ DATASETS = {
     "digits32": Known(1437, 360, 10, (1, 32, 32)),
     "mnist": Known(60_000, 10_000, 10, (1, 28, 28), _MNIST),
     "fashion_mnist": Known(60_000, 10_000, 10, (1, 28, 28), _FASHION),
+    "fashion_mnist_5k": Known(5_000, 1_000, 10, (1, 28, 28), _FASHION, chosen_of="fashion_mnist"),
+    "fashion_mnist_5k_split": Known(5_000, 1_000, 10, (1, 28, 28), _FASHION, halves=True, chosen_of="fashion_mnist"),
     "svhn": Known(73_257, 26_032, 10, (3, 32, 32), _SVHN),
     "cifar10": Known(50_000, 10_000, 10, (3, 32, 32), _CIFAR10),
     "cifar100": Known(50_000, 10_000, 100, (3, 32, 32), _CIFAR100),
     "cifar100_split": Known(50_000, 10_000, 100, (3, 32, 32), _CIFAR100, halves=True),
+    "imagenet": Known(1_281_167, 50_000, 1_000, (3, 224, 224), readable=False),
 }
 
 
@@ -67,7 +74,7 @@ def describe_dataset(name: str, data_dir: Path) -> DataSpec:
     """What `name` is, from its files where they are there, else from what is published, its fingerprint unknown."""
     known = _known(name)
     place = None
-    if known.files is not None and (place := known.files.find(data_dir)) is None:
+    if not known.readable or (known.files is not None and (place := known.files.find(data_dir)) is None):
         return published_shape(name)
     return _read(name, place).spec
 
@@ -86,6 +93,8 @@ def load_dataset(name: str, data_dir: Path) -> Dataset:
     Raises ValueError for a name that is not known, DataError where files are missing or damaged.
     """
     known = _known(name)
+    if not known.readable:
+        raise DataError(f"{name} can be planned on but not read yet: `--dataset` takes another, `--size smoke` its own")
     if known.files is None:
         return _read(name, None)
     return _read(name, known.files.find(data_dir) or known.files.fetch(data_dir))
@@ -97,7 +106,17 @@ def _read(name: str, place: Path | None) -> Dataset:
     if known.files is None or place is None:
         return _read_digits(name, known)
     train, test = known.files.read(place, known.shape, known.n_classes)
+    if known.chosen_of:
+        train = _choose(train, known.n_train, known.chosen_of, "train")
+        test = _choose(test, known.n_test, known.chosen_of, "test")
     return _assemble(name, known, train, test, known.files.mean, known.files.deviation)
+
+
+def _choose(arrays: Arrays, n_images: int, name: str, split: str) -> Arrays:
+    """`n_images` of a split of the data set `name`, in their order there, drawn by a stream of its own."""
+    images, labels = arrays
+    chosen = np.sort(stream("choice", name, split).permutation(len(labels))[:n_images])
+    return images[chosen], labels[chosen]
 
 
 def _known(name: str) -> Known:

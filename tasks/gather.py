@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path as Folder
 from typing import Any
 
@@ -23,6 +24,7 @@ from tasks.artifacts import as_member, has_match_rows, has_path, read_endpoint
 from tasks.science.identity import REVISIONS, SCHEMA_VERSION
 from tasks.science.request import Request
 from tasks.science.specs import Cell, Endpoint, Merge, Path
+from tasks.sweep import Sweep
 
 NOT_YET = "not trained yet"
 """The message of an endpoint that some request names and nobody has tried to train to the end."""
@@ -55,9 +57,10 @@ def _write_tables(store: Store, study: str, requests: Mapping[str, Request], fai
         "revisions": dict(REVISIONS),
         "requests": sorted(requests),
     }
-    frames = build_tables(store, study, requests.values(), failures)
+    frames, sweep = build_tables(store, study, list(requests.values()), failures)
     for table in schema.TABLES:
-        write_table(store, table_key(study, table.name), table, frames[table.name], provenance)
+        frame, columns = sweep.stamp(frames[table.name], table), sweep.columns(table)
+        write_table(store, table_key(study, table.name), table, frame, provenance, **columns)
     return frames
 
 
@@ -74,8 +77,11 @@ def read_requests(store: Store, study: str) -> dict[str, Request]:
     return requests
 
 
-def build_tables(store: Store, study: str, requests: Iterable[Request], failures: Mapping[str, str]) -> Frames:
-    """All tables of a study from what the store holds: each thing once, whichever requests name it."""
+def build_tables(
+    store: Store, study: str, requests: Sequence[Request], failures: Mapping[str, str]
+) -> tuple[Frames, Sweep]:
+    """All tables of a study from what the store holds, each thing once, whichever requests name it; and what the
+    requests sweep."""
     cells: dict[str, Record] = {}
     endpoints: dict[str, Record] = {}
     merges: dict[str, Merge] = {}
@@ -96,14 +102,9 @@ def build_tables(store: Store, study: str, requests: Iterable[Request], failures
             found = request.merges(cell, trained)
             merges |= {merge.id: merge for merge in found}
             paths |= {(path.merge.id, path.correction, path.measurement.name): path for path in request.paths(found)}
-            for matcher in request.matchers:
-                for correction in request.corrections_of(cell):
-                    key = (cell.id, matcher, correction, request.measurement.name)
-                    groups[key] = columns | {
-                        "matcher": matcher,
-                        "correction": correction,
-                        "measurement": request.measurement.name,
-                    }
+            names = [measurement.name for measurement in request.measurements]
+            for key in product(request.matchers, request.corrections_of(cell), names):
+                groups[cell.id, *key] = columns | dict(zip(("matcher", "correction", "measurement"), key, strict=True))
     matched = [merge for merge in merges.values() if merge.matcher != "none" and has_match_rows(store, merge)]
     measured = [path for path in paths.values() if has_path(store, path)]
     pairs = pd.DataFrame([_pair_columns(study, merge) for merge in merges.values()], columns=list(schema.PAIR))
@@ -120,7 +121,8 @@ def build_tables(store: Store, study: str, requests: Iterable[Request], failures
     }
     frames["barriers"] = tabulate_barriers(frames["paths"])
     frames["ablation"] = summarise(list(groups.values()), frames["paths"], frames["barriers"], frames["endpoints"])
-    return {table.name: _complete(frames[table.name], table) for table in schema.TABLES}
+    complete = {table.name: _complete(frames[table.name], table) for table in schema.TABLES}
+    return complete, Sweep.of(requests, merges.values())
 
 
 def _cell_columns(study: str, cell: Cell) -> Record:

@@ -32,7 +32,7 @@ class PairBench:
         self.spec = cell_permutation_spec(cell)
         dataset, measurement = load_dataset(cell.data.name, data_dir), paths[0].measurement
         self.dataset = dataset.reduced(measurement.evaluation)
-        self.statistics = statistics_images(dataset, cell.recipe, measurement.statistics, measurement.draw)
+        self.statistics = statistics_images(dataset, cell.recipe, measurement.samples)
         weights = load_weights(store, [member for path in paths for member in (path.merge.a, path.merge.b)])
         blocks = any(CORRECTIONS[path.correction].blocks for path in paths)
         self.endpoints = {

@@ -6,6 +6,7 @@ Accuracies are fractions, losses nats per example, times seconds. What a column 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pyarrow as pa
 
@@ -34,13 +35,17 @@ PAIR = CELL | {
     "matcher": _TEXT,
 }
 
-_KINDS = {"int": _INT, "float": _FLOAT, "bool": pa.bool_(), "str": _TEXT}
+_KINDS = {"int": _INT, "int | None": _INT, "float": _FLOAT, "bool": pa.bool_(), "str": _TEXT}
+
+
+def column_kind(spec_field: dataclasses.Field[Any]) -> pa.DataType:
+    """What a field of a spec is as a column; a tuple, as a choice of words, stands as text."""
+    return _KINDS.get(str(spec_field.type), _TEXT)
 
 
 def _described(owner: type, prefix: str) -> dict[str, pa.DataType]:
-    """A column for every field of a spec but its name; a tuple stands as text."""
-    fields = [f for f in dataclasses.fields(owner) if f.name != "name"]
-    return {f"{prefix}_{f.name}": _KINDS.get(str(f.type), _TEXT) for f in fields}
+    """A column for every field of a spec but its name."""
+    return {f"{prefix}_{f.name}": column_kind(f) for f in dataclasses.fields(owner) if f.name != "name"}
 
 
 PATH_ROWS = Table(

@@ -42,7 +42,7 @@ def test_every_make_target_that_docs_name_is_there(name: str):
 
 @pytest.fixture
 def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the README calls my_package, and weights of two of its networks, in the current folder."""
+    """What the README calls my_package and rates.toml, and weights of two such networks, in the current folder."""
     folder = tmp_path / "my_package"
     folder.mkdir()
     (folder / "my_module.py").write_text(
@@ -55,6 +55,8 @@ def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for parameter in network.parameters():
             nn.init.normal_(parameter, std=0.1)
         safetensors.torch.save_file(network.state_dict(), tmp_path / f"{name}.safetensors")
+    (study,) = blocks("toml")
+    (tmp_path / "rates.toml").write_text(study)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 

@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
-from flows.presets import digits_depth, mlp_depth, mlp_smoke, mlp_width, networks_smoke, r20_norm_short
+from flows.presets import (
+    acc_vs_barrier,
+    calibration_size,
+    cifar100_split,
+    closed_vs_forward,
+    depth,
+    digits_depth,
+    imagenet_curves,
+    mlp_depth,
+    mlp_smoke,
+    mlp_width,
+    networks_smoke,
+    normalization,
+    optimizer_ablation,
+    r18_cifar,
+    r20_curves,
+    r20_datasets,
+    r20_ln_width,
+    r20_norm_short,
+    r20_norm_width,
+    summary_reduction,
+    variance_layers,
+    vgg11_curve,
+    vgg_depth,
+    width,
+)
 from flows.presets.preset import Preset
 
 PRESETS: dict[str, Preset] = {
     module.PRESET.name: module.PRESET
-    for module in (digits_depth, mlp_width, mlp_depth, mlp_smoke, networks_smoke, r20_norm_short)
-}
+    for module in (
+        digits_depth, width, depth, normalization, mlp_width, mlp_depth, r20_norm_width, r20_ln_width, r20_curves,
+        r20_datasets, vgg_depth, vgg11_curve, r18_cifar, imagenet_curves, cifar100_split, closed_vs_forward,
+        variance_layers, optimizer_ablation, acc_vs_barrier, summary_reduction, calibration_size, r20_norm_short,
+        mlp_smoke, networks_smoke,
+    )
+}  # fmt: skip
 
 
 def find_preset(name: str) -> Preset:

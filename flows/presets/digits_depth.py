@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from flows.presets.preset import Preset
+from flows.presets.preset import Grid, Preset
 from tasks.science.recipes import DIGITS
 
 PRESET = Preset(
     name="digits-depth",
     question="How does the barrier of MLPs of width 128 grow with depth, and how much of it does REPAIR remove?",
-    datasets=("digits",),
-    widths=(128,),
-    depths=(4, 8, 12, 16),
+    grids=(Grid(("digits",), (("mlp", "none"),), (128,), {"digits": DIGITS}, (4, 8, 12, 16)),),
     n_seeds=4,
-    recipes={"digits": DIGITS},
+    ran="whole, on its data",
 )

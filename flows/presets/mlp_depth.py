@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from flows.presets.preset import Preset
-from tasks.science.recipes import MLP_BATCH, TABLE1_MLP
+from flows.presets.grids import mlp_depth
+from flows.presets.preset import DEFAULT_MEASUREMENT, Preset, Size
+from flows.presets.sizes import smoke
+
+GRID = mlp_depth(2, 6, 11, 16, 21, 26, 31, 36, 41, 46, 51)
 
 PRESET = Preset(
     name="mlp-depth",
     question="How does the barrier of BatchNorm-trained, folded MLPs of width 128 grow with depth?",
-    datasets=("mnist",),
-    widths=(128,),
-    depths=(2, 6, 11, 16, 21, 26, 31, 36, 41, 46, 51),
-    n_seeds=4,
-    recipes={"mlp-batch": MLP_BATCH, "table1": TABLE1_MLP},
-    networks=(("mlp", "batch-fused"),),
+    figure="mlp_50layer, mlp_50layer_forward, mlp_layerwise",
+    grids=(GRID,),
+    n_seeds=5,
+    corrections=("none", "repair", "repair-closed-form"),
+    sizes={
+        "smoke": smoke([GRID], n_seeds=3),
+        "paper": Size((mlp_depth(*range(2, 52)),), 5, DEFAULT_MEASUREMENT),
+    },
 )

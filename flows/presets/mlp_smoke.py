@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from flows.presets.preset import DEFAULT_MEASUREMENT, Preset
+from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
 from tasks.science.correction_table import CORRECTIONS
 from tasks.science.matchers import MATCHERS
 from tasks.science.recipes import DIGITS
 from tasks.science.specs import override
 
+GRID = Grid(
+    ("digits",), (("mlp", "none"), ("mlp", "batch"), ("mlp", "batch-fused")), (32,),
+    {"digits": override(DIGITS, epochs=10)}, (4,),
+)  # fmt: skip
+
 PRESET = Preset(
     name="mlp-smoke",
     question="Does an MLP train, align, and take a correction under every normalization?",
-    datasets=("digits",),
-    widths=(32,),
-    depths=(4,),
+    grids=(GRID,),
     n_seeds=3,
-    recipes={"digits": override(DIGITS, epochs=10)},
     matchers=tuple(MATCHERS),
     corrections=tuple(name for name, row in CORRECTIONS.items() if not row.blocks),
     measurement=override(DEFAULT_MEASUREMENT, alphas=3, statistics=500),
-    networks=(("mlp", "none"), ("mlp", "batch"), ("mlp", "batch-fused")),
+    ran="whole, on its data",
 )

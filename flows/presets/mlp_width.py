@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from flows.presets.preset import Preset
-from tasks.science.recipes import MLP, TABLE1_MLP, TABLE1_MLP_SKIP
+import dataclasses
+
+from flows.presets.grids import MLP_WIDTH
+from flows.presets.preset import DEFAULT_MEASUREMENT, Preset, Size
+from flows.presets.sizes import smoke
+
+_SMALL = (dataclasses.replace(MLP_WIDTH[0], datasets=("fashion_mnist",), widths=(32, 64, 128, 256)),)
 
 PRESET = Preset(
     name="mlp-width",
     question="How does the barrier of MLPs of 11 hidden layers fall with width, and how much of it does REPAIR remove?",
-    datasets=("fashion_mnist",),
-    widths=(32, 64, 128, 256, 512, 1024, 2048),
-    depths=(11,),
-    n_seeds=4,
-    recipes={"mlp": MLP, "table1": TABLE1_MLP, "table1-skip": TABLE1_MLP_SKIP},
+    figure="mlp_datasets2",
+    grids=MLP_WIDTH,
+    n_seeds=5,
+    sizes={"smoke": smoke(MLP_WIDTH, n_seeds=3), "small": Size(_SMALL, 4, DEFAULT_MEASUREMENT)},
+    ran="width 32 on Fashion-MNIST, with its whole recipe",
 )

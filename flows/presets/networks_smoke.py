@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from flows.presets.preset import DEFAULT_MEASUREMENT, Preset
+from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
 from tasks.science.correction_table import CORRECTIONS
 from tasks.science.networks import ARCHITECTURES
 from tasks.science.recipes import SMOKE, SMOKE_FIXUP, SMOKE_LAYER, SMOKE_PLAIN
 from tasks.science.specs import override
 
+_RECIPES = {"none": SMOKE_PLAIN, "batch": SMOKE, "layer": SMOKE_LAYER, "fixup": SMOKE_FIXUP}
+
 PRESET = Preset(
     name="networks-smoke",
     question="Does every network train, align, and take a correction?",
-    datasets=("digits32",),
-    widths=(1,),
-    depths=(1,),
-    n_seeds=2,
-    recipes={"smoke": {"none": SMOKE_PLAIN, "batch": SMOKE, "layer": SMOKE_LAYER, "fixup": SMOKE_FIXUP}},
-    corrections=tuple(CORRECTIONS),
-    measurement=override(DEFAULT_MEASUREMENT, alphas=3, statistics=64, evaluation=64),
-    networks=tuple(
-        (architecture, normalization)
+    grids=tuple(
+        Grid(("digits32",), ((architecture, normalization),), (1,), {"smoke": _RECIPES[normalization]})
         for architecture, known in ARCHITECTURES.items()
         for normalization in known.normalizations
         if architecture != "mlp"
     ),
+    n_seeds=2,
+    corrections=tuple(CORRECTIONS),
+    measurement=override(DEFAULT_MEASUREMENT, alphas=3, statistics=64, evaluation=64),
 )

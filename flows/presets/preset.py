@@ -1,41 +1,111 @@
-"""A study as it comes: a grid, its recipes, how it measures, and what it is meant to show."""
+"""A study as it comes: its grids, its recipes, how it measures, what it is meant to show, and its other sizes."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 from tasks.science.matchers import parse_matcher, published_modules
-from tasks.science.networks import ARCHITECTURES, build_network
+from tasks.science.networks import build_network, find_architecture
 from tasks.science.request import Request
 from tasks.science.specs import Cell, DataSpec, Measurement, Recipe, override
 
 MAX_SEEDS = 10_000
 
+MAX_VALUES = 10_000
+"""How many combinations of values a sweep may have."""
+
 DEFAULT_MEASUREMENT = Measurement("default")
+
+Network = tuple[str, str]
+"""An architecture with a normalization."""
+
+FACTORS = ("dataset", "architecture", "normalization", "width", "depth", "matcher", "correction", "seeds")
+"""What a study varies by options of their own."""
+
+_RECIPE_FIELDS = [f.name for f in dataclasses.fields(Recipe) if f.name != "name"]
+_MEASUREMENT_FIELDS = [f.name for f in dataclasses.fields(Measurement) if f.name != "name"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every network at every width and depth on every data set.
+
+    An architecture of one depth is not varied over `depths`. `recipes` by the word that asks for them, the default
+    first.
+    """
+
+    datasets: tuple[str, ...]
+    networks: tuple[Network, ...]
+    widths: tuple[int, ...]
+    recipes: Mapping[str, Recipe]
+    depths: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is other at this size: grids, seeds and measurement, and what is swept where that is given."""
+
+    grids: tuple[Grid, ...]
+    n_seeds: int
+    measurement: Measurement
+    sweep: Mapping[str, tuple[Any, ...]] | None = None
 
 
 @dataclass(frozen=True)
 class Preset:
-    """The grid of a study: every network at every width and depth on every data set.
+    """A study by its name.
 
-    `networks` pairs architectures with normalizations; an architecture of one depth is not varied over `depths`.
-    `recipes` by the word that asks for them, the default first; where normalizations need different ones, by
-    normalization.
+    `figure`: of the paper, by the name its file has in the authors' repository; empty for one of our own. `ran`: what
+    of it was run with this package, and on which data. `sweep`: fields of recipes or measurements that it varies.
     """
 
     name: str
     question: str
-    datasets: tuple[str, ...]
-    widths: tuple[int, ...]
-    depths: tuple[int, ...]
+    grids: tuple[Grid, ...]
     n_seeds: int
-    recipes: Mapping[str, Recipe | Mapping[str, Recipe]]
-    networks: tuple[tuple[str, str], ...] = (("mlp", "none"),)
     matchers: tuple[str, ...] = ("none", "activation")
     corrections: tuple[str, ...] = ("none", "repair")
     measurement: Measurement = DEFAULT_MEASUREMENT
+    sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
+    sizes: Mapping[str, Size] = field(default_factory=dict[str, Size])
+    figure: str = ""
+    ran: str = "not run"
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """The words that every grid has a recipe for, the default first."""
+        first, *others = (grid.recipes for grid in self.grids)
+        return tuple(word for word in first if all(word in recipes for recipes in others))
+
+    @property
+    def default_recipes(self) -> tuple[str, ...]:
+        """The word of each grid's default."""
+        return tuple(dict.fromkeys(next(iter(grid.recipes)) for grid in self.grids))
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for grid in self.grids for name in grid.datasets))
+
+    def resized(self, word: str | None) -> Preset:
+        """This study at another size; as it comes for None. ValueError for a size that it does not have."""
+        if word is None or (word == "paper" and self.figure and word not in self.sizes):
+            return self
+        if word not in self.sizes:
+            known = f"; known: {', '.join(self.sizes)}" if self.sizes else ": it comes in one"
+            raise ValueError(f"{self.name} has no size {word!r}{known}")
+        size = self.sizes[word]
+        return dataclasses.replace(
+            self,
+            grids=size.grids,
+            n_seeds=size.n_seeds,
+            measurement=size.measurement,
+            sweep=self.sweep if size.sweep is None else size.sweep,
+        )
 
     def request(
         self,
@@ -45,20 +115,18 @@ class Preset:
         depths: Sequence[int] | None = None,
         n_seeds: int | None = None,
         recipe: str | None = None,
-        epochs: int | None = None,
-        precision: str | None = None,
-        alphas: int | None = None,
+        training: Mapping[str, Any] | None = None,
         architectures: Sequence[str] | None = None,
         normalizations: Sequence[str] | None = None,
         matchers: Sequence[str] | None = None,
         corrections: Sequence[str] | None = None,
-        statistics: int | None = None,
-        evaluation: int | None = None,
-        draw: int | None = None,
+        measurement: Mapping[str, Any] | None = None,
+        sweep: Mapping[str, Sequence[Any]] | None = None,
     ) -> Request:
         """What is asked of the study when some of its own values are replaced; `describe` looks a data set up.
 
-        `architectures` and `normalizations` choose among the study's own networks.
+        `architectures` and `normalizations` choose among the study's own networks; `training` and `measurement` set
+        fields of every recipe and measurement, and `sweep` gives such a field several values.
         Raises ValueError for a word or number that cannot be, before anything runs.
         """
         if recipe is not None and recipe not in self.recipes:
@@ -68,55 +136,100 @@ class Preset:
                 f"seeds must be at least 2, so that there is a pair to interpolate, and at most {MAX_SEEDS}, "
                 f"got {n_seeds}"
             )
-        word = recipe if recipe is not None else next(iter(self.recipes))
-        changes = {"alphas": alphas, "statistics": statistics, "evaluation": evaluation, "draw": draw}
-        given = {name: value for name, value in changes.items() if value is not None}
-        measurement = override(self.measurement, **given)
-        described = [describe(name) for name in dict.fromkeys(datasets or self.datasets)]
+        set_by_hand = {**(training or {}), **(measurement or {})}
+        swept = {name: values for name, values in self.sweep.items() if name not in set_by_hand} | dict(sweep or {})
+        of_recipes, of_measurements = _split_sweep(swept)
+        changes = _combinations(of_recipes)
         cells: list[Cell] = []
-        for data, (architecture, normalization), width in product(
-            described, self._networks(architectures, normalizations), dict.fromkeys(widths or self.widths)
-        ):
-            chosen = self._recipe(word, normalization)
-            training = {"epochs": epochs, "precision": precision}
-            chosen = override(chosen, **{name: value for name, value in training.items() if value is not None})
-            only_depth = ARCHITECTURES[architecture].depth
-            for depth in dict.fromkeys(depths or self.depths) if only_depth is None else [only_depth]:
-                cells.append(Cell(data, architecture, normalization, width, depth, chosen))
-        published = any(parse_matcher(matcher).options.get("reading") == "published" for matcher in self.matchers)
-        for cell in cells:
+        for grid in self._grids(datasets, architectures, normalizations):
+            chosen = grid.recipes[recipe if recipe is not None else next(iter(grid.recipes))]
+            chosen = override(chosen, **(training or {}))
+            recipes = [override(chosen, **change) for change in changes]
+            specs = [describe(name) for name in dict.fromkeys(grid.datasets)]
+            for data, (architecture, normalization), width in product(
+                specs, grid.networks, dict.fromkeys(widths or grid.widths)
+            ):
+                only_depth = find_architecture(architecture).depth
+                for depth in dict.fromkeys(depths or grid.depths) if only_depth is None else [only_depth]:
+                    cells += [Cell(data, architecture, normalization, width, depth, each) for each in recipes]
+        chosen_matchers = tuple(dict.fromkeys(matchers or self.matchers))
+        published = any(parse_matcher(matcher).options.get("reading") == "published" for matcher in chosen_matchers)
+        # Cells that differ in what they are trained on or how have the same network.
+        distinct = {(*cell.network.values(), cell.data.shape, cell.data.n_classes): cell for cell in cells}
+        for cell in distinct.values():
             network = build_network(cell)
             if published:
                 published_modules(network)
+        base = override(self.measurement, **(measurement or {}))
         return Request(
             study=self.name,
-            cells=tuple(cells),
+            cells=tuple(dict.fromkeys(cells)),
             seeds=tuple(range(n_seeds if n_seeds is not None else self.n_seeds)),
-            matchers=tuple(dict.fromkeys(matchers or self.matchers)),
+            matchers=chosen_matchers,
             corrections=tuple(dict.fromkeys(corrections or self.corrections)),
-            measurement=measurement,
+            measurements=tuple(dict.fromkeys(override(base, **change) for change in _combinations(of_measurements))),
+            swept=tuple(swept),
         )
 
-    def _networks(
-        self, architectures: Sequence[str] | None, normalizations: Sequence[str] | None
-    ) -> list[tuple[str, str]]:
-        """Those of the study's networks that are of these architectures and normalizations."""
+    def _grids(
+        self,
+        datasets: Sequence[str] | None,
+        architectures: Sequence[str] | None,
+        normalizations: Sequence[str] | None,
+    ) -> list[Grid]:
+        """Those parts of the grids that are of these data sets, architectures and normalizations. A data set that is
+        not the study's own is taken by every grid of the study's first one."""
+        networks = tuple(dict.fromkeys(network for grid in self.grids for network in grid.networks))
         for wanted, position, word in ((architectures, 0, "architecture"), (normalizations, 1, "normalization")):
-            known = list(dict.fromkeys(network[position] for network in self.networks))
+            known = list(dict.fromkeys(network[position] for network in networks))
             for name in wanted or ():
                 if name not in known:
                     raise ValueError(f"{self.name} has no {word} {name!r}; it has {', '.join(known)}")
-        chosen = [
-            (architecture, normalization)
-            for architecture, normalization in self.networks
-            if (not architectures or architecture in architectures)
-            and (not normalizations or normalization in normalizations)
-        ]
+        chosen: list[Grid] = []
+        for grid in self.grids:
+            kept = tuple(
+                (architecture, normalization)
+                for architecture, normalization in grid.networks
+                if (not architectures or architecture in architectures)
+                and (not normalizations or normalization in normalizations)
+            )
+            names = grid.datasets
+            if datasets:
+                takes_others = self.datasets[0] in grid.datasets
+                names = tuple(
+                    name for name in datasets if name in grid.datasets or (takes_others and name not in self.datasets)
+                )
+            if kept and names:
+                chosen.append(dataclasses.replace(grid, networks=kept, datasets=names))
         if not chosen:
-            listed = ", ".join(f"{architecture} with {normalization}" for architecture, normalization in self.networks)
-            raise ValueError(f"{self.name} has no network of that architecture and normalization; it has {listed}")
+            listed = ", ".join(f"{architecture} with {normalization}" for architecture, normalization in networks)
+            raise ValueError(
+                f"{self.name} has no network of that architecture, normalization and data set; it has {listed}"
+            )
         return chosen
 
-    def _recipe(self, word: str, normalization: str) -> Recipe:
-        recipe = self.recipes[word]
-        return recipe if isinstance(recipe, Recipe) else recipe[normalization]
+
+def _split_sweep(swept: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Sequence[Any]], dict[str, Sequence[Any]]]:
+    """The fields of recipes and those of measurements; ValueError, naming those there are, for any other."""
+    for name, values in swept.items():
+        if name in FACTORS:
+            raise ValueError(f"{name} has an option of its own: --{name}")
+        if name not in _RECIPE_FIELDS + _MEASUREMENT_FIELDS:
+            raise ValueError(
+                f"there is no field {name!r} to sweep; known, of recipes: {', '.join(_RECIPE_FIELDS)}; of "
+                f"measurements: {', '.join(_MEASUREMENT_FIELDS)}"
+            )
+        if not values:
+            raise ValueError(f"a sweep of {name} needs at least one value")
+    n_combinations = math.prod(len(values) for values in swept.values())
+    if n_combinations > MAX_VALUES:
+        raise ValueError(f"a sweep has at most {MAX_VALUES} combinations of values, got {n_combinations}")
+    return (
+        {name: values for name, values in swept.items() if name in _RECIPE_FIELDS},
+        {name: values for name, values in swept.items() if name in _MEASUREMENT_FIELDS},
+    )
+
+
+def _combinations(swept: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every choice of one value for each field; one choice of nothing where no field is swept."""
+    return [dict(zip(swept, values, strict=True)) for values in product(*swept.values())]

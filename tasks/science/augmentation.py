@@ -16,7 +16,10 @@ from torch import Tensor
 
 from tasks.science.examples import Dataset, subset
 from tasks.science.identity import stream
-from tasks.science.specs import Recipe
+from tasks.science.specs import Recipe, Samples
+
+EVERYTHING = Samples()
+"""The whole train split, once."""
 
 MEAN = 0.0
 """The mean of a data set, in every channel, once it is normalised: what a cutout is filled with."""
@@ -83,17 +86,18 @@ def take(padded: Tensor, indices: Tensor, views: Views, translate: int, cutout: 
     return seen.reshape(*indices.shape, n_channels, height, width)
 
 
-def statistics_images(dataset: Dataset, recipe: Recipe, n_images: int | None = None, draw: int = 0) -> Tensor:
+def statistics_images(dataset: Dataset, recipe: Recipe, samples: Samples = EVERYTHING) -> Tensor:
     """The samples that activations are measured on: the train split, in order, once, under the recipe's augmentation.
 
-    `n_images`: only so many of them, at most, as `subset` chooses; each is seen as it is among all. Another `draw`
+    `samples` may ask for so many of them, at most, as `subset` chooses; each is seen as it is among all. Another draw
     chooses and augments anew.
     The draws are named by the data set alone: every network of a cell sees the same images, so that one pass serves
     all pairs. Returns (n_images, channels, height, width) float32. Source: REPAIR, section 3 (augmented statistics).
     """
     images = dataset.train.images
-    chosen = subset(dataset.spec.fingerprint, "train", len(images), n_images, draw)
-    if not recipe.augments:
+    draw = samples.draw
+    chosen = subset(dataset.spec.fingerprint, "train", len(images), samples.statistics, draw)
+    if not (recipe.augments and samples.augmented):
         return images if chosen is None else images[chosen]
     rng = stream("statistics", dataset.spec.fingerprint, *([draw] if draw else []))
     views = draw_views(rng, len(images), (images.shape[2], images.shape[3]), recipe)

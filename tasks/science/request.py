@@ -24,10 +24,12 @@ class Request:
     seeds: tuple[int, ...]
     matchers: tuple[str, ...]
     corrections: tuple[str, ...]
-    measurement: Measurement
+    measurements: tuple[Measurement, ...]
+    swept: tuple[str, ...] = ()
+    """Fields of recipes and measurements that the tables have a column for, since the study varies them."""
 
     def __post_init__(self) -> None:
-        for name in ("cells", "seeds", "matchers", "corrections"):
+        for name in ("cells", "seeds", "matchers", "corrections", "measurements", "swept"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "matchers", tuple(parse_matcher(matcher).text for matcher in self.matchers))
         safe_name(self.study)
@@ -35,8 +37,8 @@ class Request:
             raise ValueError(
                 f"a study needs at least 2 seeds, so that there is a pair to interpolate, got {len(self.seeds)}"
             )
-        if not self.cells:
-            raise ValueError(f"study {self.study} has no cells")
+        if not self.cells or not self.measurements:
+            raise ValueError(f"study {self.study} has no {'cells' if not self.cells else 'measurements'}")
         for cell in self.cells:
             if not cell.data.pairs(self.seeds):
                 raise ValueError(f"{cell.data.name}: seeds {self.seeds} are all of one half, and pairs lie across")
@@ -58,21 +60,23 @@ class Request:
         return [Endpoint(cell, seed) for seed in self.seeds]
 
     def merges(self, cell: Cell, trained: Sequence[Member]) -> list[Merge]:
-        """Every matcher on every pair of `trained`."""
+        """Every matcher on every pair of `trained`, once for all measurements that see the same images."""
         members = {member.seed: member for member in trained}
-        seen = (self.measurement.statistics, self.measurement.draw)
         return [
-            Merge(cell, members[a], members[b], matcher, *seen)
+            Merge(cell, members[a], members[b], matcher, samples)
+            for samples in dict.fromkeys(measurement.samples for measurement in self.measurements)
             for matcher in self.matchers
             for a, b in cell.data.pairs(list(members))
         ]
 
     def paths(self, merges: Sequence[Merge]) -> list[Path]:
+        """Every correction and measurement on those of `merges` that it is defined for."""
         return [
-            Path(merge, correction, self.measurement)
+            Path(merge, correction, measurement)
+            for measurement in self.measurements
             for correction in self.corrections
             for merge in merges
-            if self._defines(correction, merge.cell)
+            if merge.samples == measurement.samples and self._defines(correction, merge.cell)
         ]
 
     def corrections_of(self, cell: Cell) -> tuple[str, ...]:
@@ -109,7 +113,8 @@ class Request:
             cells: list[dict[str, Any]] = fields["cells"]
             for cell in cells:
                 cell |= {"data": DataSpec(**cell["data"]), "recipe": Recipe(**cell["recipe"])}
-            fields |= {"cells": [Cell(**cell) for cell in cells], "measurement": Measurement(**fields["measurement"])}
+            measurements = [Measurement(**measurement) for measurement in fields["measurements"]]
+            fields |= {"cells": [Cell(**cell) for cell in cells], "measurements": measurements}
             return cls(**fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a study request ({error})") from error

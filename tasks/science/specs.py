@@ -164,6 +164,11 @@ class Recipe:
         """Whether an image is seen otherwise than it is."""
         return self.flip or self.translate > 0 or self.cutout > 0
 
+    @property
+    def still(self) -> Recipe:
+        """This recipe without augmentation."""
+        return dataclasses.replace(self, flip=False, translate=0, cutout=0)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -224,11 +229,22 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
+class Samples:
+    """Which images of the train split matchers and corrections see; the fields are those of `Measurement`."""
+
+    statistics: int | None = None
+    draw: int = 0
+    augmented: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.statistics or 'all'} of draw {self.draw}{'' if self.augmented else ', not augmented'}"
+
+
+@dataclass(frozen=True)
 class Measurement:
     """Which samples feed statistics and curves, and where a path is looked at.
 
-    Statistics come from one pass over the train split, under the recipe's own augmentation; curves from the train and
-    the test split, not augmented.
+    Statistics come from one pass over the train split; curves from the train and the test split, not augmented.
     """
 
     name: str = field(metadata=LABEL)
@@ -240,6 +256,8 @@ class Measurement:
     """How many images of each split a point of a path is evaluated on, at most, chosen likewise. None: all."""
     draw: int = 0
     """Which of the data set's random orders and augmentations statistics come from: another draw measures again."""
+    augmented: bool = True
+    """Whether statistics come from images under the recipe's own augmentation, else from the images as they are."""
 
     def __post_init__(self) -> None:
         for name in ("statistics", "evaluation"):
@@ -247,12 +265,18 @@ class Measurement:
                 _positive("the number of images for ", **{name: getattr(self, name)})
         if isinstance(self.draw, bool) or not isinstance(self.draw, int) or self.draw < 0:
             raise ValueError(f"the draw of statistics must be a whole number of at least 0, got {self.draw!r}")
+        if not isinstance(self.augmented, bool):
+            raise ValueError(f"augmented must be True or False, got {self.augmented!r}")
         if self.statistics == 1:
             raise ValueError("the number of images for statistics must be at least 2, so that they have a spread")
         if isinstance(self.alphas, bool) or not isinstance(self.alphas, int) or self.alphas < 3 or self.alphas % 2 == 0:
             raise ValueError(
                 f"the number of alphas must be odd and at least 3, so that the midpoint is there, got {self.alphas!r}"
             )
+
+    @property
+    def samples(self) -> Samples:
+        return Samples(self.statistics, self.draw, self.augmented)
 
     @property
     def grid(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -273,17 +297,14 @@ class Member:
 @dataclass(frozen=True)
 class Merge:
     """Two endpoints of a cell, A and B as `DataSpec.pairs` has them, and the matcher that permutes B into alignment
-    with A.
-
-    `statistics` and `draw` say which images the matcher sees, as in `Measurement`.
+    with A. `samples` are what the matcher sees.
     """
 
     cell: Cell
     a: Member
     b: Member
     matcher: str
-    statistics: int | None = None
-    draw: int = 0
+    samples: Samples = Samples()
 
     def __post_init__(self) -> None:
         # One text for one choice: an option at its default is left out.
@@ -298,7 +319,7 @@ class Merge:
     def n_statistics(self) -> int | None:
         """How many images the matcher sees; None for one that needs no data."""
         n_train = self.cell.data.n_train
-        return min(self.statistics or n_train, n_train) if self.choice.needs_data else None
+        return min(self.samples.statistics or n_train, n_train) if self.choice.needs_data else None
 
     @property
     def id(self) -> str:
@@ -312,7 +333,7 @@ class Merge:
         if self.matcher == "none":
             return spec_id((), spec)
         if self.choice.needs_data:
-            spec["statistics"] = statistics_set(self.cell, self.statistics, self.draw)
+            spec["statistics"] = statistics_set(self.cell, self.samples)
         return spec_id(("match",), spec)
 
 
@@ -327,11 +348,10 @@ class Path:
     def __post_init__(self) -> None:
         cell = self.merge.cell
         check_correction(self.correction, cell.normalization, cell.architecture)
-        merged, measured = ((of.statistics, of.draw) for of in (self.merge, self.measurement))
-        if merged != measured:
+        if self.merge.samples != self.measurement.samples:
             raise ValueError(
                 f"a path of measurement {self.measurement.name} needs a merge made from the same images: "
-                f"{measured[0] or 'all'} of draw {measured[1]}, got {merged[0] or 'all'} of draw {merged[1]}"
+                f"{self.measurement.samples}, got {self.merge.samples}"
             )
 
     @property
@@ -342,21 +362,21 @@ class Path:
             "measurement": self.measurement,
             "data": self.merge.cell.data.fingerprint,
             # An uncorrected path has its variance ratios from the same samples.
-            "statistics": statistics_set(self.merge.cell, self.measurement.statistics, self.measurement.draw),
+            "statistics": statistics_set(self.merge.cell, self.measurement.samples),
         }
         return spec_id(("correct", "evaluate"), spec)
 
 
-def statistics_set(cell: Cell, n_images: int | None, draw: int) -> dict[str, Any]:
-    """What decides the samples that statistics come from: shared by all endpoints of a cell."""
-    recipe = cell.recipe
+def statistics_set(cell: Cell, samples: Samples) -> dict[str, Any]:
+    """What decides the images that statistics come from: shared by all endpoints of a cell."""
+    recipe = cell.recipe if samples.augmented else cell.recipe.still
     chosen = {"data": cell.data.fingerprint, "flip": recipe.flip, "translate": recipe.translate}
     if recipe.cutout:
         chosen["cutout"] = recipe.cutout
     # As many as there are, or more, are all of them: the same set, hence the same identity.
-    if n_images is not None and n_images < cell.data.n_train:
-        chosen["n_images"] = n_images
-    return {**chosen, "draw": draw} if draw else chosen
+    if samples.statistics is not None and samples.statistics < cell.data.n_train:
+        chosen["n_images"] = samples.statistics
+    return {**chosen, "draw": samples.draw} if samples.draw else chosen
 
 
 def override(spec: Any, **changes: Any) -> Any:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli import main
+
 COMMAND = Path(sys.executable).with_name("repairlab")
 
 
@@ -22,7 +24,7 @@ def call(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProc
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("run", "nope"), "there is no study 'nope'; known: digits-depth, mlp-width, "),
+        (("run", "nope"), "there is no study 'nope'; known: digits-depth, width, "),
         (("run", "mlp-width", "--width", "-3"), "width must be a positive whole number, got -3"),
         (("run", "digits-depth", "--alphas", "10"), "the number of alphas must be odd and at least 3"),
         (("run", "digits-depth", "--width", "32,wide"), "--width takes whole numbers, got 32,wide"),
@@ -45,17 +47,39 @@ def call(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProc
             "recipe table1-skip/precision=float16 trains in float16, which needs a GPU: on a CPU ask for",
         ),
         (("run", "digits-depth", "--runner", "gpu"), "--runner takes processes or threads, got gpu"),
+        (("run", "digits-depth", "--size", "huge"), "digits-depth has no size 'huge': it comes in one"),
+        (("run", "digits-depth", "--sweep", "learning_rate"), "--sweep takes FIELD=VALUE,VALUE,..., got learning_rate"),
+        (("run", "digits-depth", "--sweep", "batch_size=8,x"), "batch_size takes whole numbers, got x"),
+        (("run", "digits-depth", "--sweep", "flip=maybe"), "flip is true or false, got maybe"),
+        (("run", "digits-depth", "--sweep", "speed=1"), "there is no field 'speed' to sweep; known, of recipes: "),
+        (("run", "own.toml"), "own.toml cannot be read (No such file or directory)"),
+        (("run", "mlp-width", "--dataset", "mnist"), "mlp-width would take about "),
         (("report", "../x"), "'../x' is no name"),
     ],
 )
-def test_wrong_words_are_one_sentence_and_exit_code_2(tmp_path: Path, words: tuple[str, ...], sentence: str):
-    called = call(*words, cwd=tmp_path)
-    assert called.returncode == 2
-    assert called.stderr.startswith(f"repairlab: {sentence}" if "must be" not in sentence else "repairlab: ")
-    assert sentence in called.stderr
-    assert called.stderr.count("\n") == 1
-    assert called.stdout == ""
+def test_wrong_words_are_one_sentence_and_exit_code_2(
+    tmp_path: Path, words: tuple[str, ...], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    """In this process, for there are many: the next test sees one from outside."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REPAIRLAB_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr(sys, "argv", ["repairlab", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    called = capsys.readouterr()
+    assert ended.value.code == 2
+    assert called.err.startswith(f"repairlab: {sentence}" if "must be" not in sentence else "repairlab: ")
+    assert sentence in called.err
+    assert called.err.count("\n") == 1
+    assert called.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_words_end_the_command_with_2(tmp_path: Path):
+    called = call("run", "nope", cwd=tmp_path)
+    assert called.returncode == 2
+    assert called.stderr.startswith("repairlab: there is no study 'nope'; known: digits-depth, ")
+    assert called.stdout == ""
 
 
 def test_a_command_or_option_that_is_not_there_exits_with_2(tmp_path: Path):
@@ -72,7 +96,9 @@ def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path: Path):
 
 
 def test_missing_data_are_one_sentence_before_anything_starts(tmp_path: Path):
-    called = call("run", "mlp-width", "--dataset", "mnist", cwd=tmp_path, HTTPS_PROXY="http://127.0.0.1:9")
+    called = call(
+        "run", "mlp-width", "--dataset", "mnist", "--width", "32", cwd=tmp_path, HTTPS_PROXY="http://127.0.0.1:9"
+    )
     assert called.returncode == 1
     assert called.stderr.splitlines()[-1].startswith("repairlab: mnist: its files were not found and they could not be")
     assert not (tmp_path / "runs" / "endpoints").exists()
@@ -81,7 +107,7 @@ def test_missing_data_are_one_sentence_before_anything_starts(tmp_path: Path):
 def test_a_dry_run_prints_its_counts_first_and_needs_neither_data_nor_server(tmp_path: Path):
     called = call("run", "mlp-width", "--dataset", "mnist", "--width", "32,64", "--dry-run", cwd=tmp_path)
     assert called.returncode == 0, called.stderr
-    assert called.stdout.startswith("8 endpoints, 12 pairs, ")
+    assert called.stdout.startswith("10 endpoints, 20 pairs, ")
     assert "mnist was not found" in called.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -101,7 +127,8 @@ def test_studies_are_listed_with_what_they_ask_and_cost(tmp_path: Path):
     called = call("studies", cwd=tmp_path)
     assert called.returncode == 0
     assert "digits-depth: How does the barrier" in called.stdout
-    assert "28 endpoints, 42 pairs; data fashion_mnist; recipes mlp, table1" in called.stdout
+    assert "140 endpoints, 280 pairs, " in called.stdout
+    assert "recipes mlp, table1, table1-skip; sizes smoke, small; figure mlp_datasets2; run here: " in called.stdout
 
 
 def test_a_report_without_tables_says_how_to_make_them(tmp_path: Path):

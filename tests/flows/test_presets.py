@@ -7,13 +7,15 @@ import pytest
 from flows.options import StudyOptions
 from flows.presets import PRESETS
 from tasks.datasets import DATASETS
+from tasks.science.networks import ARCHITECTURES
 from tasks.science.recipes import RECIPES
-from tasks.science.specs import DataSpec, Recipe
+from tasks.science.specs import DataSpec
+from tasks.science.training import check_trainable
 
 
 def describe(name: str) -> DataSpec:
     known = DATASETS[name]
-    return DataSpec(name, "f", known.n_train, known.n_test, known.n_classes, known.shape)
+    return DataSpec(name, name, known.n_train, known.n_test, known.n_classes, known.shape, halves=known.halves)
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
@@ -21,13 +23,97 @@ def test_every_study_makes_a_request_as_it_comes(name: str):
     preset = PRESETS[name]
     request = StudyOptions(study=name).resolve(describe)
     assert preset.name == name
-    n_depths = {architecture: len(preset.depths) if architecture == "mlp" else 1 for architecture, _ in preset.networks}
-    per_size = sum(n_depths[architecture] for architecture, _ in preset.networks)
-    assert len(request.cells) == len(preset.datasets) * len(preset.widths) * per_size
+    wanted = {
+        (data, architecture, normalization, width, depth)
+        for grid in preset.grids
+        for data in grid.datasets
+        for architecture, normalization in grid.networks
+        for width in grid.widths
+        for depth in (grid.depths if architecture == "mlp" else [ARCHITECTURES[architecture].depth])
+    }
+    assert {(c.data.name, c.architecture, c.normalization, c.width, c.depth) for c in request.cells} == wanted
     assert len(request.seeds) == preset.n_seeds
-    for word, recipe in preset.recipes.items():
-        for each in [recipe] if isinstance(recipe, Recipe) else recipe.values():
-            assert each.name.split("/")[0] == word
+    assert not set(request.swept) ^ set(preset.sweep)
+
+
+@pytest.mark.parametrize(("name", "size"), [(name, size) for name, preset in PRESETS.items() for size in preset.sizes])
+def test_every_size_of_a_study_is_a_study_of_its_networks(name: str, size: str):
+    own, other = (StudyOptions(study=name, size=word).resolve(describe) for word in (None, size))
+    assert other.study == own.study
+    assert {(c.architecture, c.normalization) for c in other.cells} <= {
+        (c.architecture, c.normalization) for c in own.cells
+    }
+    if size != "paper":
+        assert len(other.cells) <= len(own.cells)
+        assert not {c.id for c in other.cells} & {c.id for c in own.cells} or size == "small"
+    if size == "smoke":
+        assert {c.data.name for c in other.cells} <= {"fashion_mnist_5k", "fashion_mnist_5k_split", "digits32"}
+        assert all(c.recipe.name.endswith("/smoke") for c in other.cells)
+    for cell in other.cells:
+        check_trainable(cell.recipe, "cpu") if size != "paper" else None
+
+
+def test_every_figure_of_the_paper_has_its_study():
+    drawn = {figure.strip() for preset in PRESETS.values() for figure in preset.figure.split(",")}
+    assert {
+        "relative_twtr2", "cifar10_resnet20_barrier2", "cifar10_resnet20_layernorm_vsrebasin", "resnet20_bnln_curves2",
+        "resnet20_datasets2", "mlp_datasets2", "mlp_50layer", "vgg_cifar_barrier2", "vgg_twtr2", "resnet18_barrier2",
+        "acc_vs_barrier", "layerwise_allthree", "resnet50_repair", "resnet50x2_closed_vs_forward",
+        "cifar100_split_training3",
+    } <= drawn  # fmt: skip
+    headline = {"width", "depth", "normalization"}
+    assert {PRESETS[name].n_seeds for name in headline} == {8}
+    assert all(preset.n_seeds >= 5 for preset in PRESETS.values() if preset.figure)
+
+
+def test_a_study_over_the_endpoints_of_others_trains_none_of_its_own():
+    def cells(name: str) -> set[str]:
+        return {cell.id for cell in StudyOptions(study=name).resolve(describe).cells}
+
+    assert cells("acc-vs-barrier") == cells("r20-norm-width") | cells("vgg-depth") | cells("r18-cifar")
+    assert cells("r20-curves") <= cells("r20-norm-width")
+    assert cells("r20-ln-width") <= cells("r20-norm-width") <= cells("summary-reduction")
+
+
+def test_a_size_that_there_is_not_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="mlp-width has no size 'huge'; known: smoke, small"):
+        StudyOptions(study="mlp-width", size="huge").resolve(describe)
+    with pytest.raises(ValueError, match="digits-depth has no size 'small': it comes in one"):
+        StudyOptions(study="digits-depth", size="small").resolve(describe)
+    assert StudyOptions(study="mlp-width", size="paper").resolve(describe) == StudyOptions(study="mlp-width").resolve(
+        describe
+    )
+
+
+def test_a_sweep_crosses_fields_of_recipes_and_of_measurements():
+    request = StudyOptions(
+        study="digits-depth", depth=[2], sweep={"learning_rate": [0.01, 0.02], "optimizer": ["sgd", "adam"],
+        "statistics": [100, None]},
+    ).resolve(describe)  # fmt: skip
+    assert {(cell.recipe.learning_rate, cell.recipe.optimizer) for cell in request.cells} == {
+        (rate, optimizer) for rate in (0.01, 0.02) for optimizer in ("sgd", "adam")
+    }
+    assert [measurement.statistics for measurement in request.measurements] == [100, None]
+    assert request.swept == ("learning_rate", "optimizer", "statistics")
+    plain = StudyOptions(study="digits-depth", depth=[2]).resolve(describe)
+    assert plain.cells[0].id in {cell.id for cell in request.cells}
+
+
+def test_an_option_takes_the_place_of_a_studys_own_sweep():
+    request = StudyOptions(study="calibration-size", statistics=500).resolve(describe)
+    assert {measurement.statistics for measurement in request.measurements} == {500}
+    assert request.swept == ("augmented",)
+    assert len(StudyOptions(study="calibration-size").resolve(describe).measurements) == 12
+
+
+def test_a_data_set_of_the_studys_own_keeps_its_recipe_and_another_takes_the_first():
+    recipes = {
+        name: StudyOptions(study="r20-datasets", dataset=[name], width=[1]).resolve(describe).cells[0].recipe
+        for name in ("cifar10", "svhn", "cifar100")
+    }
+    assert recipes["cifar100"] == recipes["cifar10"]
+    assert (recipes["svhn"].flip, recipes["svhn"].cutout) == (False, 0)
+    assert recipes["cifar10"].flip
 
 
 def test_options_replace_what_they_name_and_only_that():
@@ -38,7 +124,7 @@ def test_options_replace_what_they_name_and_only_that():
         (data, width, 11) for data in ("mnist", "digits") for width in (8, 16)
     }
     assert {cell.recipe.name for cell in request.cells} == {"mlp/epochs=3"}
-    assert request.measurement.name == "default/alphas=5"
+    assert [m.name for m in request.measurements] == ["default/alphas=5"]
     assert request.seeds == (0, 1)
 
 
@@ -52,30 +138,29 @@ def test_networks_matchers_and_corrections_are_chosen_among_those_there_are():
     }  # fmt: skip
     assert request.matchers == ("weight", "activation")
     assert request.corrections == ("repair",)
-    assert request.measurement.name.endswith("statistics=10,draw=2")
-    with pytest.raises(ValueError, match=r"no network of that architecture and normalization; it has vgg11 with none"):
+    assert request.measurements[0].name.endswith("statistics=10,draw=2")
+    with pytest.raises(ValueError, match=r"normalization and data set; it has vgg11 with none"):
         StudyOptions(study="networks-smoke", architecture=["vgg11"], normalization=["layer"]).resolve(describe)
 
 
 def test_table_1_is_the_published_recipe():
-    (cell,) = StudyOptions(study="mlp-width", width=[32], recipe="table1").resolve(describe).cells
+    (cell,) = StudyOptions(study="mlp-width", dataset=["mnist"], width=[32], recipe="table1").resolve(describe).cells
     assert (cell.recipe.learning_rate, cell.recipe.batch_size, cell.recipe.epochs) == (0.2, 2000, 100)
     assert (cell.recipe.translate, cell.recipe.weight_decay, cell.recipe.momentum) == (4, 0, 0.9)
 
 
 def test_precision_replaces_the_recipes_own_and_is_told():
-    request = StudyOptions(study="mlp-width", width=[32], precision="bfloat16").resolve(describe)
+    request = StudyOptions(study="mlp-width", dataset=["mnist"], width=[32], precision="bfloat16").resolve(describe)
     assert [(cell.recipe.precision, cell.recipe.name) for cell in request.cells] == [
         ("bfloat16", "mlp/precision=bfloat16")
     ]
 
 
 def test_the_studies_of_mlps_have_table_1_beside_what_made_the_saved_points():
-    for name, words in (("mlp-width", ["mlp", "table1", "table1-skip"]), ("mlp-depth", ["mlp-batch", "table1"])):
-        assert list(PRESETS[name].recipes) == words
-        assert PRESETS[name].recipes["table1"] is RECIPES["mlp"]["table1"].recipe
-    skipping = PRESETS["mlp-width"].recipes["table1-skip"]
-    assert isinstance(skipping, Recipe)
+    for name, words in (("mlp-width", ("mlp", "table1", "table1-skip")), ("mlp-depth", ("mlp-batch", "table1"))):
+        assert PRESETS[name].recipes == words
+        assert PRESETS[name].grids[0].recipes["table1"] is RECIPES["mlp"]["table1"].recipe
+    skipping = PRESETS["mlp-width"].grids[0].recipes["table1-skip"]
     assert replace(skipping, skip_nonfinite=False, name="table1") == RECIPES["mlp"]["table1"].recipe
 
 
@@ -90,7 +175,7 @@ def test_digits_depth_is_what_it_says():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"study": "nope"}, "there is no study 'nope'; known: digits-depth, mlp-width, "),
+        ({"study": "nope"}, "there is no study 'nope'; known: digits-depth, width, "),
         ({"study": "mlp-width", "recipe": "r"}, "mlp-width has no recipe 'r'; known: mlp, table1"),
         ({"study": "mlp-width", "width": [-3]}, "width must be a positive whole number, got -3"),
         ({"study": "mlp-width", "alphas": 10}, "must be odd and at least 3"),
@@ -100,6 +185,14 @@ def test_digits_depth_is_what_it_says():
             "precision must be one of float32, bfloat16, float16",
         ),
         ({"study": "mlp-width", "epochs": 0}, "epochs must be a positive whole number, got 0"),
+        ({"study": "mlp-width", "sweep": {"epoch": [1]}}, "no field 'epoch' to sweep; known, of recipes: batch_size, "),
+        ({"study": "mlp-width", "sweep": {"width": [1]}}, "width has an option of its own: --width"),
+        ({"study": "mlp-width", "sweep": {"epochs": []}}, "a sweep of epochs needs at least one value"),
+        ({"study": "mlp-width", "sweep": {"epochs": [1, -1]}}, "epochs must be a positive whole number, got -1"),
+        (
+            {"study": "digits-depth", "sweep": {"batch_size": list(range(1, 200_000))}},
+            "at most 10000 combinations of values, got 199999",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_can(options: dict, text: str):
@@ -109,7 +202,8 @@ def test_what_cannot_be_is_refused_with_what_can(options: dict, text: str):
 
 def test_a_reading_that_was_not_published_is_refused_before_anything_runs():
     preset = replace(PRESETS["networks-smoke"], matchers=("none", "activation/reading=published"))
+    known = [grid for grid in preset.grids if grid.networks[0] in (("resnet20", "batch"), ("resnet18", "batch"))]
     with pytest.raises(ValueError, match="reading=published is for ResNet20 with BatchNorm and ResNet18 for small"):
         preset.request(describe)
-    request = replace(preset, networks=(("resnet20", "batch"), ("resnet18", "batch"))).request(describe)
+    request = replace(preset, grids=tuple(known)).request(describe)
     assert request.matchers == ("none", "activation/reading=published")

@@ -137,7 +137,7 @@ def test_the_terminal_shows_whole_numbers_in_80_columns(store: Store, ablation: 
     cells = [SimpleNamespace(id="digits-4"), SimpleNamespace(id="digits-16")]
     request: Any = SimpleNamespace(
         study="s", cells=cells, matchers=("none", "activation"), corrections=("none", "repair"),
-        measurement=SimpleNamespace(name="default"),
+        measurements=(SimpleNamespace(name="default"),),
     )  # fmt: skip
     print_ablation(store, request, Console(width=80, file=out))
     assert "…" not in out.getvalue()
@@ -163,7 +163,8 @@ def test_with_two_factors_every_cell_has_a_line_above_its_paths(store: Store):
     write_study(store, ablation)
     request: Any = SimpleNamespace(
         study="s", cells=[SimpleNamespace(id=word) for word in ablation["cell_id"].unique()],
-        matchers=("none", "activation"), corrections=("none", "repair"), measurement=SimpleNamespace(name="default"),
+        matchers=("none", "activation"), corrections=("none", "repair"),
+        measurements=(SimpleNamespace(name="default"),),
     )  # fmt: skip
     print_ablation(store, request, Console(width=80, file=(out := io.StringIO())))
     words = out.getvalue().split()

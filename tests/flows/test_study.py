@@ -107,8 +107,10 @@ def test_a_task_that_fails_is_a_sentence_and_the_rest_is_measured(store: Store, 
 
 def test_a_cell_whose_seeds_all_diverge_is_counted_and_the_rest_goes_on(store: Store, monkeypatch):
     preset = PRESETS["digits-depth"]
-    wild = dataclasses.replace(preset.recipes["digits"], name="wild", learning_rate=1e30)
-    monkeypatch.setitem(PRESETS, "digits-depth", dataclasses.replace(preset, recipes={"digits": wild}))
+    (grid,) = preset.grids
+    wild = dataclasses.replace(grid.recipes["digits"], name="wild", learning_rate=1e30)
+    grids = (dataclasses.replace(grid, recipes={"digits": wild}),)
+    monkeypatch.setitem(PRESETS, "digits-depth", dataclasses.replace(preset, grids=grids))
     run(store, depth=[2])
     tables = tables_of(store)
     assert (tables["endpoints"]["status"] == "diverged").all()

@@ -26,7 +26,7 @@ def make_request(*cells: Cell, n_seeds: int = 3, alphas: int = 5) -> Request:
         seeds=tuple(range(n_seeds)),
         matchers=("none", "activation"),
         corrections=("none", "repair"),
-        measurement=Measurement("default", alphas),
+        measurements=(Measurement("default", alphas),),
     )
 
 

@@ -168,7 +168,7 @@ def test_a_study_holds_every_request_ever_made_once(store: Store, cell: Cell):
 
 def test_two_measurements_stand_side_by_side(store: Store, cell: Cell):
     run_all(store, make_request(cell))
-    request = dataclasses.replace(make_request(cell), measurement=Measurement("default/alphas=7", 7))
+    request = dataclasses.replace(make_request(cell), measurements=(Measurement("default/alphas=7", 7),))
     run_all(store, request)
     tables = read_all(store)
     assert sorted(tables["barriers"]["measurement"].unique()) == ["default", "default/alphas=7"]

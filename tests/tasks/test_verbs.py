@@ -106,7 +106,7 @@ def test_more_alphas_train_and_match_nothing(store: Store, cell: Cell):
 
 def test_fewer_images_give_their_own_permutations_and_paths(store: Store, cell: Cell):
     run_all(store, make_request(cell))
-    few = dataclasses.replace(make_request(cell), measurement=Measurement("few", 5, statistics=40, evaluation=30))
+    few = dataclasses.replace(make_request(cell), measurements=(Measurement("few", 5, statistics=40, evaluation=30),))
     run_all(store, few)
     tables = {name: pd.read_parquet(f"{store.url}/studies/test/{name}.parquet") for name in ("paths", "merges")}
     counts = tables["paths"].groupby(["measurement", "split"])["n_examples"].unique().map(list)

@@ -20,7 +20,14 @@ from tasks.science.networks.resnet import resnet18, resnet20
 from tasks.science.networks.vgg import MAX_SIDE, VGG
 from tasks.science.specs import Cell
 
-__all__ = ["ARCHITECTURES", "Architecture", "build_network", "build_training_network", "initial_state"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "build_network",
+    "build_training_network",
+    "find_architecture",
+    "initial_state",
+]
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 into the linear layers: what is stored, aligned and averaged is the plain network.
 """
 
+
 SMALL_SIDE = 64
 """Up to this many pixels a side, `resnet18` is the small images' form."""
+
+
+def find_architecture(word: str) -> Architecture:
+    """ValueError, naming those there are, for an unknown one."""
+    if word not in ARCHITECTURES:
+        raise ValueError(f"there is no architecture {word!r}; known: {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[word]
 
 
 def build_network(cell: Cell) -> nn.Module:
@@ -76,9 +91,7 @@ def build_training_network(cell: Cell) -> nn.Module:
 
 
 def _check(cell: Cell) -> None:
-    if cell.architecture not in ARCHITECTURES:
-        raise ValueError(f"there is no architecture {cell.architecture!r}; known: {', '.join(ARCHITECTURES)}")
-    known = ARCHITECTURES[cell.architecture]
+    known = find_architecture(cell.architecture)
     if cell.normalization not in known.normalizations:
         raise ValueError(
             f"{cell.architecture} has no normalization {cell.normalization!r}; known: {', '.join(known.normalizations)}"

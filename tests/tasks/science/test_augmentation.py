@@ -8,7 +8,7 @@ import torch
 from tasks.science.augmentation import Views, draw_views, pad, statistics_images, take
 from tasks.science.examples import Dataset, half
 from tasks.science.identity import stream
-from tasks.science.specs import Recipe
+from tasks.science.specs import Recipe, Samples
 
 
 def augmented(recipe: Recipe, **changes) -> Recipe:
@@ -125,18 +125,21 @@ def test_statistics_come_from_the_train_split_as_the_recipe_augments_it(blobs: D
 def test_fewer_statistics_images_are_some_of_more_each_seen_the_same(blobs: Dataset, recipe: Recipe):
     moved = dataclasses.replace(recipe, translate=1, flip=True)
     for chosen in (recipe, moved, dataclasses.replace(moved, cutout=2), dataclasses.replace(recipe, cutout=2)):
-        everything, more, fewer = (statistics_images(blobs, chosen, n) for n in (None, 50, 20))
+        everything, more, fewer = (statistics_images(blobs, chosen, Samples(n)) for n in (None, 50, 20))
         assert (len(more), len(fewer)) == (50, 20)
         assert torch.equal(fewer, more[:20])
         assert all((everything == image).flatten(1).all(1).any() for image in fewer)
-        assert torch.equal(statistics_images(blobs, chosen, len(everything)), everything)
+        assert torch.equal(statistics_images(blobs, chosen, Samples(len(everything))), everything)
 
 
 def test_another_draw_sees_other_images_otherwise(blobs: Dataset, recipe: Recipe):
     moved = dataclasses.replace(recipe, translate=1)
-    assert not torch.equal(statistics_images(blobs, recipe, 20), statistics_images(blobs, recipe, 20, draw=1))
-    assert not torch.equal(statistics_images(blobs, moved), statistics_images(blobs, moved, draw=1))
-    assert statistics_images(blobs, recipe, draw=1) is blobs.train.images
+    assert not torch.equal(
+        statistics_images(blobs, recipe, Samples(20)), statistics_images(blobs, recipe, Samples(20, draw=1))
+    )
+    assert not torch.equal(statistics_images(blobs, moved), statistics_images(blobs, moved, Samples(draw=1)))
+    assert statistics_images(blobs, recipe, Samples(draw=1)) is blobs.train.images
+    assert statistics_images(blobs, moved, Samples(augmented=False)) is blobs.train.images
 
 
 def test_a_reduced_data_set_keeps_images_and_labels_together(blobs: Dataset):

@@ -17,15 +17,15 @@ def make_request(cell: Cell, **changes) -> Request:
         "seeds": (0, 1, 2),
         "matchers": ("none", "activation"),
         "corrections": ("none", "repair"),
-        "measurement": Measurement("default"),
+        "measurements": (Measurement("default"),),
     }
     return Request(**{**given, **changes})
 
 
 def test_a_request_hands_its_statistics_images_to_its_merges(cell: Cell):
-    request = make_request(cell, measurement=Measurement("few", statistics=20, evaluation=10))
+    request = make_request(cell, measurements=(Measurement("few", statistics=20, evaluation=10),))
     merges = request.merges(cell, [Member(0, "a", "1"), Member(1, "b", "2")])
-    assert [merge.statistics for merge in merges] == [20, 20]
+    assert [merge.samples.statistics for merge in merges] == [20, 20]
     assert len(request.paths(merges)) == 4
     assert Request.from_json(request.to_json()) == request
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from tasks.science.identity import canonical_json
-from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member, Merge, Path, Recipe, override
+from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member, Merge, Path, Recipe, Samples, override
 
 
 def test_the_id_of_an_endpoint_does_not_change_from_one_release_to_the_next():
@@ -50,15 +50,15 @@ def test_more_alphas_are_another_path_of_the_same_merge(cell: Cell):
 def test_fewer_statistics_images_are_other_permutations_and_all_of_them_are_the_same_ones(cell: Cell):
     a, b, n_train = Member(0, "a", "1"), Member(1, "b", "2"), cell.data.n_train
     everything = Merge(cell, a, b, "activation")
-    few = Merge(cell, a, b, "activation", statistics=n_train // 2)
+    few = Merge(cell, a, b, "activation", samples=Samples(n_train // 2))
     assert few.id != everything.id
     assert (few.n_statistics, everything.n_statistics) == (n_train // 2, n_train)
-    assert Merge(cell, a, b, "activation", statistics=n_train + 5).id == everything.id
-    assert Merge(cell, a, b, "weight", statistics=5).id == Merge(cell, a, b, "weight").id
+    assert Merge(cell, a, b, "activation", samples=Samples(n_train + 5)).id == everything.id
+    assert Merge(cell, a, b, "weight", samples=Samples(5)).id == Merge(cell, a, b, "weight").id
     assert Merge(cell, a, b, "weight").n_statistics is None
     with pytest.raises(ValueError, match=f"the same images: all of draw 0, got {n_train // 2} of draw 0"):
         Path(few, "none", Measurement("m"))
-    again = Merge(cell, a, b, "activation", draw=1)
+    again = Merge(cell, a, b, "activation", samples=Samples(draw=1))
     assert again.id != everything.id
     assert Path(again, "none", Measurement("m", draw=1)).id != Path(everything, "none", Measurement("m")).id
 

@@ -1,0 +1,22 @@
+"""Networks trained on two halves of CIFAR-100 with other shares of its classes, merged."""
+
+from __future__ import annotations
+
+from flows.presets.grids import R20_RECIPES
+from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
+from flows.presets.sizes import smoke
+from tasks.science.specs import override
+
+GRID = Grid(("cifar100_split",), (("resnet20", "batch"),), (16,), R20_RECIPES["batch"])
+"""Which network made the saved points was not published: a wide ResNet20 is ours."""
+
+PRESET = Preset(
+    name="cifar100-split",
+    question="Can two networks that were trained on differently skewed halves of the data be merged into one for both?",
+    figure="cifar100_split_training3",
+    grids=(GRID,),
+    n_seeds=6,
+    corrections=("none", "repair", "reset"),
+    measurement=override(DEFAULT_MEASUREMENT, alphas=21),
+    sizes={"smoke": smoke([GRID], n_seeds=4)},
+)

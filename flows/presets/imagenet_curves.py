@@ -1,0 +1,21 @@
+"""The whole path of ResNet18, ResNet50 and its wide form on ImageNet, at 51 alphas."""
+
+from __future__ import annotations
+
+from flows.presets.grids import IMAGENET
+from flows.presets.preset import DEFAULT_MEASUREMENT, Preset
+from flows.presets.sizes import smoke
+from tasks.science.specs import override
+
+PRESET = Preset(
+    name="imagenet-curves",
+    question="How much of the barrier do RESET and REPAIR of the blocks remove on ImageNet?",
+    figure="resnet50_repair, imagenet_3resnets2, imagenet_vsrebasin, resnet50_filters",
+    grids=IMAGENET,
+    n_seeds=5,
+    matchers=("none", "activation", "weight"),
+    corrections=("none", "repair", "reset", "repair-block"),
+    measurement=override(DEFAULT_MEASUREMENT, alphas=51, statistics=5_000, evaluation=5_000),
+    sizes={"smoke": smoke(IMAGENET)},
+    ran="its networks on enlarged digits; ImageNet itself cannot be read yet",
+)

@@ -1,0 +1,92 @@
+"""The sizes that studies share: what shows that everything runs, and what a laptop can carry."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Size
+from tasks.science.specs import Recipe, override
+
+SMOKE_MEASUREMENT = override(DEFAULT_MEASUREMENT, alphas=3, statistics=300, evaluation=200)
+
+SMALL_MEASUREMENT = override(DEFAULT_MEASUREMENT, alphas=5, statistics=5_000, evaluation=10_000)
+
+_SMALL_TRAINING = {"epochs": 10, "precision": "bfloat16", "skip_nonfinite": False, "cutout": 0}
+
+_STILL = {"cutout": 0, "label_smoothing": 0.0, "skip_nonfinite": False, "resized_crop": 0, "decayed_norms": "all"}
+
+SMOKE_TRAINING: Mapping[str, Any] = _STILL | {
+    "optimizer": "adam", "schedule": "linear", "learning_rate": 0.0005, "warmup": 0.1, "warmup_from": 0.0,
+    "batch_size": 25, "epochs": 3, "weight_decay": 0.0, "precision": "bfloat16",
+}  # fmt: skip
+"""A few hundred steps at which convolutional networks with and without a norm leave chance."""
+
+SMOKE_MLP_TRAINING = {"optimizer": "adam", "learning_rate": 0.002, "batch_size": 100, "epochs": 6}
+"""The same for MLPs."""
+
+
+def small(grids: Sequence[Grid], widths: Sequence[int] = (1,), n_seeds: int = 4) -> Size:
+    """The networks of `grids` at these widths on Fashion-MNIST, for ten epochs in bfloat16, LayerNorm's and Fixup's
+    rate rising over five of them: hours on a laptop, and no verdict."""
+    reduced = [
+        dataclasses.replace(
+            grid,
+            datasets=("fashion_mnist",),
+            networks=(network,),
+            widths=tuple(widths),
+            recipes=_retrained(
+                grid.recipes,
+                {**_SMALL_TRAINING, "warmup": 0.1 if network[1] in ("none", "batch") else 0.5},
+                "small",
+            ),
+        )
+        for grid in grids
+        for network in grid.networks
+    ]
+    distinct = [grid for position, grid in enumerate(reduced) if grid not in reduced[:position]]
+    return Size(tuple(distinct), n_seeds, SMALL_MEASUREMENT)
+
+
+def _retrained(recipes: Mapping[str, Recipe], changes: Mapping[str, Any], size: str) -> dict[str, Recipe]:
+    """`recipes` with these fields changed: too many to stand in the name, which tells the size instead."""
+    return {
+        word: dataclasses.replace(override(recipe, **changes), name=f"{recipe.name}/{size}")
+        for word, recipe in recipes.items()
+    }
+
+
+def smoke(grids: Sequence[Grid], n_seeds: int = 2, sweep: Mapping[str, tuple[Any, ...]] | None = None) -> Size:
+    """Every kind of network of `grids` at its smallest, on few images: shows that a study runs, not what is true.
+
+    Data are 5,000 images of Fashion-MNIST, in halves where the study's are; for networks that take longer,
+    scikit-learn's digits, enlarged. Of the VGGs the two smaller ones stand for all.
+    """
+    small: list[Grid] = []
+    for grid in grids:
+        for network in grid.networks:
+            reduced = _smoke_of(grid, network)
+            if network[0] not in ("vgg16", "vgg19") and reduced not in small:
+                small.append(reduced)
+    return Size(tuple(small), n_seeds, SMOKE_MEASUREMENT, sweep)
+
+
+def _smoke_of(grid: Grid, network: tuple[str, str]) -> Grid:
+    architecture, normalization = network
+    training: dict[str, Any] = dict(SMOKE_MLP_TRAINING if architecture == "mlp" else SMOKE_TRAINING)
+    if normalization == "none":
+        training["initialization"] = "he-normal"
+    dataset = "fashion_mnist_5k"
+    if grid.datasets == ("cifar100_split",):
+        dataset = "fashion_mnist_5k_split"
+    elif architecture not in ("mlp", "resnet20"):
+        dataset = "digits32"
+    return dataclasses.replace(
+        grid,
+        datasets=(dataset,),
+        networks=(network,),
+        widths=grid.widths[:1] if architecture == "mlp" else (1,),
+        depths=grid.depths[:2],
+        recipes=_retrained(grid.recipes, training, "smoke"),
+    )

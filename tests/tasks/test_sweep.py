@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pandas as pd
+import pytest
+from pipeline import make_request, run_all
+
+from infra.storage import Store
+from tasks.science.specs import Cell, Measurement, override
+from tasks.sweep import parse_value
+
+
+@pytest.fixture
+def tables(store: Store, cell: Cell, blobs, monkeypatch) -> dict[str, pd.DataFrame]:
+    """A study of two learning rates, measured on 60 and on all statistics images."""
+    for module in ("tasks.train", "tasks.align", "tasks.pairs"):
+        monkeypatch.setattr(f"{module}.load_dataset", lambda _name, _folder: blobs)
+    cells = [dataclasses.replace(cell, recipe=override(cell.recipe, learning_rate=rate)) for rate in (0.05, 0.1)]
+    base = Measurement("default", 3)
+    request = dataclasses.replace(
+        make_request(*cells, n_seeds=2),
+        measurements=(override(base, statistics=60), base),
+        swept=("learning_rate", "statistics", "augmented"),
+    )
+    run_all(store, request)
+    root = f"{store.url}/studies/test"
+    names = ("cells", "endpoints", "merges", "paths", "barriers", "layers", "axes", "ablation")
+    return {name: pd.read_parquet(f"{root}/{name}.parquet") for name in names}
+
+
+def test_what_is_swept_is_a_column_of_every_table_that_it_tells_rows_of_apart(tables):
+    for name in ("paths", "barriers", "layers", "ablation"):
+        frame = tables[name]
+        assert set(frame["learning_rate"]) == {0.05, 0.1}
+        assert set(frame["statistics"].dropna()) == {60}
+        assert (frame["statistics"].isna() == (frame["measurement"] == "default")).all()
+        assert frame["augmented"].all()
+    assert {"learning_rate"} == {"learning_rate", "statistics"} & set(tables["endpoints"].columns)
+    assert not {"learning_rate", "statistics"} & set(tables["cells"].columns)
+    assert set(tables["cells"]["recipe_learning_rate"]) == {0.05, 0.1}
+
+
+def test_each_choice_of_statistics_images_has_its_own_alignment_and_the_direct_path_is_shared(tables):
+    merges = tables["merges"]
+    aligned = merges[merges["matcher"] == "activation"]
+    assert sorted(aligned["n_statistics"]) == [60, 60, 240, 240]
+    assert len(merges[merges["matcher"] == "none"]) == 2
+    assert merges[merges["matcher"] == "none"]["statistics"].isna().all()
+    counts = tables["barriers"].groupby(["learning_rate", "measurement", "matcher", "correction", "split"]).size()
+    assert (counts == 1).all()
+    assert len(counts) == 2 * 2 * 2 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "value"),
+    [
+        ("learning_rate", "1e-3", 0.001), ("batch_size", "8", 8), ("flip", "True", True), ("augmented", "false", False),
+        ("optimizer", "adam", "adam"), ("statistics", "100", 100), ("statistics", "all", None), ("alphas", "5", 5),
+    ],
+)  # fmt: skip
+def test_a_word_is_read_as_its_field_is(name: str, word: str, value):
+    assert parse_value(name, word) == value
+    assert type(parse_value(name, word)) is type(value)
