@@ -15,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tasks import schema
+
 mpl.use("Agg")
 
 
@@ -72,25 +74,40 @@ def label_path(matcher: str, correction: str) -> str:
     return aligned if correction == "none" else f"{aligned}, {'REPAIR' if correction == 'repair' else correction}"
 
 
-def main_factor(frame: pd.DataFrame) -> str:
-    """What the horizontal axis shows: of depth and width the one with more values."""
-    return max(FACTORS, key=lambda factor: frame[factor].nunique())
+def swept_factors(ablation: pd.DataFrame) -> list[str]:
+    """The fields of recipes and measurements that a study sweeps: those of its columns that not every table has."""
+    return [name for name in ablation.columns if name not in schema.ABLATION.columns]
+
+
+def main_factor(ablation: pd.DataFrame) -> str:
+    """What the horizontal axis shows: of depth, width and all that is swept the one with most values."""
+    return max([*FACTORS, *swept_factors(ablation)], key=lambda factor: ablation[factor].nunique(dropna=False))
+
+
+def label_value(value: Any) -> str:
+    """A factor's value on an axis; a number of images that is not bounded is all of them."""
+    return "all" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def label_series(frame: pd.DataFrame, factor: str) -> pd.Series:
     """One text per row that says all that sets its series apart, the axis' factor aside."""
-    other = next(name for name in FACTORS if name != factor)
-    varying = [name for name in [*_SERIES, other] if frame[name].nunique() > 1]
+    swept = swept_factors(frame)
+    # The names of recipes and measurements tell what is swept once more, and would set every point apart.
+    told = {"recipe", "measurement"} if swept else set[str]()
+    names = [name for name in [*_SERIES, *FACTORS, *swept] if name != factor and name not in told]
+    varying = [name for name in names if frame[name].nunique(dropna=False) > 1]
     if not varying:
         return pd.Series("", index=frame.index)
     return frame[varying].apply(
-        lambda row: ", ".join(f"{name} {value}" if name in FACTORS else str(value) for name, value in row.items()),
+        lambda row: ", ".join(
+            f"{name} {label_value(value)}" if name in (*FACTORS, *swept) else str(value) for name, value in row.items()
+        ),
         axis=1,
     )
 
 
 def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
-    """Test accuracy and loss barrier against depth or width, a panel per series, with 95 % intervals cut off at 0."""
+    """Test accuracy and loss barrier against the main factor, a panel per series, with 95 % intervals cut off at 0."""
     factor = main_factor(ablation)
     shown = ablation[(ablation["split"] == "test") & ablation["mean"].notna()]
     metrics = {"accuracy_barrier": "accuracy barrier (points)", "loss_barrier": "loss barrier (nats)"}
@@ -103,7 +120,7 @@ def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
         series, metric = panel
         of_panel = shown[(shown["series"] == series) & (shown["metric"] == metric)]
         scale = 100 if metric.startswith("accuracy") else 1
-        values = sorted(of_panel[factor].unique())
+        values = [label_value(value) for value in of_panel[factor].drop_duplicates().sort_values()]
         positions = {value: position for position, value in enumerate(values)}
         curves = curves_of(shown)
         for curve, aside in zip(curves, np.linspace(-0.02, 0.02, len(curves)) * (len(curves) - 1), strict=True):
@@ -112,10 +129,11 @@ def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
                 continue
             reach = [line["mean"] - line["low"].fillna(line["mean"]), line["high"].fillna(line["mean"]) - line["mean"]]
             axes.errorbar(
-                line[factor].map(positions) + aside, line["mean"] * scale, yerr=np.abs(np.array(reach)) * scale,
-                color=curve.color, marker=curve.marker, capsize=3, label=curve.label, markersize=5,
+                line[factor].map(label_value).map(positions) + aside, line["mean"] * scale,
+                yerr=np.abs(np.array(reach)) * scale, color=curve.color, marker=curve.marker, capsize=3,
+                label=curve.label, markersize=5,
             )  # fmt: skip
-        axes.set_xticks(range(len(values)), [str(value) for value in values])
+        axes.set_xticks(range(len(values)), values)
         if len(values) == 1:
             axes.set_xlim(-0.5, 0.5)  # Else what only stands aside would look far apart.
         axes.set_xlabel("hidden layers" if factor == "depth" and set(shown["architecture"]) == {"mlp"} else factor)

@@ -15,7 +15,16 @@ from prefect.context import TaskRunContext
 from rich.console import Console
 from rich.table import Table as TextTable
 
-from flows.figures import curves_of, draw_barriers, draw_paths, draw_variance, main_factor
+from flows.figures import (
+    FACTORS,
+    curves_of,
+    draw_barriers,
+    draw_paths,
+    draw_variance,
+    label_value,
+    main_factor,
+    swept_factors,
+)
 from infra.paths import figure_key, report_key, table_key
 from infra.runners import TASK_OPTIONS
 from infra.storage import Store, StoreError
@@ -122,7 +131,8 @@ def write_report(store: Store, study: str) -> str:
 
 def make_claim(ablation: pd.DataFrame) -> str:
     """What the study found, in a sentence, at the largest depth, or smallest width, with a barrier to speak of: where
-    the question is hardest. A study of one size has a sentence for each of its networks."""
+    the question is hardest. A study of one size has a sentence for each of its networks; one that sweeps something
+    else for the least and the largest value."""
     factor = main_factor(ablation)
     test = ablation[(ablation["split"] == "test") & (ablation["matcher"] == "activation")]
     removed = test[(test["metric"] == "accuracy_barrier_reduction") & (test["correction"] == "repair")]
@@ -138,14 +148,19 @@ def make_claim(ablation: pd.DataFrame) -> str:
             "No cell of this study has an aligned barrier whose 95 % interval excludes zero, "
             "so there is no share of it that REPAIR could be said to remove."
         )
-    if known[factor].nunique() > 1:
+    if factor in FACTORS and known[factor].nunique() > 1:
         return _claim_of(known.iloc[-1 if factor == "depth" else 0], test)
+    if factor not in FACTORS:
+        # Which value is hardest is what the study asks: the least and the largest of them have a sentence each.
+        ends = known.iloc[[0, -1]] if len(known) > 1 else known
+        return " ".join(_claim_of(end, test, f"{factor} {label_value(end[factor])}") for _, end in ends.iterrows())
     # Neither depth nor width is what this study asks about: every network has its sentence.
     return " ".join(_claim_of(best, test) for _, best in known.iterrows())
 
 
-def _claim_of(removed: pd.Series, test: pd.DataFrame) -> str:
-    """What REPAIR `removed` of the aligned barrier of one cell, and what there was to remove."""
+def _claim_of(removed: pd.Series, test: pd.DataFrame, swept: str = "") -> str:
+    """What REPAIR `removed` of the aligned barrier of one cell, and what there was to remove; `swept` says which of
+    the values that a study sweeps the cell or measurement has."""
     before = test[(test["cell_id"] == removed["cell_id"]) & (test["metric"] == "accuracy_barrier")]
     before = before[(before["correction"] == "none") & (before["measurement"] == removed["measurement"])].iloc[0]
     network = f"At width {removed['width']} and {removed['depth']} hidden layers"
@@ -153,6 +168,8 @@ def _claim_of(removed: pd.Series, test: pd.DataFrame) -> str:
         network = f"For {removed['architecture']} of width {removed['width']}"
     if test["normalization"].nunique() > 1 or removed["architecture"] != "mlp":
         network += f" with normalization {removed['normalization']}"
+    if swept:
+        network += f", with {swept},"
     return (
         f"{network} on {removed['dataset']}, alignment alone leaves an accuracy barrier of "
         f"{_interval(before, 100)} points; REPAIR removes {_interval(removed, 100, digits=0)} % of it "
@@ -163,14 +180,16 @@ def _claim_of(removed: pd.Series, test: pd.DataFrame) -> str:
 def summarise_ablation(ablation: pd.DataFrame, brief: bool = False) -> pd.DataFrame:
     """The ablation as a person reads it: a row per cell and path, means with intervals as text, on the test split."""
     test = ablation[ablation["split"] == "test"]
-    names = ["dataset", "architecture", "normalization", "width", "depth", "recipe", "measurement"]
+    swept = swept_factors(ablation)
+    names = ["dataset", "architecture", "normalization", "width", "depth", *swept, "recipe", "measurement"]
     shown = _telling(test, names) or ([] if brief else ["width", "depth"])
     rows: list[dict[str, Any]] = []
-    for _, of_cell in test.groupby([*names, "cell_id"], sort=True):
+    for _, of_cell in test.groupby([*names, "cell_id"], sort=True, dropna=False):
         for curve in curves_of(of_cell):
             of_path = of_cell[(of_cell["matcher"] == curve.matcher) & (of_cell["correction"] == curve.correction)]
             first = of_path.iloc[0]
-            row: dict[str, Any] = {name: first[name] for name in shown} | {"path": curve.label}
+            values = {name: label_value(first[name]) if name in swept else first[name] for name in shown}
+            row: dict[str, Any] = values | {"path": curve.label}
             for column in COLUMNS:
                 known = of_path[(of_path["metric"] == column.metric) & of_path["mean"].notna()]
                 title = column.short if brief else column.title

@@ -71,6 +71,37 @@ def test_a_study_of_one_size_has_a_sentence_for_every_network():
     assert "with normalization layer on digits" in claim
 
 
+def test_what_a_study_sweeps_is_its_axis_its_column_and_its_claim():
+    cells = [
+        pd.DataFrame(ablation_rows(depths=(4,), repaired=repaired)).assign(
+            recipe=f"r/learning_rate={rate}", cell_id=str(rate), learning_rate=rate, statistics=None
+        )
+        for rate, repaired in ((0.001, 0.1), (0.01, 0.2), (0.1, 0.3))
+    ]
+    ablation = pd.concat(cells, ignore_index=True)
+    assert main_factor(ablation) == "learning_rate"
+    assert set(label_series(ablation, "learning_rate")) == {""}
+    claim = make_claim(ablation)
+    assert claim.count("REPAIR removes") == 2
+    assert "with learning_rate 0.001, on digits, alignment alone" in claim
+    assert "with learning_rate 0.1, on digits, alignment alone" in claim
+    summary = summarise_ablation(ablation)
+    assert "recipe" not in summary.columns
+    assert set(summary["learning_rate"]) == {"0.001", "0.01", "0.1"}
+    assert draw_barriers(ablation)
+
+
+def test_all_images_are_a_value_of_what_is_swept():
+    cells = [
+        pd.DataFrame(ablation_rows(depths=(4,))).assign(measurement=str(n_images), statistics=n_images)
+        for n_images in (100, 1000, None)
+    ]
+    ablation = pd.concat(cells, ignore_index=True)
+    assert list(dict.fromkeys(summarise_ablation(ablation)["statistics"])) == ["100", "1000", "all"]
+    assert "with statistics 100, on digits" in make_claim(ablation)
+    assert "with statistics all, on digits" in make_claim(ablation)
+
+
 def test_a_study_without_a_barrier_claims_nothing(ablation: pd.DataFrame):
     assert make_claim(ablation.assign(mean=float("nan"), n_seeds=2)).startswith("With fewer than 3 trained seeds")
     assert make_claim(ablation[ablation["metric"] != "accuracy_barrier_reduction"]).startswith("No cell of this study")
