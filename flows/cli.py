@@ -120,6 +120,9 @@ def run(
         list[str] | None,
         typer.Option(help="FIELD=VALUE,VALUE,...: any field of recipes or measurements; repeatable, then crossed"),
     ] = None,
+    controls: Annotated[
+        bool | None, typer.Option("--controls/--no-controls", help="One pair of each cell at random and against itself")
+    ] = None,
     runner: RunnerOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop")] = False,
     yes: Annotated[bool, typer.Option("--yes", help=f"Start what takes more than {LONG_HOURS} hours")] = False,
@@ -154,6 +157,7 @@ def run(
             evaluation=evaluation,
             draw=draw,
             sweep=_sweeps(sweep),
+            controls=controls,
         )
         request = options.resolve(lambda name: describe_dataset(name, settings.data_dir))
         target = Store(settings.store)

@@ -43,6 +43,7 @@ class OwnStudy(BaseModel):
     correction: Words = Field(["none", "repair"], description="Corrections")
     measurement: dict[str, Any] = Field({}, description="Fields of the measurement")
     sweep: dict[str, list[Any]] = Field({}, description="Fields of the recipe or measurement, with their values")
+    controls: bool = Field(True, description="Whether one pair of every cell is measured as a control")
 
     def preset(self) -> Preset:
         """ValueError for a word or number that cannot be."""
@@ -67,6 +68,7 @@ class OwnStudy(BaseModel):
             corrections=tuple(_listed(self.correction)),
             measurement=override(DEFAULT_MEASUREMENT, **self.measurement),
             sweep={name: tuple(values) for name, values in self.sweep.items()},
+            controls=self.controls,
         )
 
     def _recipe(self) -> Recipe:
@@ -152,6 +154,10 @@ class StudyOptions(BaseModel):
         None, description="Fields of recipes or measurements, each with the values it takes"
     )
 
+    controls: bool | None = Field(
+        None, description="Whether one pair of every cell is measured at random and against itself"
+    )
+
     @property
     def preset(self) -> Preset:
         """ValueError, naming those there are, for an unknown study or size."""
@@ -174,6 +180,7 @@ class StudyOptions(BaseModel):
             corrections=self.correction,
             measurement=self._given("alphas", "statistics", "evaluation", "draw"),
             sweep=self.sweep,
+            controls=self.controls,
         )
 
     def _given(self, *names: str) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def _count_missing(store: Store, request: Request, cell: Cell) -> tuple[int, int
         return len(request.seeds), len(cell.data.pairs(request.seeds))
     records = {endpoint.seed: read_endpoint(store, endpoint) for endpoint in request.endpoints(cell)}
     usable = [seed for seed, record in records.items() if record is None or record["status"] == "trained"]
-    merges = request.merges(cell, trained_members(store, request, cell))
+    merges = [merge for merge in request.merges(cell, trained_members(store, request, cell)) if not merge.control]
     unmatched = [merge for merge in merges if not has_match(store, merge)]
     unmeasured = [path.merge for path in request.paths(merges) if not has_path(store, path)]
     incomplete = {(merge.a.seed, merge.b.seed) for merge in unmatched + unmeasured}

@@ -100,8 +100,8 @@ def write_report(store: Store, study: str) -> str:
     tables = {table.name: read_table(store, table_key(study, table.name)) for table in TABLES}
     drawn = {
         "barriers": draw_barriers(tables["ablation"]),
-        "paths": draw_paths(tables["paths"]),
-        "variance": draw_variance(tables["layers"]),
+        "paths": draw_paths(_of_pairs(tables["paths"])),
+        "variance": draw_variance(_of_pairs(tables["layers"])),
     }
     figures: list[dict[str, str]] = []
     for name, data in drawn.items():
@@ -117,6 +117,7 @@ def write_report(store: Store, study: str) -> str:
         study=study,
         claim=make_claim(tables["ablation"]),
         figures=figures,
+        controls=tell_controls(tables["barriers"]),
         columns=list(summary.columns),
         rows=summary.to_numpy().tolist(),
         text_columns=TEXT_COLUMNS,
@@ -127,6 +128,37 @@ def write_report(store: Store, study: str) -> str:
     )
     store.replace(report_key(study), page.encode())
     return store.locate(report_key(study))
+
+
+def _of_pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Without controls."""
+    return frame[frame["kind"] == "pair"]
+
+
+def tell_controls(barriers: pd.DataFrame) -> list[str]:
+    """A sentence for each control that was measured: what it shows, and what it ought to. Test split, uncorrected."""
+    test = barriers[(barriers["split"] == "test") & (barriers["correction"] == "none")]
+    sentences: list[str] = []
+    itself = test[test["control"] == "permuted-self"]
+    if len(itself):
+        worst = itself[["loss_barrier", "accuracy_barrier"]].max().max()
+        sentences.append(
+            f"A network against itself, its units shuffled and aligned again, in {itself['cell_id'].nunique()} cells: "
+            f"the largest barrier is {worst:.1g} (nats or share of the images), and ought to be below 1e-6."
+        )
+    random = test[test["control"] == "random-permutation"]
+    if len(random):
+        direct = test[(test["matcher"] == "none") & (test["kind"] == "pair")]
+        keys = ["cell_id", "seed_a", "seed_b", "measurement"]
+        both = random.merge(direct, on=keys, suffixes=("", "_direct"))
+        apart = (both["midpoint_accuracy_barrier"] - both["midpoint_accuracy_barrier_direct"]) * 100
+        spread = direct.groupby("cell_id")["midpoint_accuracy_barrier"].std().max() * 100
+        sentences.append(
+            f"Permuted at random instead of aligned, {len(both)} pairs have midpoint barriers that are "
+            f"{apart.mean():+.1f} points off the direct path's (at most {apart.abs().max():.1f}); direct barriers of "
+            f"one cell's pairs spread by up to {spread:.1f} points (standard deviation)."
+        )
+    return sentences
 
 
 def make_claim(ablation: pd.DataFrame) -> str:

@@ -12,6 +12,7 @@ from infra.storage import Store
 from tasks.artifacts import has_match, load_weights, save_match
 from tasks.datasets import load_dataset
 from tasks.science.augmentation import statistics_images
+from tasks.science.controls import permuted_self
 from tasks.science.matching import FUNCTION_TOLERANCE, function_error, match
 from tasks.science.networks import build_network
 from tasks.science.networks.symmetry import cell_permutation_spec
@@ -30,15 +31,16 @@ def align(merges: Sequence[Merge], store_url: str, data_dir: Path) -> list[str]:
     network, spec = build_network(cell), cell_permutation_spec(cell)
     dataset = load_dataset(cell.data.name, data_dir)
     images = statistics_images(dataset, cell.recipe, merges[0].samples)
-    states = load_weights(store, [member for merge in merges for member in (merge.a, merge.b)])
-    members = list(states)
+    weights = load_weights(store, [member for merge in merges for member in (merge.a, merge.b)])
+    ends = list(dict.fromkeys(end for merge in merges for end in ((merge.a, False), (merge.b, merge.permuted_self))))
+    states = [permuted_self(spec, weights[member]) if permuted else weights[member] for member, permuted in ends]
     stopped: list[str] = []
     for matcher in dict.fromkeys(merge.matcher for merge in merges):
         wanted = [merge for merge in merges if merge.matcher == matcher]
-        pairs = [(members.index(merge.a), members.index(merge.b)) for merge in wanted]
-        found = match(network, spec, list(states.values()), pairs, matcher, images)
-        for merge, matched in zip(wanted, found, strict=True):
-            b = states[merge.b]
+        pairs = [(ends.index((merge.a, False)), ends.index((merge.b, merge.permuted_self))) for merge in wanted]
+        found = match(network, spec, states, pairs, matcher, images)
+        for merge, matched, (_, position) in zip(wanted, found, pairs, strict=True):
+            b = states[position]
             error = function_error(network, b, spec.apply(b, matched.permutation), images)
             exact = error <= FUNCTION_TOLERANCE
             save_match(store, merge, matched, error, exact)

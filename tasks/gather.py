@@ -151,8 +151,8 @@ def _endpoint_columns(endpoint: Endpoint, record: Record) -> Record:
 def _pair_columns(study: str, merge: Merge) -> Record:
     return _cell_columns(study, merge.cell) | {
         "merge_id": merge.id,
-        "kind": "pair",
-        "control": None,
+        "kind": "control" if merge.control else "pair",
+        "control": merge.control or None,
         "seed_a": merge.a.seed,
         "seed_b": merge.b.seed,
         "matcher": merge.matcher,

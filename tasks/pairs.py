@@ -12,6 +12,7 @@ from tasks.artifacts import load_permutation, load_weights, save_rows
 from tasks.datasets import load_dataset
 from tasks.schema import LAYER_ROWS, PATH_ROWS
 from tasks.science.augmentation import statistics_images
+from tasks.science.controls import PERMUTED_SELF, shuffle
 from tasks.science.correction_table import CORRECTIONS
 from tasks.science.curves import Point, Side, measure_side
 from tasks.science.networks import build_network
@@ -41,8 +42,11 @@ class PairBench:
         }
 
     def aligned(self, merge: Merge) -> tuple[Side, Side]:
-        """A, and B permuted into alignment with it (as it is, where the merge has no matcher)."""
+        """A, and B permuted into alignment with it (as it is, where the merge has no matcher); of a control against
+        itself, A and its shuffled copy, permuted back."""
         b = self.endpoints[merge.b]
+        if merge.permuted_self:
+            b = b.permuted(self.spec, shuffle(self.spec, b.state, PERMUTED_SELF))
         if merge.matcher != "none":
             b = b.permuted(self.spec, load_permutation(self.store, merge))
         return self.endpoints[merge.a], b

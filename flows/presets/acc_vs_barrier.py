@@ -14,6 +14,7 @@ PRESET = Preset(
     figure="acc_vs_barrier",
     grids=GRIDS,
     n_seeds=5,
+    controls=True,
     corrections=("none", "repair", "reset"),
     sizes={"smoke": smoke(GRIDS)},
 )

@@ -16,6 +16,7 @@ PRESET = Preset(
     figure="cifar100_split_training3",
     grids=(GRID,),
     n_seeds=6,
+    controls=True,
     corrections=("none", "repair", "reset"),
     measurement=override(DEFAULT_MEASUREMENT, alphas=21),
     sizes={"smoke": smoke([GRID], n_seeds=4)},

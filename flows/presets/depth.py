@@ -20,5 +20,6 @@ PRESET = Preset(
     question="How does the barrier depend on depth?",
     grids=GRIDS,
     n_seeds=8,
+    controls=True,
     sizes={"smoke": smoke(GRIDS), "small": Size(_SMALL, 8, DEFAULT_MEASUREMENT)},
 )

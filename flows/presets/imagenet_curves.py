@@ -13,6 +13,7 @@ PRESET = Preset(
     figure="resnet50_repair, imagenet_3resnets2, imagenet_vsrebasin, resnet50_filters",
     grids=IMAGENET,
     n_seeds=5,
+    controls=True,
     matchers=("none", "activation", "weight"),
     corrections=("none", "repair", "reset", "repair-block"),
     measurement=override(DEFAULT_MEASUREMENT, alphas=51, statistics=5_000, evaluation=5_000),

@@ -21,6 +21,7 @@ PRESET = Preset(
     question="How does the barrier depend on normalization?",
     grids=GRIDS,
     n_seeds=8,
+    controls=True,
     corrections=("none", "repair", "reset"),
     sizes={"smoke": smoke(GRIDS), "small": small(R20)},
 )

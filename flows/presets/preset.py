@@ -60,8 +60,9 @@ class Size:
 class Preset:
     """A study by its name.
 
-    `figure`: of the paper, by the name its file has in the authors' repository; empty for one of our own. `ran`: what
-    of it was run with this package, and on which data. `sweep`: fields of recipes or measurements that it varies.
+    `controls`: whether one pair of every cell is measured under them. `figure`: of the paper, by the name its file
+    has in the authors' repository; empty for one of our own. `ran`: what of it was run with this package, and on which
+    data. `sweep`: fields of recipes or measurements that it varies.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Preset:
     measurement: Measurement = DEFAULT_MEASUREMENT
     sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
     sizes: Mapping[str, Size] = field(default_factory=dict[str, Size])
+    controls: bool = False
     figure: str = ""
     ran: str = "not run"
 
@@ -122,6 +124,7 @@ class Preset:
         corrections: Sequence[str] | None = None,
         measurement: Mapping[str, Any] | None = None,
         sweep: Mapping[str, Sequence[Any]] | None = None,
+        controls: bool | None = None,
     ) -> Request:
         """What is asked of the study when some of its own values are replaced; `describe` looks a data set up.
 
@@ -169,6 +172,7 @@ class Preset:
             corrections=tuple(dict.fromkeys(corrections or self.corrections)),
             measurements=tuple(dict.fromkeys(override(base, **change) for change in _combinations(of_measurements))),
             swept=tuple(swept),
+            controls=self.controls if controls is None else controls,
         )
 
     def _grids(

@@ -12,6 +12,7 @@ PRESET = Preset(
     figure="cifar10_resnet20_barrier2, cifar10_resnet20_testloss",
     grids=R20_WIDTH,
     n_seeds=5,
+    controls=True,
     corrections=("none", "repair", "reset"),
     sizes={"smoke": smoke(R20_WIDTH), "small": small(R20_WIDTH)},
 )

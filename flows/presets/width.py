@@ -17,5 +17,6 @@ PRESET = Preset(
     question="How does the barrier depend on width?",
     grids=GRIDS,
     n_seeds=8,
+    controls=True,
     sizes={"smoke": smoke(GRIDS), "small": Size(_SMALL, 8, DEFAULT_MEASUREMENT)},
 )

@@ -52,6 +52,7 @@ MATCHERS: Mapping[str, Matcher] = {
         needs_data=False,
         options={"restarts": Option(3), "solver": _SOLVER},
     ),
+    "random": Matcher("B's units are shuffled: a control", needs_data=False),
 }
 """`reading`: units are observed after their nonlinearity (`post`), before it (`pre`), or where the authors did in the
 networks where that is neither (`published`: ResNet20 with BatchNorm, ResNet18 for small images). `batch`: images per

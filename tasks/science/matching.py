@@ -9,6 +9,7 @@ matching orders by its weights in the end, with all else in place.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from tasks.science.assignment import SOLVERS, Solver, assign
+from tasks.science.controls import shuffle
 from tasks.science.evaluation import compute, mode
 from tasks.science.families import Families, Paired
 from tasks.science.matchers import MATCHERS, MatcherChoice, parse_matcher
@@ -120,6 +122,8 @@ def match(
     begun = time.perf_counter()
     if choice.name == "none":
         found = [Match(spec.identity(), 0.0, (), 0.0) for _ in pairs]
+    elif choice.name == "random":
+        found = [Match(shuffle(spec, states[b], "random-permutation"), math.nan, (), 0.0) for _, b in pairs]
     elif choice.name == "weight":
         found = [_match_weights(network, spec, states[a], states[b], choice) for a, b in pairs]
     elif images is None:

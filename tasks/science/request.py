@@ -27,6 +27,8 @@ class Request:
     measurements: tuple[Measurement, ...]
     swept: tuple[str, ...] = ()
     """Fields of recipes and measurements that the tables have a column for, since the study varies them."""
+    controls: bool = False
+    """Whether the first pair of every cell is measured under a random permutation, and its A against itself."""
 
     def __post_init__(self) -> None:
         for name in ("cells", "seeds", "matchers", "corrections", "measurements", "swept"):
@@ -62,12 +64,16 @@ class Request:
     def merges(self, cell: Cell, trained: Sequence[Member]) -> list[Merge]:
         """Every matcher on every pair of `trained`, once for all measurements that see the same images."""
         members = {member.seed: member for member in trained}
-        return [
-            Merge(cell, members[a], members[b], matcher, samples)
-            for samples in dict.fromkeys(measurement.samples for measurement in self.measurements)
-            for matcher in self.matchers
-            for a, b in cell.data.pairs(list(members))
-        ]
+        pairs = [(members[a], members[b]) for a, b in cell.data.pairs(list(members))]
+        merges: list[Merge] = []
+        for samples in dict.fromkeys(measurement.samples for measurement in self.measurements):
+            merges += [Merge(cell, a, b, matcher, samples) for matcher in self.matchers for a, b in pairs]
+            if self.controls and pairs:
+                a, b = pairs[0]
+                merges.append(Merge(cell, a, b, "random", samples))
+                moving = [matcher for matcher in self.matchers if matcher not in ("none", "random")]
+                merges += [Merge(cell, a, a, matcher, samples, permuted_self=True) for matcher in moving]
+        return list(dict.fromkeys(merges))
 
     def paths(self, merges: Sequence[Merge]) -> list[Path]:
         """Every correction and measurement on those of `merges` that it is defined for."""

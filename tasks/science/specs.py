@@ -297,7 +297,7 @@ class Member:
 @dataclass(frozen=True)
 class Merge:
     """Two endpoints of a cell, A and B as `DataSpec.pairs` has them, and the matcher that permutes B into alignment
-    with A. `samples` are what the matcher sees.
+    with A. `samples` are what the matcher sees. Under the control `permuted-self` B is A with its units shuffled.
     """
 
     cell: Cell
@@ -305,10 +305,18 @@ class Merge:
     b: Member
     matcher: str
     samples: Samples = Samples()
+    permuted_self: bool = False
 
     def __post_init__(self) -> None:
         # One text for one choice: an option at its default is left out.
         object.__setattr__(self, "matcher", parse_matcher(self.matcher).text)
+
+    @property
+    def control(self) -> str:
+        """What it is a control for, by its word; empty for a pair of the study."""
+        if self.permuted_self:
+            return "permuted-self"
+        return "random-permutation" if self.choice.name == "random" else ""
 
     @property
     def choice(self) -> MatcherChoice:
@@ -330,6 +338,8 @@ class Merge:
             "b": self.b.weights_sha256,
             "matcher": self.matcher,
         }
+        if self.permuted_self:
+            spec["control"] = self.control
         if self.matcher == "none":
             return spec_id((), spec)
         if self.choice.needs_data:

@@ -12,10 +12,8 @@ from tasks.sweep import parse_value
 
 
 @pytest.fixture
-def tables(store: Store, cell: Cell, blobs, monkeypatch) -> dict[str, pd.DataFrame]:
+def tables(store: Store, cell: Cell) -> dict[str, pd.DataFrame]:
     """A study of two learning rates, measured on 60 and on all statistics images."""
-    for module in ("tasks.train", "tasks.align", "tasks.pairs"):
-        monkeypatch.setattr(f"{module}.load_dataset", lambda _name, _folder: blobs)
     cells = [dataclasses.replace(cell, recipe=override(cell.recipe, learning_rate=rate)) for rate in (0.05, 0.1)]
     base = Measurement("default", 3)
     request = dataclasses.replace(
