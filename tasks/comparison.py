@@ -2,8 +2,8 @@
 
 A published figure is one pair of networks, so it is judged by the prediction interval of a new pair: a point inside it
 is one that our networks could have made. Only accuracies are judged. The interval's width tells whether that says
-anything, and points of accuracy mean the same everywhere, while midpoint losses range from .1 to 14 nats and are ruled
-by a few images.
+anything, and points of accuracy mean the same everywhere, while midpoint losses range from .02 to 14 nats and are
+ruled by a few images.
 
 A judgement needs the same training: all fields of the recipe but its name, its precision, and whether steps are
 skipped whose gradients are not finite. The authors trained in float16 under a gradient scaler, which does skip them,

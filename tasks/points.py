@@ -54,25 +54,25 @@ class Point:
 @functools.cache
 def read_points() -> tuple[Point, ...]:
     """Every published point, in the order of the file."""
-    with resources.files("tasks").joinpath(FILE).open(encoding="utf-8", newline="") as file:
-        return tuple(
-            Point(
-                dataset=row["dataset"],
-                architecture=row["arch"],
-                normalization=row["norm"],
-                width=int(row["width"]),
-                depth=int(row["depth"]),
-                method=row["method"],
-                alpha=float(row["alpha"]) if row["alpha"] else None,
-                train_accuracy=_number(row["train_acc"]),
-                train_loss=_number(row["train_loss"]),
-                test_accuracy=_number(row["test_acc"]),
-                test_loss=_number(row["test_loss"]),
-                source=row["source"],
-                note=row["note"],
-            )
-            for row in csv.DictReader(file)
+    lines = resources.files("tasks").joinpath(FILE).read_text(encoding="utf-8").splitlines()
+    return tuple(
+        Point(
+            dataset=row["dataset"],
+            architecture=row["arch"],
+            normalization=row["norm"],
+            width=int(row["width"]),
+            depth=int(row["depth"]),
+            method=row["method"],
+            alpha=float(row["alpha"]) if row["alpha"] else None,
+            train_accuracy=_number(row["train_acc"]),
+            train_loss=_number(row["train_loss"]),
+            test_accuracy=_number(row["test_acc"]),
+            test_loss=_number(row["test_loss"]),
+            source=row["source"],
+            note=row["note"],
         )
+        for row in csv.DictReader(lines)
+    )
 
 
 def _number(text: str) -> float:
