@@ -197,7 +197,9 @@ def draw_comparison(paper: pd.DataFrame) -> bytes | None:
         first = panel.iloc[0]
         theirs = shown[(shown[network] == first[network]).all(axis=1)].drop_duplicates("point")
         factor = main_factor(theirs)
-        for curve in [_ENDS, *curves_of(shown)]:
+        curves = [_ENDS, *curves_of(shown)]
+        # Bars of the same size would cover each other, so they stand a little aside.
+        for curve, aside in zip(curves, np.linspace(-0.01, 0.01, len(curves)) * (len(curves) - 1), strict=True):
             at_ends = curve is _ENDS
             line, points = (
                 rows[rows["metric"].str.startswith("endpoint")] if at_ends
@@ -207,13 +209,15 @@ def draw_comparison(paper: pd.DataFrame) -> bytes | None:
             if len(line):
                 line = line.sort_values(factor)
                 reach = [line["mean"] - line["new_pair_low"], line["new_pair_high"] - line["mean"]]
+                sizes = line[factor] * 2**aside if factor == "width" else line[factor] + 3 * aside
                 axes.errorbar(
-                    line[factor], line["mean"] * 100, yerr=np.nan_to_num(np.array(reach)) * 100,
+                    sizes, line["mean"] * 100, yerr=np.nan_to_num(np.array(reach)) * 100,
                     color=curve.color, marker=curve.marker, capsize=3, markersize=4, label=curve.label,
                 )  # fmt: skip
             axes.plot(
                 points[factor], points["published"] * 100, linestyle="none", marker=curve.marker, markersize=7,
                 markerfacecolor="none", markeredgecolor=curve.color, zorder=5,
+                label="_" if curve is _ENDS or len(_of_curve(ours, curve)) else curve.label,
             )  # fmt: skip
         axes.plot([], [], linestyle="none", marker="o", markerfacecolor="none", color="black", label="open: published")
         if factor == "width":
