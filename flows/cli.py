@@ -1,4 +1,4 @@
-"""`repairlab`: run studies, list them, redraw their reports; merge two networks of a person's own."""
+"""`repairlab`: run studies, list, report and compare them with the paper; merge two networks of a person's own."""
 
 from __future__ import annotations
 
@@ -227,15 +227,34 @@ def redraw(
     study: Annotated[str, typer.Argument(help="Name of a study that was run on this store")], store: StoreOption = None
 ) -> None:
     """Draw a study's figures and report page again, from its tables alone."""
-    from flows.presets import find_preset
     from flows.report import write_report
 
     with _checking_words():
         settings = _settings(store=store)
-        safe_name(study)
-        if not Store(settings.store).exists(table_key(study, "ablation")):
-            find_preset(study)
+        _check_study(settings.store, study)
     typer.echo(write_report(Store(settings.store), study))
+
+
+def _check_study(store_url: str, study: str) -> None:
+    """ValueError for a study that neither has tables in the store nor could be run."""
+    from flows.presets import find_preset
+
+    safe_name(study)
+    if not Store(store_url).exists(table_key(study, "ablation")):
+        find_preset(study)
+
+
+@app.command(name="compare")
+def compare_study(
+    study: Annotated[str, typer.Argument(help="Name of a study that was run on this store")], store: StoreOption = None
+) -> None:
+    """Set a study beside the figures that the authors of REPAIR saved, with a verdict on each."""
+    from flows.compare import compare
+
+    with _checking_words():
+        settings = _settings(store=store)
+        _check_study(settings.store, study)
+    compare(Store(settings.store), study, Console())
 
 
 @app.command()

@@ -41,6 +41,8 @@ CURVES = (
     Curve("activation", "repair", "aligned, REPAIR", "#1f6fb2", "D"),
 )
 
+_ENDS = Curve("", "", "endpoints", "#20242a", "8")
+
 _COLORS = ("#2e8b57", "#8e44ad", "#d35400", "#16a085", "#7f5539", "#c2185b", "#5c6bc0", "#9e9d24")
 _MARKERS = "^<>Pph*X"
 
@@ -193,6 +195,59 @@ def draw_variance(layers: pd.DataFrame) -> bytes | None:
         axes.set_title(label_cell(of_cell, shown))
 
     return _panels(cells_of(shown), draw, 4)
+
+
+def draw_comparison(paper: pd.DataFrame) -> bytes | None:
+    """Test accuracy at midpoint and endpoints along width or depth, a panel per network and per way ours were trained
+    and measured: ours with the prediction interval of a new pair, theirs, one pair each, as open markers.
+
+    `paper` is the table of that name. None where nothing of ours is in it.
+    """
+    shown = paper[(paper["split"] == "test") & paper["metric"].str.endswith("accuracy")]
+    ours = shown[shown["mean"].notna()]
+    if ours.empty:
+        return None
+    network = ["dataset", "architecture", "normalization"]
+    panels = [panel for _, panel in ours.groupby([*network, "recipe", "measurement"])]
+    differing = [name for name in ("recipe", "measurement") if ours.groupby(network)[name].nunique().max() > 1]
+
+    def draw(axes: Axes, panel: pd.DataFrame) -> None:
+        first = panel.iloc[0]
+        theirs = shown[(shown[network] == first[network]).all(axis=1)].drop_duplicates("point")
+        factor = main_factor(theirs)
+        curves = [_ENDS, *curves_of(shown)]
+        # Bars of the same size would cover each other, so they stand a little aside.
+        for curve, aside in zip(curves, np.linspace(-0.01, 0.01, len(curves)) * (len(curves) - 1), strict=True):
+            at_ends = curve is _ENDS
+            line, points = (
+                rows[rows["metric"].str.startswith("endpoint")] if at_ends
+                else _of_curve(rows[rows["metric"].str.startswith("midpoint")], curve)
+                for rows in (panel, theirs)
+            )  # fmt: skip
+            if len(line):
+                line = line.sort_values(factor)
+                reach = [line["mean"] - line["new_pair_low"], line["new_pair_high"] - line["mean"]]
+                sizes = line[factor] * 2**aside if factor == "width" else line[factor] + 3 * aside
+                axes.errorbar(
+                    sizes, line["mean"] * 100, yerr=np.nan_to_num(np.array(reach)) * 100,
+                    color=curve.color, marker=curve.marker, capsize=3, markersize=4, label=curve.label,
+                )  # fmt: skip
+            axes.plot(
+                points[factor], points["published"] * 100, linestyle="none", marker=curve.marker, markersize=7,
+                markerfacecolor="none", markeredgecolor=curve.color, zorder=5,
+                label="_" if curve is _ENDS or len(_of_curve(ours, curve)) else curve.label,
+            )  # fmt: skip
+        axes.plot([], [], linestyle="none", marker="o", markerfacecolor="none", color="black", label="open: published")
+        if factor == "width":
+            axes.set_xscale("log", base=2)
+            widths = sorted(theirs[factor].unique())
+            axes.set_xticks(widths, [str(width) for width in widths])
+        axes.set_xlabel("hidden layers" if factor == "depth" and first["architecture"] == "mlp" else factor)
+        axes.set_ylabel("test accuracy (%)")
+        axes.set_ylim(0, 102)
+        axes.set_title(", ".join([" ".join(first[network]), *(str(first[name]) for name in differing)]))
+
+    return _panels(panels, draw, 2)
 
 
 def cells_of(frame: pd.DataFrame) -> list[pd.DataFrame]:

@@ -30,7 +30,6 @@ from infra.runners import TASK_OPTIONS
 from infra.storage import Store, StoreError
 from infra.tables import read_provenance, read_table
 from tasks.gather import NOT_YET
-from tasks.schema import TABLES
 from tasks.science.identity import safe_name
 from tasks.science.request import Request
 from tasks.science.statistics import MIN_SEEDS
@@ -94,10 +93,11 @@ def report(study: str, store_url: str) -> str:
 
 def write_report(store: Store, study: str) -> str:
     """Draws figures and page from the study's tables; returns where the page lies. Raises StoreError without tables."""
-    safe_name(study)
-    if not store.exists(table_key(study, "ablation")):
-        raise StoreError(f"{store.url} holds no tables of {study}: `repairlab run {study}` makes them")
-    tables = {table.name: read_table(store, table_key(study, table.name)) for table in TABLES}
+    check_gathered(store, study)
+    tables = {
+        name: read_table(store, table_key(study, name))
+        for name in ("ablation", "barriers", "endpoints", "paths", "layers")
+    }
     drawn = {
         "barriers": draw_barriers(tables["ablation"]),
         "paths": draw_paths(_of_pairs(tables["paths"])),
@@ -159,6 +159,13 @@ def tell_controls(barriers: pd.DataFrame) -> list[str]:
             f"one cell's pairs spread by up to {spread:.1f} points (standard deviation)."
         )
     return sentences
+
+
+def check_gathered(store: Store, study: str) -> None:
+    """StoreError where the study has no tables, ValueError where its name is none."""
+    safe_name(study)
+    if not store.exists(table_key(study, "ablation")):
+        raise StoreError(f"{store.url} holds no tables of {study}: `repairlab run {study}` makes them")
 
 
 def make_claim(ablation: pd.DataFrame) -> str:

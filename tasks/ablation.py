@@ -9,16 +9,22 @@ import pandas as pd
 
 from tasks import schema
 from tasks.science.barrier import barrier, midpoint_barrier
+from tasks.science.prediction import new_pair_interval
 from tasks.science.statistics import UNDEFINED, Interval, mean_interval, reduction_interval
 
 BARRIER_METRICS = ("loss_barrier", "accuracy_barrier", "midpoint_loss_barrier", "midpoint_accuracy_barrier")
+OWN_CHORD_METRICS = ("own_chord_loss_barrier", "own_chord_accuracy_barrier")
 VALUE_METRICS = ("endpoint_loss", "endpoint_accuracy", "midpoint_loss", "midpoint_accuracy")
+
+Sample = tuple[list[tuple[int, int]], list[float]]
+"""The seeds of some pairs, and each pair's value."""
 
 _GROUP = ["cell_id", "matcher", "correction", "measurement"]
 
 
 def tabulate_barriers(paths: pd.DataFrame) -> pd.DataFrame:
-    """One row per path and split. The chord lies between the raw endpoints, also for corrected paths.
+    """One row per path and split. The chord lies between the raw endpoints, also for corrected paths; that of
+    `own_chord_*` between the path's own values at alpha 0 and 1.
 
     Accuracy barriers are rises of the error rate, as fractions. A path whose raw endpoints were not measured is left
     out: it has no chord yet.
@@ -44,8 +50,9 @@ def tabulate_barriers(paths: pd.DataFrame) -> pd.DataFrame:
             chord = (float(ends[0]), float(ends[-1]))
             row[metric] = barrier(values, alphas, chord)
             row[f"midpoint_{metric}"] = midpoint_barrier(values, alphas, chord)
+            row[f"own_chord_{metric}"] = barrier(values, alphas, (float(values[0]), float(values[-1])))
         rows.append(row)
-    return pd.DataFrame(rows, columns=[*columns, *BARRIER_METRICS])
+    return pd.DataFrame(rows, columns=[*columns, *BARRIER_METRICS, *OWN_CHORD_METRICS])
 
 
 def summarise(
@@ -73,38 +80,39 @@ def summarise(
             n_pairs = 0 if measured is None else len(measured)
             seeds: set[int] = set() if measured is None else {*measured["seed_a"], *measured["seed_b"]}
             intervals: dict[str, Interval] = {}
+            new_pairs: dict[str, Interval] = {}
             if measured is not None:
-                intervals |= _values(curves[(*key, split)])
-                intervals |= {metric: _mean(measured, metric) for metric in BARRIER_METRICS}
+                samples = _values(curves[(*key, split)])
+                samples |= {metric: (_seed_pairs(measured), list(measured[metric])) for metric in BARRIER_METRICS}
+                intervals |= {metric: mean_interval(*sample) for metric, sample in samples.items()}
+                new_pairs |= {metric: new_pair_interval(*sample) for metric, sample in samples.items()}
                 if group["correction"] != "none":
                     intervals |= _reductions(measured, heights[(*raw_key, split)])
             for metric in (*VALUE_METRICS, *BARRIER_METRICS, *(f"{name}_reduction" for name in BARRIER_METRICS)):
                 if metric.endswith("_reduction") and group["correction"] == "none":
                     continue
                 interval = intervals.get(metric, UNDEFINED)
+                new_pair = new_pairs.get(metric, UNDEFINED)
                 rows.append(
                     group
                     | counts
                     | {"split": split, "metric": metric, "n_seeds": len(seeds), "n_pairs": n_pairs}
                     | {"mean": interval.mean, "low": interval.low, "high": interval.high}
+                    | {"new_pair_low": new_pair.low, "new_pair_high": new_pair.high}
                 )
-    return pd.DataFrame(rows, columns=[name for name in schema.ABLATION.columns if not name.startswith("new_pair")])
+    return pd.DataFrame(rows, columns=list(schema.ABLATION.columns))
 
 
-def _values(curves: pd.DataFrame) -> dict[str, Interval]:
-    """Mean endpoint and midpoint of the paths of one group; a pair's endpoint value is the mean of its two ends."""
-    values: dict[str, Interval] = {}
+def _values(curves: pd.DataFrame) -> dict[str, Sample]:
+    """Endpoints and midpoints of the paths of one group; a pair's endpoint value is the mean of its two ends."""
+    values: dict[str, Sample] = {}
     by_alpha = curves.groupby("alpha")
     for place, alphas in (("endpoint", (0.0, 1.0)), ("midpoint", (0.5,))):
         for metric in ("loss", "accuracy"):
             ends = [by_alpha.get_group(alpha).set_index("merge_id") for alpha in alphas]
             means = pd.concat([end[metric] for end in ends], axis=1).mean(axis=1, skipna=False)
-            values[f"{place}_{metric}"] = mean_interval(_seed_pairs(ends[0]), list(means))
+            values[f"{place}_{metric}"] = (_seed_pairs(ends[0]), list(means))
     return values
-
-
-def _mean(measured: pd.DataFrame, metric: str) -> Interval:
-    return mean_interval(_seed_pairs(measured), list(measured[metric]))
 
 
 def _reductions(corrected: pd.DataFrame, uncorrected: pd.DataFrame) -> dict[str, Interval]:

@@ -21,6 +21,7 @@ from infra.tables import Table, read_rows, write_table
 from tasks import schema
 from tasks.ablation import summarise, tabulate_barriers
 from tasks.artifacts import as_member, has_match_rows, has_path, read_endpoint
+from tasks.comparison import tabulate_comparison
 from tasks.science.identity import REVISIONS, SCHEMA_VERSION
 from tasks.science.request import Request
 from tasks.science.specs import Cell, Endpoint, Merge, Path
@@ -121,6 +122,8 @@ def build_tables(
     }
     frames["barriers"] = tabulate_barriers(frames["paths"])
     frames["ablation"] = summarise(list(groups.values()), frames["paths"], frames["barriers"], frames["endpoints"])
+    measurements = {path.measurement.name: path.measurement for path in measured}
+    frames["paper"] = tabulate_comparison(frames["cells"], frames["ablation"], measurements)
     complete = {table.name: _complete(frames[table.name], table) for table in schema.TABLES}
     return complete, Sweep.of(requests, merges.values())
 

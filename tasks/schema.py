@@ -202,4 +202,33 @@ ABLATION = Table(
     ("cell_id", "matcher", "correction", "measurement", "split", "metric"),
 )
 
-TABLES = (CELLS, ENDPOINTS, MERGES, PATHS, BARRIERS, LAYERS, AXES, ABLATION)
+PAPER = Table(
+    "paper",
+    CELL
+    | {
+        "point": _TEXT,
+        "method": _TEXT,
+        "matcher": _TEXT,
+        "correction": _TEXT,
+        "measurement": _TEXT,
+        "split": _TEXT,
+        "metric": _TEXT,
+        "published": _FLOAT,
+        "published_recipe": _TEXT,
+        "published_recipe_known": pa.bool_(),
+        "mean": _FLOAT,
+        "new_pair_low": _FLOAT,
+        "new_pair_high": _FLOAT,
+        "difference": _FLOAT,
+        "verdict": _TEXT,
+        "n_seeds": _INT,
+        "n_pairs": _INT,
+        "n_diverged": _INT,
+        "n_untrained": _INT,
+        "source": _TEXT,
+        "note": _TEXT,
+    },
+    ("point", "cell_id", "measurement", "split", "metric"),
+)
+
+TABLES = (CELLS, ENDPOINTS, MERGES, PATHS, BARRIERS, LAYERS, AXES, ABLATION, PAPER)

@@ -36,9 +36,33 @@ class Interval:
 UNDEFINED = Interval(float("nan"), float("nan"), float("nan"))
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A mean or ratio with its jackknife standard error and degrees of freedom; NaN and 0 where it has none."""
+
+    mean: float
+    error: float = float("nan")
+    freedom: int = 0
+
+    @property
+    def interval(self) -> Interval:
+        return interval_around(self.mean, self.error, self.freedom)
+
+
+def interval_around(mean: float, error: float, freedom: int) -> Interval:
+    """The 95 % interval of something whose standard error is known from `freedom` degrees of freedom; open at 0."""
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * error)
+    return Interval(mean, mean - reach, mean + reach)
+
+
 def mean_interval(seed_pairs: Sequence[tuple[int, int]], values: Sequence[float]) -> Interval:
     """Mean over pairs, with its interval. `seed_pairs[i]` are the two seeds that `values[i]` belongs to."""
-    return jackknife(seed_pairs, {"value": values}, lambda means: means["value"])
+    return mean_estimate(seed_pairs, values).interval
+
+
+def mean_estimate(seed_pairs: Sequence[tuple[int, int]], values: Sequence[float]) -> Estimate:
+    """Mean over pairs, with its standard error. Arguments as in `mean_interval`."""
+    return jackknife_estimate(seed_pairs, {"value": values}, lambda means: means["value"])
 
 
 def reduction_interval(
@@ -69,30 +93,42 @@ def jackknife(
     lengths differ. Source: Efron and Stein 1981 (the jackknife of a U-statistic is conservative); Arvesen 1969 (of two
     samples).
     """
+    return jackknife_estimate(seed_pairs, columns, statistic).interval
+
+
+def jackknife_estimate(
+    seed_pairs: Sequence[tuple[int, int]],
+    columns: Mapping[str, Sequence[float]],
+    statistic: Callable[[Mapping[str, float]], float],
+) -> Estimate:
+    """As `jackknife`, before an interval is made of it."""
     if any(len(column) != len(seed_pairs) for column in columns.values()):
         raise ValueError("every column needs one value per pair")
     if not seed_pairs:
-        return UNDEFINED
+        return Estimate(float("nan"))
     arrays = {name: np.asarray(column, dtype=np.float64) for name, column in columns.items()}
     if not all(np.isfinite(array).all() for array in arrays.values()):
-        return UNDEFINED
+        return Estimate(float("nan"))
     pairs = np.asarray(seed_pairs)
     estimate = _of_means(arrays, np.ones(len(pairs), dtype=bool), statistic)
-    seeds = np.unique(pairs)
-    n_seeds = len(seeds)
-    if n_seeds < MIN_SEEDS:
-        return Interval(estimate, float("nan"), float("nan"))
+    samples = samples_of(seed_pairs)
+    seeds = sorted(set[int]().union(*samples))
+    if len(seeds) < MIN_SEEDS:
+        return Estimate(estimate)
     replicates: dict[int, float] = {}
-    for seed in seeds.tolist():
+    for seed in seeds:
         kept = (pairs != seed).all(1)
         if not kept.any():  # Pairs that all share one seed leave nothing to compare with.
-            return Interval(estimate, float("nan"), float("nan"))
+            return Estimate(estimate)
         replicates[seed] = _of_means(arrays, kept, statistic)
-    sides = [set(pairs[:, 0].tolist()), set(pairs[:, 1].tolist())]
-    samples = sides if sides[0].isdisjoint(sides[1]) else [set(replicates)]
-    variance = sum(_jackknife_variance([replicates[seed] for seed in sorted(sample)]) for sample in samples)
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n_seeds - len(samples)) * np.sqrt(variance))
-    return Interval(estimate, estimate - reach, estimate + reach)
+    variance = sum(_jackknife_variance([replicates[seed] for seed in sample]) for sample in samples)
+    return Estimate(estimate, float(np.sqrt(variance)), len(seeds) - len(samples))
+
+
+def samples_of(seed_pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """The seeds of the pairs, ascending: all in one sample, or of A and of B where no seed stands on both sides."""
+    sides = [{pair[0] for pair in seed_pairs}, {pair[1] for pair in seed_pairs}]
+    return [sorted(side) for side in (sides if sides[0].isdisjoint(sides[1]) else [sides[0] | sides[1]])]
 
 
 def _jackknife_variance(replicates: Sequence[float]) -> float:
