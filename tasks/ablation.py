@@ -12,7 +12,11 @@ from tasks.science.barrier import barrier, midpoint_barrier
 from tasks.science.statistics import UNDEFINED, Interval, mean_interval, reduction_interval
 
 BARRIER_METRICS = ("loss_barrier", "accuracy_barrier", "midpoint_loss_barrier", "midpoint_accuracy_barrier")
+CALIBRATED_BARRIERS = ("calibrated_loss_barrier", "midpoint_calibrated_loss_barrier")
+"""Of the test split alone, as the calibrated loss is."""
+
 VALUE_METRICS = ("endpoint_loss", "endpoint_accuracy", "midpoint_loss", "midpoint_accuracy")
+CALIBRATED_VALUES = ("endpoint_calibrated_loss", "midpoint_calibrated_loss")
 
 _GROUP = ["cell_id", "matcher", "correction", "measurement"]
 
@@ -40,12 +44,18 @@ def tabulate_barriers(paths: pd.DataFrame) -> pd.DataFrame:
         for metric, values, ends in (
             ("loss_barrier", curve["loss"].to_numpy(), raw["loss"].to_numpy()),
             ("accuracy_barrier", 1 - curve["accuracy"].to_numpy(), 1 - raw["accuracy"].to_numpy()),
+            ("calibrated_loss_barrier", curve["calibrated_loss"].to_numpy(), raw["calibrated_loss"].to_numpy()),
         ):
             chord = (float(ends[0]), float(ends[-1]))
             row[metric] = barrier(values, alphas, chord)
             row[f"midpoint_{metric}"] = midpoint_barrier(values, alphas, chord)
         rows.append(row)
-    return pd.DataFrame(rows, columns=[*columns, *BARRIER_METRICS])
+    return pd.DataFrame(rows, columns=[*columns, *BARRIER_METRICS, *CALIBRATED_BARRIERS])
+
+
+def barrier_metrics(split: str) -> tuple[str, ...]:
+    """Those that are defined on `split`."""
+    return (*BARRIER_METRICS, *CALIBRATED_BARRIERS) if split == "test" else BARRIER_METRICS
 
 
 def summarise(
@@ -68,16 +78,18 @@ def summarise(
         key = tuple(group[name] for name in _GROUP)
         raw_key = tuple("none" if name == "correction" else group[name] for name in _GROUP)
         for split in ("train", "test"):
+            barrier_names = barrier_metrics(split)
+            value_names = (*VALUE_METRICS, *CALIBRATED_VALUES) if split == "test" else VALUE_METRICS
             measured = heights.get((*key, split))
             n_pairs = 0 if measured is None else len(measured)
             seeds: set[int] = set() if measured is None else {*measured["seed_a"], *measured["seed_b"]}
             intervals: dict[str, Interval] = {}
             if measured is not None:
                 intervals |= _values(curves[(*key, split)])
-                intervals |= {metric: _mean(measured, metric) for metric in BARRIER_METRICS}
+                intervals |= {metric: _mean(measured, metric) for metric in barrier_names}
                 if group["correction"] != "none":
-                    intervals |= _reductions(measured, heights[(*raw_key, split)])
-            for metric in (*VALUE_METRICS, *BARRIER_METRICS, *(f"{name}_reduction" for name in BARRIER_METRICS)):
+                    intervals |= _reductions(measured, heights[(*raw_key, split)], barrier_names)
+            for metric in (*value_names, *barrier_names, *(f"{name}_reduction" for name in barrier_names)):
                 if metric.endswith("_reduction") and group["correction"] == "none":
                     continue
                 interval = intervals.get(metric, UNDEFINED)
@@ -95,7 +107,7 @@ def _values(curves: pd.DataFrame) -> dict[str, Interval]:
     values: dict[str, Interval] = {}
     by_alpha = curves.groupby("alpha")
     for place, alphas in (("endpoint", (0.0, 1.0)), ("midpoint", (0.5,))):
-        for metric in ("loss", "accuracy"):
+        for metric in ("loss", "accuracy", "calibrated_loss"):
             ends = [by_alpha.get_group(alpha).set_index("merge_id") for alpha in alphas]
             means = pd.concat([end[metric] for end in ends], axis=1).mean(axis=1, skipna=False)
             values[f"{place}_{metric}"] = mean_interval(_seed_pairs(ends[0]), list(means))
@@ -106,11 +118,11 @@ def _mean(measured: pd.DataFrame, metric: str) -> Interval:
     return mean_interval(_seed_pairs(measured), list(measured[metric]))
 
 
-def _reductions(corrected: pd.DataFrame, uncorrected: pd.DataFrame) -> dict[str, Interval]:
+def _reductions(corrected: pd.DataFrame, uncorrected: pd.DataFrame, metrics: Sequence[str]) -> dict[str, Interval]:
     both = uncorrected.loc[corrected.index]
     return {
         f"{metric}_reduction": reduction_interval(_seed_pairs(corrected), list(corrected[metric]), list(both[metric]))
-        for metric in BARRIER_METRICS
+        for metric in metrics
     }
 
 

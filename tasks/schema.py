@@ -54,6 +54,9 @@ PATH_ROWS = Table(
         "loss": _FLOAT,
         "accuracy": _FLOAT,
         "n_examples": _INT,
+        "temperature": _FLOAT,
+        "calibrated_loss": _FLOAT,
+        "temperature_at_bound": pa.bool_(),
     },
     ("merge_id", "method", "correction", "alpha", "split"),
 )
@@ -163,6 +166,8 @@ BARRIERS = Table(
         "midpoint_accuracy_barrier": _FLOAT,
         "own_chord_loss_barrier": _FLOAT,
         "own_chord_accuracy_barrier": _FLOAT,
+        "calibrated_loss_barrier": _FLOAT,
+        "midpoint_calibrated_loss_barrier": _FLOAT,
     },
     ("merge_id", "correction", "measurement", "split"),
 )

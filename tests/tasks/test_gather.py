@@ -49,9 +49,10 @@ P: C merge_id kind control seed_a seed_b matcher
 endpoints: C endpoint_id seed train_subset checkpoint_epoch origin status message train_loss train_accuracy test_loss
     test_accuracy n_train_examples n_parameters n_skipped_steps train_seconds device weights_sha256
 merges: P members train_subset_a train_subset_b n_statistics matcher_options objective function_error match_seconds
-paths: P method correction measurement alpha split loss accuracy n_examples
+paths: P method correction measurement alpha split loss accuracy n_examples temperature
+    calibrated_loss temperature_at_bound
 barriers: P correction measurement split loss_barrier accuracy_barrier midpoint_loss_barrier midpoint_accuracy_barrier
-    own_chord_loss_barrier own_chord_accuracy_barrier
+    own_chord_loss_barrier own_chord_accuracy_barrier calibrated_loss_barrier midpoint_calibrated_loss_barrier
 layers: P correction measurement alpha layer position n_units n_dead variance_ratio variance_ratio_target mean_error
     sd_error
 axes: P axis size n_dead matched_correlation identity_correlation
@@ -83,7 +84,8 @@ def test_counts_are_those_of_the_grid(tables):
     assert len(tables["barriers"]) == n_cells * n_pairs * n_matchers * n_corrections * n_splits
     assert len(tables["axes"]) == n_pairs * (3 + 2)
     assert len(tables["layers"]) == n_pairs * n_matchers * (3 + 2) * (1 + n_alphas)
-    assert set(tables["ablation"].groupby(["cell_id", "matcher", "correction", "split"]).size()) == {8, 12}
+    sizes = tables["ablation"].groupby(["split", "cell_id", "matcher", "correction"]).size()
+    assert (set(sizes["train"]), set(sizes["test"])) == ({8, 12}, {12, 18})
 
 
 def test_a_merge_without_a_matcher_has_no_objective_and_no_function_error(tables):
@@ -126,6 +128,22 @@ def test_barriers_are_what_the_curves_say(tables):
     chord = np.interp(repaired["alpha"], [0, 1], [raw["loss"].iloc[0], raw["loss"].iloc[-1]])
     assert row["loss_barrier"] == pytest.approx(max(0, (repaired["loss"].to_numpy() - chord).max()))
     assert row["midpoint_loss_barrier"] == pytest.approx(repaired["loss"].iloc[2] - chord[2])
+
+
+def test_the_test_split_has_calibrated_losses_endpoints_included_and_the_train_split_none(tables):
+    calibrated = ["temperature", "calibrated_loss", "temperature_at_bound"]
+    on_test = tables["paths"].query("split == 'test'")
+    assert on_test[calibrated].notna().all().all()
+    assert set(on_test["alpha"]) == {0, 0.25, 0.5, 0.75, 1}
+    assert tables["paths"].query("split == 'train'")[calibrated].isna().all().all()
+    barriers = tables["barriers"]
+    names = ["calibrated_loss_barrier", "midpoint_calibrated_loss_barrier"]
+    assert barriers.query("split == 'test'")[names].notna().all().all()
+    assert barriers.query("split == 'train'")[names].isna().all().all()
+    row = barriers[(barriers["correction"] == "repair") & (barriers["split"] == "test")].iloc[0]
+    curve = on_test[(on_test["merge_id"] == row["merge_id"])].set_index(["correction", "alpha"])["calibrated_loss"]
+    chord = (curve["none", 0.0] + curve["none", 1.0]) / 2
+    assert row["midpoint_calibrated_loss_barrier"] == pytest.approx(curve["repair", 0.5] - chord)
 
 
 def test_the_ends_of_uncorrected_paths_are_the_endpoints(tables):
