@@ -20,6 +20,7 @@ from infra.tables import Table, read_rows, write_table
 from tasks import schema
 from tasks.ablation import summarise, tabulate_barriers
 from tasks.artifacts import as_member, has_match_rows, has_path, read_endpoint
+from tasks.contrasts import tabulate_contrasts
 from tasks.science.identity import REVISIONS, SCHEMA_VERSION
 from tasks.science.request import Request
 from tasks.science.specs import Cell, Endpoint, Merge, Path
@@ -120,6 +121,7 @@ def build_tables(store: Store, study: str, requests: Iterable[Request], failures
     }
     frames["barriers"] = tabulate_barriers(frames["paths"])
     frames["ablation"] = summarise(list(groups.values()), frames["paths"], frames["barriers"], frames["endpoints"])
+    frames["contrasts"] = tabulate_contrasts(frames["cells"], frames["barriers"])
     return {table.name: _complete(frames[table.name], table) for table in schema.TABLES}
 
 

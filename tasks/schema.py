@@ -202,4 +202,33 @@ ABLATION = Table(
     ("cell_id", "matcher", "correction", "measurement", "split", "metric"),
 )
 
-TABLES = (CELLS, ENDPOINTS, MERGES, PATHS, BARRIERS, LAYERS, AXES, ABLATION)
+CONTRASTS = Table(
+    "contrasts",
+    CELL
+    | {
+        "other_cell_id": _TEXT,
+        "matcher": _TEXT,
+        "other_matcher": _TEXT,
+        "correction": _TEXT,
+        "other_correction": _TEXT,
+        "measurement": _TEXT,
+        "split": _TEXT,
+        "metric": _TEXT,
+        "factor": _TEXT,
+        "value": _TEXT,
+        "other_value": _TEXT,
+        "difference": _FLOAT,
+        "low": _FLOAT,
+        "high": _FLOAT,
+        "n_seeds": _INT,
+        "other_n_seeds": _INT,
+        "n_pairs": _INT,
+        "other_n_pairs": _INT,
+    },
+    (
+        "cell_id", "other_cell_id", "matcher", "other_matcher", "correction", "other_correction", "measurement",
+        "split", "metric",
+    ),
+)  # fmt: skip
+
+TABLES = (CELLS, ENDPOINTS, MERGES, PATHS, BARRIERS, LAYERS, AXES, ABLATION, CONTRASTS)

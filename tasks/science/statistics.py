@@ -36,6 +36,23 @@ class Interval:
 UNDEFINED = Interval(float("nan"), float("nan"), float("nan"))
 
 
+@dataclass(frozen=True)
+class Spread:
+    """How far a statistic would move with other seeds of one sample: its variance, and that variance's degrees of
+    freedom."""
+
+    variance: float
+    degrees: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic with the spread that each sample of seeds gives it; no spreads where there are too few seeds."""
+
+    mean: float
+    spreads: tuple[Spread, ...] = ()
+
+
 def mean_interval(seed_pairs: Sequence[tuple[int, int]], values: Sequence[float]) -> Interval:
     """Mean over pairs, with its interval. `seed_pairs[i]` are the two seeds that `values[i]` belongs to."""
     return jackknife(seed_pairs, {"value": values}, lambda means: means["value"])
@@ -63,7 +80,27 @@ def jackknife(
     columns: Mapping[str, Sequence[float]],
     statistic: Callable[[Mapping[str, float]], float],
 ) -> Interval:
-    """`statistic` of the columns' means over pairs, with its delete-one-seed interval.
+    """`statistic` of the columns' means over pairs, with its delete-one-seed interval. Arguments and errors are those
+    of `jackknife_estimate`."""
+    estimate = jackknife_estimate(seed_pairs, columns, statistic)
+    variance = sum(spread.variance for spread in estimate.spreads)
+    return interval_of(estimate.mean, variance, sum(spread.degrees for spread in estimate.spreads))
+
+
+def interval_of(mean: float, variance: float, degrees: float) -> Interval:
+    """The 95 % interval of a mean whose variance was estimated with `degrees` of freedom: without ends below one."""
+    if degrees < 1:
+        return Interval(mean, float("nan"), float("nan"))
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees) * np.sqrt(variance))
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def jackknife_estimate(
+    seed_pairs: Sequence[tuple[int, int]],
+    columns: Mapping[str, Sequence[float]],
+    statistic: Callable[[Mapping[str, float]], float],
+) -> Estimate:
+    """`statistic` of the columns' means over pairs, with the spreads that leaving out one seed at a time shows.
 
     Every column has one value per pair, so a seed is dropped from all of them at once. Raises ValueError where the
     lengths differ. Source: Efron and Stein 1981 (the jackknife of a U-statistic is conservative); Arvesen 1969 (of two
@@ -72,27 +109,25 @@ def jackknife(
     if any(len(column) != len(seed_pairs) for column in columns.values()):
         raise ValueError("every column needs one value per pair")
     if not seed_pairs:
-        return UNDEFINED
+        return Estimate(float("nan"))
     arrays = {name: np.asarray(column, dtype=np.float64) for name, column in columns.items()}
     if not all(np.isfinite(array).all() for array in arrays.values()):
-        return UNDEFINED
+        return Estimate(float("nan"))
     pairs = np.asarray(seed_pairs)
     estimate = _of_means(arrays, np.ones(len(pairs), dtype=bool), statistic)
     seeds = np.unique(pairs)
-    n_seeds = len(seeds)
-    if n_seeds < MIN_SEEDS:
-        return Interval(estimate, float("nan"), float("nan"))
+    if len(seeds) < MIN_SEEDS:
+        return Estimate(estimate)
     replicates: dict[int, float] = {}
     for seed in seeds.tolist():
         kept = (pairs != seed).all(1)
         if not kept.any():  # Pairs that all share one seed leave nothing to compare with.
-            return Interval(estimate, float("nan"), float("nan"))
+            return Estimate(estimate)
         replicates[seed] = _of_means(arrays, kept, statistic)
     sides = [set(pairs[:, 0].tolist()), set(pairs[:, 1].tolist())]
     samples = sides if sides[0].isdisjoint(sides[1]) else [set(replicates)]
-    variance = sum(_jackknife_variance([replicates[seed] for seed in sorted(sample)]) for sample in samples)
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n_seeds - len(samples)) * np.sqrt(variance))
-    return Interval(estimate, estimate - reach, estimate + reach)
+    values = [[replicates[seed] for seed in sorted(sample)] for sample in samples]
+    return Estimate(estimate, tuple(Spread(_jackknife_variance(of), len(of) - 1) for of in values))
 
 
 def _jackknife_variance(replicates: Sequence[float]) -> float:

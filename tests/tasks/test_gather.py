@@ -58,6 +58,8 @@ layers: P correction measurement alpha layer position n_units n_dead variance_ra
 axes: P axis size n_dead matched_correlation identity_correlation
 ablation: C matcher correction measurement split metric mean low high new_pair_low new_pair_high n_seeds n_pairs
     n_diverged n_untrained
+contrasts: C other_cell_id matcher other_matcher correction other_correction measurement split metric factor value
+    other_value difference low high n_seeds other_n_seeds n_pairs other_n_pairs
 """
 """Written out again from the design, so that a column cannot change on one side alone."""
 
