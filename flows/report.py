@@ -21,7 +21,6 @@ from infra.runners import TASK_OPTIONS
 from infra.storage import Store, StoreError
 from infra.tables import read_provenance, read_table
 from tasks.gather import NOT_YET
-from tasks.schema import TABLES
 from tasks.science.identity import safe_name
 from tasks.science.request import Request
 from tasks.science.statistics import MIN_SEEDS
@@ -88,7 +87,7 @@ def write_report(store: Store, study: str) -> str:
     safe_name(study)
     if not store.exists(table_key(study, "ablation")):
         raise StoreError(f"{store.url} holds no tables of {study}: `repairlab run {study}` makes them")
-    tables = {table.name: read_table(store, table_key(study, table.name)) for table in TABLES}
+    tables = {name: read_table(store, table_key(study, name)) for name in ("ablation", "paths", "layers", "endpoints")}
     drawn = {
         "barriers": draw_barriers(tables["ablation"]),
         "paths": draw_paths(tables["paths"]),
@@ -107,6 +106,7 @@ def write_report(store: Store, study: str) -> str:
     page = template.render(
         study=study,
         claim=make_claim(tables["ablation"]),
+        widths=answer_widths(store, study),
         figures=figures,
         columns=list(summary.columns),
         rows=summary.to_numpy().tolist(),
@@ -142,6 +142,18 @@ def make_claim(ablation: pd.DataFrame) -> str:
         return _claim_of(known.iloc[-1 if factor == "depth" else 0], test)
     # Neither depth nor width is what this study asks about: every network has its sentence.
     return " ".join(_claim_of(best, test) for _, best in known.iterrows())
+
+
+def answer_widths(store: Store, study: str) -> str:
+    """How wide networks must be for their barriers to vanish once aligned and repaired, a sentence for each series of
+    widths; empty without one, and where the tables were gathered before there was such a table."""
+    key = table_key(study, "width_laws")
+    if not store.exists(key):
+        return ""
+    laws = read_table(store, key)
+    asked = laws[(laws["split"] == "test") & (laws["metric"] == "accuracy_barrier")]
+    asked = asked[(asked["matcher"] == "activation") & (asked["correction"] == "repair")]
+    return " ".join(dict.fromkeys(asked["answer_text"]))
 
 
 def _claim_of(removed: pd.Series, test: pd.DataFrame) -> str:

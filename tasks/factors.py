@@ -41,15 +41,21 @@ def neighbours(cells: Sequence[Row]) -> list[tuple[Row, Row, str]]:
     """
     found: list[tuple[Row, Row, str]] = []
     for factor in FACTORS:
-        groups: dict[Hashable, dict[Hashable, list[Row]]] = defaultdict(lambda: defaultdict(list))
-        for cell in sorted(cells, key=lambda cell: (none_first(cell[factor]), cell["cell_id"])):
-            values = factor_values(cell)
-            rest = tuple(value for name, value in values.items() if name != factor)
-            groups[rest][values[factor]].append(cell)
-        for by_value in groups.values():
+        for of_rest in series(cells, factor).values():
+            by_value: dict[Hashable, list[Row]] = defaultdict(list)
+            for cell in of_rest:
+                by_value[factor_values(cell)[factor]].append(cell)
             choose = pairwise(by_value.values()) if factor in ORDERED_FACTORS else combinations(by_value.values(), 2)
             found += [(a, b, factor) for these, others in choose for a, b in product(these, others)]
     return found
+
+
+def series(cells: Sequence[Row], factor: str) -> dict[tuple[Hashable, ...], list[Row]]:
+    """The cells that differ in `factor` alone, in its order, by what they share."""
+    groups: dict[tuple[Hashable, ...], list[Row]] = defaultdict(list)
+    for cell in sorted(cells, key=lambda cell: (none_first(cell[factor]), cell["cell_id"])):
+        groups[tuple(value for name, value in factor_values(cell).items() if name != factor)].append(cell)
+    return groups
 
 
 def none_first(value: Any) -> tuple[bool, Any]:

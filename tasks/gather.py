@@ -24,6 +24,7 @@ from tasks.contrasts import tabulate_contrasts
 from tasks.science.identity import REVISIONS, SCHEMA_VERSION
 from tasks.science.request import Request
 from tasks.science.specs import Cell, Endpoint, Merge, Path
+from tasks.width_laws import tabulate_width_laws
 
 NOT_YET = "not trained yet"
 """The message of an endpoint that some request names and nobody has tried to train to the end."""
@@ -122,6 +123,7 @@ def build_tables(store: Store, study: str, requests: Iterable[Request], failures
     frames["barriers"] = tabulate_barriers(frames["paths"])
     frames["ablation"] = summarise(list(groups.values()), frames["paths"], frames["barriers"], frames["endpoints"])
     frames["contrasts"] = tabulate_contrasts(frames["cells"], frames["barriers"])
+    frames["width_laws"] = tabulate_width_laws(frames["cells"], frames["ablation"])
     return {table.name: _complete(frames[table.name], table) for table in schema.TABLES}
 
 

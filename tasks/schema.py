@@ -231,4 +231,24 @@ CONTRASTS = Table(
     ),
 )  # fmt: skip
 
-TABLES = (CELLS, ENDPOINTS, MERGES, PATHS, BARRIERS, LAYERS, AXES, ABLATION, CONTRASTS)
+WIDTH_LAWS = Table(
+    "width_laws",
+    {"study": _TEXT, "series_id": _TEXT}
+    | {name: kind for name, kind in CELL.items() if name not in ("study", "cell_id", "width")}
+    | {"matcher": _TEXT, "correction": _TEXT, "measurement": _TEXT, "split": _TEXT, "metric": _TEXT}
+    | {f"{name}{end}": _FLOAT for name in ("c", "p", "floor") for end in ("", "_low", "_high")}
+    | {
+        "fit_probability": _FLOAT,
+        "n_widths": _INT,
+        "n_measured_widths": _INT,
+        "threshold": _FLOAT,
+        "answer": _TEXT,
+        "width": _FLOAT,
+        "width_low": _FLOAT,
+        "width_high": _FLOAT,
+        "answer_text": _TEXT,
+    },
+    ("series_id", "matcher", "correction", "measurement", "split", "metric"),
+)
+
+TABLES = (CELLS, ENDPOINTS, MERGES, PATHS, BARRIERS, LAYERS, AXES, ABLATION, CONTRASTS, WIDTH_LAWS)

@@ -103,4 +103,5 @@ def _fit(half: _Shifted) -> float:
         return MAX_TEMPERATURE
     if half.slope(reach) <= 0:
         return 1 / MAX_TEMPERATURE
-    return float(np.exp(-optimize.brentq(half.slope, -reach, reach, xtol=_TOLERANCE)))
+    found = optimize.root_scalar(half.slope, bracket=(-reach, reach), method="brentq", xtol=_TOLERANCE)
+    return float(np.exp(-found.root))
