@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tasks import schema
+from tasks.sweep import FIELDS
 
 mpl.use("Agg")
 
@@ -46,7 +46,7 @@ _ENDS = Curve("", "", "endpoints", "#20242a", "8")
 _COLORS = ("#2e8b57", "#8e44ad", "#d35400", "#16a085", "#7f5539", "#c2185b", "#5c6bc0", "#9e9d24")
 _MARKERS = "^<>Pph*X"
 
-FACTORS = ("depth", "width")
+FACTORS = ["depth", "width"]
 _SERIES = ["dataset", "architecture", "normalization", "recipe", "measurement"]
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -77,8 +77,8 @@ def label_path(matcher: str, correction: str) -> str:
 
 
 def swept_factors(ablation: pd.DataFrame) -> list[str]:
-    """The fields of recipes and measurements that a study sweeps: those of its columns that not every table has."""
-    return [name for name in ablation.columns if name not in schema.ABLATION.columns]
+    """The fields of recipes and measurements that a study sweeps: those that its table has a column for."""
+    return [name for name in ablation.columns if name in FIELDS]
 
 
 def main_factor(ablation: pd.DataFrame) -> str:
@@ -214,7 +214,7 @@ def draw_comparison(paper: pd.DataFrame) -> bytes | None:
     def draw(axes: Axes, panel: pd.DataFrame) -> None:
         first = panel.iloc[0]
         theirs = shown[(shown[network] == first[network]).all(axis=1)].drop_duplicates("point")
-        factor = main_factor(theirs)
+        factor = main_factor(theirs[FACTORS])
         curves = [_ENDS, *curves_of(shown)]
         # Bars of the same size would cover each other, so they stand a little aside.
         for curve, aside in zip(curves, np.linspace(-0.01, 0.01, len(curves)) * (len(curves) - 1), strict=True):

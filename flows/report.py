@@ -116,6 +116,7 @@ def write_report(store: Store, study: str) -> str:
     page = template.render(
         study=study,
         claim=make_claim(tables["ablation"]),
+        widths=answer_widths(store, study),
         figures=figures,
         controls=tell_controls(tables["barriers"]),
         columns=list(summary.columns),
@@ -195,6 +196,18 @@ def make_claim(ablation: pd.DataFrame) -> str:
         return " ".join(_claim_of(end, test, f"{factor} {label_value(end[factor])}") for _, end in ends.iterrows())
     # Neither depth nor width is what this study asks about: every network has its sentence.
     return " ".join(_claim_of(best, test) for _, best in known.iterrows())
+
+
+def answer_widths(store: Store, study: str) -> str:
+    """How wide networks must be for their barriers to vanish once aligned and repaired, a sentence for each series of
+    widths; empty without one, and where the tables were gathered before there was such a table."""
+    key = table_key(study, "width_laws")
+    if not store.exists(key):
+        return ""
+    laws = read_table(store, key)
+    asked = laws[(laws["split"] == "test") & (laws["metric"] == "accuracy_barrier")]
+    asked = asked[(asked["matcher"] == "activation") & (asked["correction"] == "repair")]
+    return " ".join(dict.fromkeys(asked["answer_text"]))
 
 
 def _claim_of(removed: pd.Series, test: pd.DataFrame, swept: str = "") -> str:

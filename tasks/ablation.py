@@ -14,7 +14,11 @@ from tasks.science.statistics import UNDEFINED, Interval, mean_interval, reducti
 
 BARRIER_METRICS = ("loss_barrier", "accuracy_barrier", "midpoint_loss_barrier", "midpoint_accuracy_barrier")
 OWN_CHORD_METRICS = ("own_chord_loss_barrier", "own_chord_accuracy_barrier")
+CALIBRATED_BARRIERS = ("calibrated_loss_barrier", "midpoint_calibrated_loss_barrier")
+"""Of the test split alone, as the calibrated loss is."""
+
 VALUE_METRICS = ("endpoint_loss", "endpoint_accuracy", "midpoint_loss", "midpoint_accuracy")
+CALIBRATED_VALUES = ("endpoint_calibrated_loss", "midpoint_calibrated_loss")
 
 Sample = tuple[list[tuple[int, int]], list[float]]
 """The seeds of some pairs, and each pair's value."""
@@ -46,13 +50,19 @@ def tabulate_barriers(paths: pd.DataFrame) -> pd.DataFrame:
         for metric, values, ends in (
             ("loss_barrier", curve["loss"].to_numpy(), raw["loss"].to_numpy()),
             ("accuracy_barrier", 1 - curve["accuracy"].to_numpy(), 1 - raw["accuracy"].to_numpy()),
+            ("calibrated_loss_barrier", curve["calibrated_loss"].to_numpy(), raw["calibrated_loss"].to_numpy()),
         ):
             chord = (float(ends[0]), float(ends[-1]))
             row[metric] = barrier(values, alphas, chord)
             row[f"midpoint_{metric}"] = midpoint_barrier(values, alphas, chord)
             row[f"own_chord_{metric}"] = barrier(values, alphas, (float(values[0]), float(values[-1])))
         rows.append(row)
-    return pd.DataFrame(rows, columns=[*columns, *BARRIER_METRICS, *OWN_CHORD_METRICS])
+    return pd.DataFrame(rows, columns=[*columns, *BARRIER_METRICS, *OWN_CHORD_METRICS, *CALIBRATED_BARRIERS])
+
+
+def barrier_metrics(split: str) -> tuple[str, ...]:
+    """Those that are defined on `split`."""
+    return (*BARRIER_METRICS, *CALIBRATED_BARRIERS) if split == "test" else BARRIER_METRICS
 
 
 def summarise(
@@ -76,6 +86,8 @@ def summarise(
         key = tuple(group[name] for name in _GROUP)
         raw_key = tuple("none" if name == "correction" else group[name] for name in _GROUP)
         for split in ("train", "test"):
+            barrier_names = barrier_metrics(split)
+            value_names = (*VALUE_METRICS, *CALIBRATED_VALUES) if split == "test" else VALUE_METRICS
             measured = heights.get((*key, split))
             n_pairs = 0 if measured is None else len(measured)
             seeds: set[int] = set() if measured is None else {*measured["seed_a"], *measured["seed_b"]}
@@ -83,12 +95,12 @@ def summarise(
             new_pairs: dict[str, Interval] = {}
             if measured is not None:
                 samples = _values(curves[(*key, split)])
-                samples |= {metric: (_seed_pairs(measured), list(measured[metric])) for metric in BARRIER_METRICS}
+                samples |= {metric: (_seed_pairs(measured), list(measured[metric])) for metric in barrier_names}
                 intervals |= {metric: mean_interval(*sample) for metric, sample in samples.items()}
                 new_pairs |= {metric: new_pair_interval(*sample) for metric, sample in samples.items()}
                 if group["correction"] != "none":
-                    intervals |= _reductions(measured, heights[(*raw_key, split)])
-            for metric in (*VALUE_METRICS, *BARRIER_METRICS, *(f"{name}_reduction" for name in BARRIER_METRICS)):
+                    intervals |= _reductions(measured, heights[(*raw_key, split)], barrier_names)
+            for metric in (*value_names, *barrier_names, *(f"{name}_reduction" for name in barrier_names)):
                 if metric.endswith("_reduction") and group["correction"] == "none":
                     continue
                 interval = intervals.get(metric, UNDEFINED)
@@ -108,18 +120,18 @@ def _values(curves: pd.DataFrame) -> dict[str, Sample]:
     values: dict[str, Sample] = {}
     by_alpha = curves.groupby("alpha")
     for place, alphas in (("endpoint", (0.0, 1.0)), ("midpoint", (0.5,))):
-        for metric in ("loss", "accuracy"):
+        for metric in ("loss", "accuracy", "calibrated_loss"):
             ends = [by_alpha.get_group(alpha).set_index("merge_id") for alpha in alphas]
             means = pd.concat([end[metric] for end in ends], axis=1).mean(axis=1, skipna=False)
             values[f"{place}_{metric}"] = (_seed_pairs(ends[0]), list(means))
     return values
 
 
-def _reductions(corrected: pd.DataFrame, uncorrected: pd.DataFrame) -> dict[str, Interval]:
+def _reductions(corrected: pd.DataFrame, uncorrected: pd.DataFrame, metrics: Sequence[str]) -> dict[str, Interval]:
     both = uncorrected.loc[corrected.index]
     return {
         f"{metric}_reduction": reduction_interval(_seed_pairs(corrected), list(corrected[metric]), list(both[metric]))
-        for metric in BARRIER_METRICS
+        for metric in metrics
     }
 
 

@@ -22,10 +22,12 @@ from tasks import schema
 from tasks.ablation import summarise, tabulate_barriers
 from tasks.artifacts import as_member, has_match_rows, has_path, read_endpoint
 from tasks.comparison import tabulate_comparison
+from tasks.contrasts import tabulate_contrasts
 from tasks.science.identity import REVISIONS, SCHEMA_VERSION
 from tasks.science.request import Request
 from tasks.science.specs import Cell, Endpoint, Merge, Path
 from tasks.sweep import Sweep
+from tasks.width_laws import tabulate_width_laws
 
 NOT_YET = "not trained yet"
 """The message of an endpoint that some request names and nobody has tried to train to the end."""
@@ -121,9 +123,12 @@ def build_tables(
         "layers": pairs.merge(_read(store, schema.LAYER_ROWS, stamped), on="merge_id"),
     }
     frames["barriers"] = tabulate_barriers(frames["paths"])
+    of_pairs = frames["barriers"][frames["barriers"]["kind"] == "pair"]
     frames["ablation"] = summarise(list(groups.values()), frames["paths"], frames["barriers"], frames["endpoints"])
     measurements = {path.measurement.name: path.measurement for path in measured}
     frames["paper"] = tabulate_comparison(frames["cells"], frames["ablation"], measurements)
+    frames["contrasts"] = tabulate_contrasts(frames["cells"], of_pairs)
+    frames["width_laws"] = tabulate_width_laws(frames["cells"], frames["ablation"])
     complete = {table.name: _complete(frames[table.name], table) for table in schema.TABLES}
     return complete, Sweep.of(requests, merges.values())
 

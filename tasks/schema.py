@@ -59,6 +59,9 @@ PATH_ROWS = Table(
         "loss": _FLOAT,
         "accuracy": _FLOAT,
         "n_examples": _INT,
+        "temperature": _FLOAT,
+        "calibrated_loss": _FLOAT,
+        "temperature_at_bound": pa.bool_(),
     },
     ("merge_id", "method", "correction", "alpha", "split"),
 )
@@ -168,6 +171,8 @@ BARRIERS = Table(
         "midpoint_accuracy_barrier": _FLOAT,
         "own_chord_loss_barrier": _FLOAT,
         "own_chord_accuracy_barrier": _FLOAT,
+        "calibrated_loss_barrier": _FLOAT,
+        "midpoint_calibrated_loss_barrier": _FLOAT,
     },
     ("merge_id", "correction", "measurement", "split"),
 )
@@ -231,4 +236,53 @@ PAPER = Table(
     ("point", "cell_id", "measurement", "split", "metric"),
 )
 
-TABLES = (CELLS, ENDPOINTS, MERGES, PATHS, BARRIERS, LAYERS, AXES, ABLATION, PAPER)
+CONTRASTS = Table(
+    "contrasts",
+    CELL
+    | {
+        "other_cell_id": _TEXT,
+        "matcher": _TEXT,
+        "other_matcher": _TEXT,
+        "correction": _TEXT,
+        "other_correction": _TEXT,
+        "measurement": _TEXT,
+        "split": _TEXT,
+        "metric": _TEXT,
+        "factor": _TEXT,
+        "value": _TEXT,
+        "other_value": _TEXT,
+        "difference": _FLOAT,
+        "low": _FLOAT,
+        "high": _FLOAT,
+        "n_seeds": _INT,
+        "other_n_seeds": _INT,
+        "n_pairs": _INT,
+        "other_n_pairs": _INT,
+    },
+    (
+        "cell_id", "other_cell_id", "matcher", "other_matcher", "correction", "other_correction", "measurement",
+        "split", "metric",
+    ),
+)  # fmt: skip
+
+WIDTH_LAWS = Table(
+    "width_laws",
+    {"study": _TEXT, "series_id": _TEXT}
+    | {name: kind for name, kind in CELL.items() if name not in ("study", "cell_id", "width")}
+    | {"matcher": _TEXT, "correction": _TEXT, "measurement": _TEXT, "split": _TEXT, "metric": _TEXT}
+    | {f"{name}{end}": _FLOAT for name in ("c", "p", "floor") for end in ("", "_low", "_high")}
+    | {
+        "fit_probability": _FLOAT,
+        "n_widths": _INT,
+        "n_measured_widths": _INT,
+        "threshold": _FLOAT,
+        "answer": _TEXT,
+        "width": _FLOAT,
+        "width_low": _FLOAT,
+        "width_high": _FLOAT,
+        "answer_text": _TEXT,
+    },
+    ("series_id", "matcher", "correction", "measurement", "split", "metric"),
+)
+
+TABLES = (CELLS, ENDPOINTS, MERGES, PATHS, BARRIERS, LAYERS, AXES, ABLATION, PAPER, CONTRASTS, WIDTH_LAWS)

@@ -16,6 +16,7 @@ from tasks.science.specs import Measurement, Merge, Recipe, Samples
 
 RECIPE_FIELDS = {f.name: column_kind(f) for f in dataclasses.fields(Recipe) if f.name != "name"}
 MEASUREMENT_FIELDS = {f.name: column_kind(f) for f in dataclasses.fields(Measurement) if f.name != "name"}
+FIELDS = {**RECIPE_FIELDS, **MEASUREMENT_FIELDS}
 SAMPLE_FIELDS = [f.name for f in dataclasses.fields(Samples)]
 
 _PARSERS: dict[pa.DataType, Callable[[str], Any]] = {pa.int64(): int, pa.float64(): float, pa.string(): str}
@@ -24,7 +25,7 @@ _PARSERS: dict[pa.DataType, Callable[[str], Any]] = {pa.int64(): int, pa.float64
 def parse_value(name: str, word: str) -> Any:
     """The value of a field of recipes or measurements that `word` writes, as on a command line; an unknown field's as
     it is. `all` stands for no bound on a number of images. ValueError where it cannot be one."""
-    kind = {**RECIPE_FIELDS, **MEASUREMENT_FIELDS}.get(name)
+    kind = FIELDS.get(name)
     if kind == pa.bool_():
         if word.lower() not in ("true", "false"):
             raise ValueError(f"{name} is true or false, got {word}")
@@ -82,6 +83,7 @@ class Sweep:
                 key, owners = "measurement", self.measurements
             else:
                 key, owners = "merge_id", self.samples
-            values = [getattr(owners[owner], name, None) for owner in frame[key]]
+            # A published figure that was not run has no cell of ours.
+            values = [getattr(owners.get(owner), name, None) for owner in frame[key]]
             stamped[name] = pd.Series(values, index=frame.index, dtype=object)
         return stamped

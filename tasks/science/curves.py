@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tasks.science.calibration import calibration_halves
 from tasks.science.correction import Corrected, Estimator, correct, preactivation_moments
 from tasks.science.correction_table import find_correction
 from tasks.science.evaluation import Evaluation, evaluate
@@ -65,7 +66,9 @@ class Point:
 
 
 def evaluate_splits(network: nn.Module, state: State, dataset: Dataset) -> Splits:
-    return {"train": evaluate(network, state, dataset.train), "test": evaluate(network, state, dataset.test)}
+    """Both splits; the test split with its calibrated loss too, for a loss on the train split is one of memory."""
+    halves = calibration_halves(dataset.spec.fingerprint, len(dataset.test))
+    return {"train": evaluate(network, state, dataset.train), "test": evaluate(network, state, dataset.test, halves)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,10 +1,10 @@
-"""Loss and accuracy of a network's weights on a split, never augmented."""
+"""Loss and accuracy of a network's weights on a split, never augmented; where asked for, also the calibrated loss."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from tasks.science.calibration import Halves, calibrate
 from tasks.science.examples import Examples
 from tasks.science.specs import State
 
@@ -24,20 +25,30 @@ batches of 2000 (one thread of an AMD EPYC, torch 2.14), and takes a sixteenth o
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`loss` in nats per example (mean over all examples), `accuracy` a fraction."""
+    """`loss` in nats per example (mean over all examples), `accuracy` a fraction.
+
+    `calibrated_loss` is the loss once logits are divided by a temperature, fitted on other examples than those it is
+    judged on; `temperature_at_bound` where the search ended at a bound. None where not asked for, or where some logit
+    is not finite.
+    """
 
     loss: float
     accuracy: float
     n_examples: int
+    temperature: float | None = None
+    calibrated_loss: float | None = None
+    temperature_at_bound: bool | None = None
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, state: State, examples: Examples) -> Evaluation:
+def evaluate(network: nn.Module, state: State, examples: Examples, halves: Halves | None = None) -> Evaluation:
     """Mean cross-entropy and accuracy over all of `examples`, summed in float64 over batches of fixed size.
 
+    With `halves` of the examples, logits are kept and the loss is calibrated across them as well.
     Always in evaluation mode: BatchNorm takes its running statistics from `state`, which is left as it was.
     """
     loss, n_correct = 0.0, 0
+    kept: list[Tensor] = []
     batch_size = CONV_BATCH_SIZE if _is_convolutional(network) else BATCH_SIZE
     with mode(network, training=False):
         for start in range(0, len(examples), batch_size):
@@ -47,7 +58,15 @@ def evaluate(network: nn.Module, state: State, examples: Examples) -> Evaluation
             loss += float(F.cross_entropy(logits, labels, reduction="none").double().sum())
             # The largest of values that are no numbers is whatever comes first: no answer, so not a right one.
             n_correct += int(((logits.argmax(1) == labels) & logits.isfinite().all(1)).sum())
-    return Evaluation(loss / len(examples), n_correct / len(examples), len(examples))
+            if halves is not None:
+                kept.append(logits.cpu())
+    seen = Evaluation(loss / len(examples), n_correct / len(examples), len(examples))
+    if halves is None:
+        return seen
+    found = calibrate(torch.cat(kept).numpy(), examples.labels.cpu().numpy(), halves)
+    if found is None:
+        return seen
+    return replace(seen, temperature=found.temperature, calibrated_loss=found.loss, temperature_at_bound=found.at_bound)
 
 
 def compute(network: nn.Module, state: State, *inputs: Tensor) -> Any:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.science.statistics import Interval, interval_around, mean_estimate, samples_of
+from tasks.science.statistics import Interval, interval_of, mean_estimate, samples_of
 
 MIN_SEEDS_TO_PREDICT = 4
 """Three seeds make three pairs, whose seeds' shares explain all there is: nothing tells a pair's own from them."""
@@ -48,13 +48,12 @@ def new_pair_interval(seed_pairs: Sequence[tuple[int, int]], values: Sequence[fl
     """
     estimate = mean_estimate(seed_pairs, values)
     unknown = Interval(estimate.mean, float("nan"), float("nan"))
-    if sum(map(len, samples_of(seed_pairs))) < MIN_SEEDS_TO_PREDICT or not np.isfinite(estimate.error):
+    if sum(map(len, samples_of(seed_pairs))) < MIN_SEEDS_TO_PREDICT or not np.isfinite(estimate.variance):
         return unknown
     components = variance_components(seed_pairs, values)
     if components is None:
         return unknown
-    error = float(np.sqrt(estimate.error**2 + components.of_new_pair))
-    return interval_around(estimate.mean, error, estimate.freedom)
+    return interval_of(estimate.mean, estimate.variance + components.of_new_pair, estimate.degrees)
 
 
 def variance_components(seed_pairs: Sequence[tuple[int, int]], values: Sequence[float]) -> Components | None:

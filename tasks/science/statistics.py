@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
 MIN_SEEDS = 3
@@ -37,22 +37,33 @@ UNDEFINED = Interval(float("nan"), float("nan"), float("nan"))
 
 
 @dataclass(frozen=True)
+class Spread:
+    """How far a statistic would move with other seeds of one sample: its variance, and that variance's degrees of
+    freedom."""
+
+    variance: float
+    degrees: int
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """A mean or ratio with its jackknife standard error and degrees of freedom; NaN and 0 where it has none."""
+    """A statistic with the spread that each sample of seeds gives it; no spreads where there are too few seeds."""
 
     mean: float
-    error: float = float("nan")
-    freedom: int = 0
+    spreads: tuple[Spread, ...] = ()
+
+    @property
+    def variance(self) -> float:
+        """NaN where there are too few seeds."""
+        return sum(spread.variance for spread in self.spreads) if self.spreads else float("nan")
+
+    @property
+    def degrees(self) -> int:
+        return sum(spread.degrees for spread in self.spreads)
 
     @property
     def interval(self) -> Interval:
-        return interval_around(self.mean, self.error, self.freedom)
-
-
-def interval_around(mean: float, error: float, freedom: int) -> Interval:
-    """The 95 % interval of something whose standard error is known from `freedom` degrees of freedom; open at 0."""
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * error)
-    return Interval(mean, mean - reach, mean + reach)
+        return interval_of(self.mean, self.variance, self.degrees)
 
 
 def mean_interval(seed_pairs: Sequence[tuple[int, int]], values: Sequence[float]) -> Interval:
@@ -61,7 +72,7 @@ def mean_interval(seed_pairs: Sequence[tuple[int, int]], values: Sequence[float]
 
 
 def mean_estimate(seed_pairs: Sequence[tuple[int, int]], values: Sequence[float]) -> Estimate:
-    """Mean over pairs, with its standard error. Arguments as in `mean_interval`."""
+    """Mean over pairs, with its spreads. Arguments as in `mean_interval`."""
     return jackknife_estimate(seed_pairs, {"value": values}, lambda means: means["value"])
 
 
@@ -87,13 +98,18 @@ def jackknife(
     columns: Mapping[str, Sequence[float]],
     statistic: Callable[[Mapping[str, float]], float],
 ) -> Interval:
-    """`statistic` of the columns' means over pairs, with its delete-one-seed interval.
-
-    Every column has one value per pair, so a seed is dropped from all of them at once. Raises ValueError where the
-    lengths differ. Source: Efron and Stein 1981 (the jackknife of a U-statistic is conservative); Arvesen 1969 (of two
-    samples).
-    """
+    """`statistic` of the columns' means over pairs, with its delete-one-seed interval. Arguments and errors are those
+    of `jackknife_estimate`."""
     return jackknife_estimate(seed_pairs, columns, statistic).interval
+
+
+def interval_of(mean: float, variance: float, degrees: float) -> Interval:
+    """The 95 % interval of a mean whose variance was estimated with `degrees` of freedom: without ends below one."""
+    if degrees < 1:
+        return Interval(mean, float("nan"), float("nan"))
+    # The quantile of Student's t as a function, for scipy.stats takes a second to import.
+    reach = float(special.stdtrit(degrees, (1 + CONFIDENCE) / 2) * np.sqrt(variance))
+    return Interval(mean, mean - reach, mean + reach)
 
 
 def jackknife_estimate(
@@ -101,7 +117,12 @@ def jackknife_estimate(
     columns: Mapping[str, Sequence[float]],
     statistic: Callable[[Mapping[str, float]], float],
 ) -> Estimate:
-    """As `jackknife`, before an interval is made of it."""
+    """`statistic` of the columns' means over pairs, with the spreads that leaving out one seed at a time shows.
+
+    Every column has one value per pair, so a seed is dropped from all of them at once. Raises ValueError where the
+    lengths differ. Source: Efron and Stein 1981 (the jackknife of a U-statistic is conservative); Arvesen 1969 (of two
+    samples).
+    """
     if any(len(column) != len(seed_pairs) for column in columns.values()):
         raise ValueError("every column needs one value per pair")
     if not seed_pairs:
@@ -121,8 +142,8 @@ def jackknife_estimate(
         if not kept.any():  # Pairs that all share one seed leave nothing to compare with.
             return Estimate(estimate)
         replicates[seed] = _of_means(arrays, kept, statistic)
-    variance = sum(_jackknife_variance([replicates[seed] for seed in sample]) for sample in samples)
-    return Estimate(estimate, float(np.sqrt(variance)), len(seeds) - len(samples))
+    values = [[replicates[seed] for seed in sample] for sample in samples]
+    return Estimate(estimate, tuple(Spread(_jackknife_variance(of), len(of) - 1) for of in values))
 
 
 def samples_of(seed_pairs: Sequence[tuple[int, int]]) -> list[list[int]]:

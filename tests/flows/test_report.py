@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from flows.figures import CURVES, curves_of, draw_barriers, label_series, main_factor
-from flows.report import make_claim, print_ablation, section_starts, summarise_ablation, write_report
+from flows.report import answer_widths, make_claim, print_ablation, section_starts, summarise_ablation, write_report
 from infra.storage import Store, StoreError
 from infra.tables import write_table
 from tasks import schema
@@ -204,6 +204,23 @@ def test_with_two_factors_every_cell_has_a_line_above_its_paths(store: Store):
     assert "depth" not in words
     assert "depth" not in summarise_ablation(ablation).columns
     assert out.getvalue().count("aligned, REPAIR") == 4
+
+
+def test_how_wide_a_network_must_be_stands_below_the_claim(store: Store, ablation: pd.DataFrame):
+    write_study(store, ablation)
+    assert answer_widths(store, "s") == ""
+    asked = {"split": "test", "metric": "accuracy_barrier", "matcher": "activation", "correction": "repair"}
+    laws = [
+        dict.fromkeys(schema.WIDTH_LAWS.columns)
+        | asked
+        | {"series_id": series, "measurement": "m", "answer_text": text}
+        for series, text in (("a", "This wide."), ("b", "So <wide>."))
+    ]
+    laws.append(laws[0] | {"correction": "none", "answer_text": "Without correction wider."})
+    write_table(store, "studies/s/width_laws.parquet", schema.WIDTH_LAWS, pd.DataFrame(laws), {})
+    assert "<p>This wide. So &lt;wide&gt;.</p>" in Path(write_report(store, "s")).read_text()
+    (Path(store.url) / "studies/s/width_laws.parquet").unlink()
+    assert "This wide" not in Path(write_report(store, "s")).read_text()
 
 
 def test_a_study_that_was_never_run_has_no_report(store: Store):
