@@ -123,6 +123,9 @@ def run(
     controls: Annotated[
         bool | None, typer.Option("--controls/--no-controls", help="One pair of each cell at random and against itself")
     ] = None,
+    ensembles: Annotated[
+        bool | None, typer.Option("--ensembles/--no-ensembles", help="Every pair with its outputs averaged as well")
+    ] = None,
     runner: RunnerOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop")] = False,
     yes: Annotated[bool, typer.Option("--yes", help=f"Start what takes more than {LONG_HOURS} hours")] = False,
@@ -158,6 +161,7 @@ def run(
             draw=draw,
             sweep=_sweeps(sweep),
             controls=controls,
+            ensembles=ensembles,
         )
         request = options.resolve(lambda name: describe_dataset(name, settings.data_dir))
         target = Store(settings.store)

@@ -44,6 +44,7 @@ class OwnStudy(BaseModel):
     measurement: dict[str, Any] = Field({}, description="Fields of the measurement")
     sweep: dict[str, list[Any]] = Field({}, description="Fields of the recipe or measurement, with their values")
     controls: bool = Field(True, description="Whether one pair of every cell is measured as a control")
+    ensembles: bool = Field(False, description="Whether every pair is also measured with its outputs averaged")
 
     def preset(self) -> Preset:
         """ValueError for a word or number that cannot be."""
@@ -69,6 +70,7 @@ class OwnStudy(BaseModel):
             measurement=override(DEFAULT_MEASUREMENT, **self.measurement),
             sweep={name: tuple(values) for name, values in self.sweep.items()},
             controls=self.controls,
+            ensembles=self.ensembles,
         )
 
     def _recipe(self) -> Recipe:
@@ -157,6 +159,7 @@ class StudyOptions(BaseModel):
     controls: bool | None = Field(
         None, description="Whether one pair of every cell is measured at random and against itself"
     )
+    ensembles: bool | None = Field(None, description="Whether every pair is also measured with its outputs averaged")
 
     @property
     def preset(self) -> Preset:
@@ -181,6 +184,7 @@ class StudyOptions(BaseModel):
             measurement=self._given("alphas", "statistics", "evaluation", "draw"),
             sweep=self.sweep,
             controls=self.controls,
+            ensembles=self.ensembles,
         )
 
     def _given(self, *names: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from infra.storage import Store
 from tasks.align import align
 from tasks.artifacts import has_match, has_path, missing_seeds
 from tasks.datasets import load_dataset
+from tasks.ensemble import ensemble
 from tasks.gather import gather
 from tasks.interpolate import interpolate
 from tasks.repair import repair
@@ -34,7 +35,11 @@ from tasks.science.request import Request
 from tasks.science.specs import Cell, Endpoint, Measurement, Merge, Path
 from tasks.train import train
 
-CORRECTION_TASKS = {name: interpolate if name == "none" else repair for name in CORRECTIONS}
+PATH_TASKS = {
+    **{("weights", name): interpolate if name == "none" else repair for name in CORRECTIONS},
+    ("ensemble", "none"): ensemble,
+}
+"""What measures a path, by its method and correction."""
 
 
 @dataclass(frozen=True)
@@ -127,14 +132,14 @@ def align_pairs(
 def measure_paths(
     work: Work, paths: Sequence[Path], aligned: Sequence[Submitted], store: Store, data_dir: Folder
 ) -> list[Submitted]:
-    """Submits a cell's missing paths, by correction and measurement, as many to a task as fill it."""
-    groups: dict[tuple[str, Measurement], list[Path]] = {}
+    """Submits a cell's missing paths, by method, correction and measurement, as many to a task as fill it."""
+    groups: dict[tuple[str, str, Measurement], list[Path]] = {}
     for path in paths:
         if not has_path(store, path):
-            groups.setdefault((path.correction, path.measurement), []).append(path)
+            groups.setdefault((path.method, path.correction, path.measurement), []).append(path)
     measuring: list[Submitted] = []
-    for (correction, measurement), missing in groups.items():
-        verb, cell = CORRECTION_TASKS[correction], missing[0].merge.cell
+    for (method, correction, measurement), missing in groups.items():
+        verb, cell = PATH_TASKS[method, correction], missing[0].merge.cell
         size = group_size(path_seconds(cell, measurement))
         for start in range(0, len(missing), size):
             chunk = missing[start : start + size]

@@ -73,7 +73,8 @@ def summarise(
     Every group that was asked for has its rows, with nulls where no pair of it was measured, so that the counts of
     diverged and untrained endpoints always stand beside it.
     """
-    paths, barriers = paths[paths["kind"] == "pair"], barriers[barriers["kind"] == "pair"]
+    paths = paths[(paths["kind"] == "pair") & (paths["method"] == "weights")]
+    barriers = barriers[barriers["kind"] == "pair"]
     curves = dict(iter(paths.groupby([*_GROUP, "split"])))
     heights = {key: frame.set_index("merge_id") for key, frame in barriers.groupby([*_GROUP, "split"])}
     rows: list[dict[str, Any]] = []

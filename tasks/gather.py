@@ -88,7 +88,7 @@ def build_tables(
     cells: dict[str, Record] = {}
     endpoints: dict[str, Record] = {}
     merges: dict[str, Merge] = {}
-    paths: dict[tuple[str, str, str], Path] = {}
+    paths: dict[tuple[str, str, str, str], Path] = {}
     groups: dict[tuple[str, ...], Record] = {}
     for request in requests:
         for cell in request.cells:
@@ -104,7 +104,10 @@ def build_tables(
                 endpoints[endpoint.id] = columns | _endpoint_columns(endpoint, record)
             found = request.merges(cell, trained)
             merges |= {merge.id: merge for merge in found}
-            paths |= {(path.merge.id, path.correction, path.measurement.name): path for path in request.paths(found)}
+            paths |= {
+                (path.merge.id, path.method, path.correction, path.measurement.name): path
+                for path in request.paths(found)
+            }
             names = [measurement.name for measurement in request.measurements]
             for key in product(request.matchers, request.corrections_of(cell), names):
                 groups[cell.id, *key] = columns | dict(zip(("matcher", "correction", "measurement"), key, strict=True))

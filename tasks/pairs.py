@@ -60,7 +60,7 @@ def save_points(store: Store, path: Path, points: Sequence[Point]) -> None:
         key = {"merge_id": path.merge.id, "correction": path.correction, "alpha": point.alpha}
         layers += [{**key, **dataclasses.asdict(layer)} for layer in point.layers]
         curve += [
-            {**key, "method": "weights", "split": split, **dataclasses.asdict(evaluation)}
+            {**key, "method": path.method, "split": split, **dataclasses.asdict(evaluation)}
             for split, evaluation in point.splits.items()
         ]
     save_rows(store, LAYER_ROWS, path.id, layers)

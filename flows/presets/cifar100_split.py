@@ -17,6 +17,7 @@ PRESET = Preset(
     grids=(GRID,),
     n_seeds=6,
     controls=True,
+    ensembles=True,
     corrections=("none", "repair", "reset"),
     measurement=override(DEFAULT_MEASUREMENT, alphas=21),
     sizes={"smoke": smoke([GRID], n_seeds=4)},

@@ -21,5 +21,6 @@ PRESET = Preset(
     grids=GRIDS,
     n_seeds=8,
     controls=True,
+    ensembles=True,
     sizes={"smoke": smoke(GRIDS), "small": Size(_SMALL, 8, DEFAULT_MEASUREMENT)},
 )

@@ -14,6 +14,7 @@ PRESET = Preset(
     grids=IMAGENET,
     n_seeds=5,
     controls=True,
+    ensembles=True,
     matchers=("none", "activation", "weight"),
     corrections=("none", "repair", "reset", "repair-block"),
     measurement=override(DEFAULT_MEASUREMENT, alphas=51, statistics=5_000, evaluation=5_000),

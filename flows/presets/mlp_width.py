@@ -17,6 +17,7 @@ PRESET = Preset(
     grids=MLP_WIDTH,
     n_seeds=5,
     controls=True,
+    ensembles=True,
     sizes={"smoke": smoke(MLP_WIDTH, n_seeds=3), "small": Size(_SMALL, 4, DEFAULT_MEASUREMENT)},
     ran="width 32 on Fashion-MNIST, with its whole recipe",
 )

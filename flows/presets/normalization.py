@@ -22,6 +22,7 @@ PRESET = Preset(
     grids=GRIDS,
     n_seeds=8,
     controls=True,
+    ensembles=True,
     corrections=("none", "repair", "reset"),
     sizes={"smoke": smoke(GRIDS), "small": small(R20)},
 )

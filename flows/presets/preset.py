@@ -60,7 +60,8 @@ class Size:
 class Preset:
     """A study by its name.
 
-    `controls`: whether one pair of every cell is measured under them. `figure`: of the paper, by the name its file
+    `controls`: whether one pair of every cell is measured under them. `ensembles`: whether every pair is also measured
+    with its outputs averaged. `figure`: of the paper, by the name its file
     has in the authors' repository; empty for one of our own. `ran`: what of it was run with this package, and on which
     data. `sweep`: fields of recipes or measurements that it varies.
     """
@@ -75,6 +76,7 @@ class Preset:
     sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
     sizes: Mapping[str, Size] = field(default_factory=dict[str, Size])
     controls: bool = False
+    ensembles: bool = False
     figure: str = ""
     ran: str = "not run"
 
@@ -125,6 +127,7 @@ class Preset:
         measurement: Mapping[str, Any] | None = None,
         sweep: Mapping[str, Sequence[Any]] | None = None,
         controls: bool | None = None,
+        ensembles: bool | None = None,
     ) -> Request:
         """What is asked of the study when some of its own values are replaced; `describe` looks a data set up.
 
@@ -173,6 +176,7 @@ class Preset:
             measurements=tuple(dict.fromkeys(override(base, **change) for change in _combinations(of_measurements))),
             swept=tuple(swept),
             controls=self.controls if controls is None else controls,
+            ensembles=self.ensembles if ensembles is None else ensembles,
         )
 
     def _grids(

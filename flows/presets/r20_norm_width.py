@@ -13,6 +13,7 @@ PRESET = Preset(
     grids=R20_WIDTH,
     n_seeds=5,
     controls=True,
+    ensembles=True,
     corrections=("none", "repair", "reset"),
     sizes={"smoke": smoke(R20_WIDTH), "small": small(R20_WIDTH)},
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,26 +47,50 @@ def evaluate(network: nn.Module, state: State, examples: Examples, halves: Halve
     With `halves` of the examples, logits are kept and the loss is calibrated across them as well.
     Always in evaluation mode: BatchNorm takes its running statistics from `state`, which is left as it was.
     """
-    loss, n_correct = 0.0, 0
-    kept: list[Tensor] = []
+    return _judge(_batches(network, state, examples), halves)
+
+
+@torch.no_grad()
+def logits_of(network: nn.Module, state: State, examples: Examples) -> Tensor:
+    """What the network puts out for every one of `examples`, in evaluation mode: (n_examples, n_out), on the CPU."""
+    return torch.cat([logits.cpu() for logits, _ in _batches(network, state, examples)])
+
+
+def evaluate_logits(logits: Tensor, labels: Tensor, halves: Halves | None = None) -> Evaluation:
+    """As `evaluate`, of outputs (n_examples, n_out) that were made elsewhere."""
+    return _judge([(logits, labels)], halves)
+
+
+def _batches(network: nn.Module, state: State, examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and labels, batch by batch."""
     batch_size = CONV_BATCH_SIZE if _is_convolutional(network) else BATCH_SIZE
     with mode(network, training=False):
         for start in range(0, len(examples), batch_size):
-            labels = examples.labels[start : start + batch_size]
             images = lay_out(network, examples.images[start : start + batch_size])
-            logits = compute(network, state, images)
-            loss += float(F.cross_entropy(logits, labels, reduction="none").double().sum())
-            # The largest of values that are no numbers is whatever comes first: no answer, so not a right one.
-            n_correct += int(((logits.argmax(1) == labels) & logits.isfinite().all(1)).sum())
-            if halves is not None:
-                kept.append(logits.cpu())
-    seen = Evaluation(loss / len(examples), n_correct / len(examples), len(examples))
+            yield compute(network, state, images), examples.labels[start : start + batch_size]
+
+
+def _judge(batches: Iterable[tuple[Tensor, Tensor]], halves: Halves | None) -> Evaluation:
+    loss, n_correct = 0.0, 0
+    kept: list[Tensor] = []
+    seen: list[Tensor] = []
+    for logits, labels in batches:
+        loss += float(F.cross_entropy(logits, labels, reduction="none").double().sum())
+        # The largest of values that are no numbers is whatever comes first: no answer, so not a right one.
+        n_correct += int(((logits.argmax(1) == labels) & logits.isfinite().all(1)).sum())
+        seen.append(labels.cpu())
+        if halves is not None:
+            kept.append(logits.cpu())
+    every = torch.cat(seen)
+    evaluation = Evaluation(loss / len(every), n_correct / len(every), len(every))
     if halves is None:
-        return seen
-    found = calibrate(torch.cat(kept).numpy(), examples.labels.cpu().numpy(), halves)
+        return evaluation
+    found = calibrate(torch.cat(kept).numpy(), every.numpy(), halves)
     if found is None:
-        return seen
-    return replace(seen, temperature=found.temperature, calibrated_loss=found.loss, temperature_at_bound=found.at_bound)
+        return evaluation
+    return replace(
+        evaluation, temperature=found.temperature, calibrated_loss=found.loss, temperature_at_bound=found.at_bound
+    )
 
 
 def compute(network: nn.Module, state: State, *inputs: Tensor) -> Any:

@@ -29,6 +29,8 @@ class Request:
     """Fields of recipes and measurements that the tables have a column for, since the study varies them."""
     controls: bool = False
     """Whether the first pair of every cell is measured under a random permutation, and its A against itself."""
+    ensembles: bool = False
+    """Whether every pair is measured with its outputs averaged as well."""
 
     def __post_init__(self) -> None:
         for name in ("cells", "seeds", "matchers", "corrections", "measurements", "swept"):
@@ -76,14 +78,20 @@ class Request:
         return list(dict.fromkeys(merges))
 
     def paths(self, merges: Sequence[Merge]) -> list[Path]:
-        """Every correction and measurement on those of `merges` that it is defined for."""
-        return [
-            Path(merge, correction, measurement)
-            for measurement in self.measurements
-            for correction in self.corrections
-            for merge in merges
-            if merge.samples == measurement.samples and self._defines(correction, merge.cell)
-        ]
+        """Every correction and measurement on those of `merges` that it is defined for; and the ensembles."""
+        found: list[Path] = []
+        for measurement in self.measurements:
+            seen = [merge for merge in merges if merge.samples == measurement.samples]
+            found += [
+                Path(merge, correction, measurement)
+                for correction in self.corrections
+                for merge in seen
+                if self._defines(correction, merge.cell)
+            ]
+            if self.ensembles:
+                direct = [merge for merge in seen if merge.matcher == "none"]
+                found += [Path(merge, "none", measurement, "ensemble") for merge in direct]
+        return found
 
     def corrections_of(self, cell: Cell) -> tuple[str, ...]:
         """Those that are defined for the cell's networks."""

@@ -73,6 +73,9 @@ def _one_of(owner: str, field_name: str, value: object, words: object) -> None:
         raise ValueError(f"{owner}{field_name} must be one of {', '.join(known)}, got {value!r}")
 
 
+Method = Literal["weights", "ensemble"]
+"""What a path averages."""
+
 Optimizer = Literal["sgd", "adam"]
 Schedule = Literal["linear", "cosine"]
 Initialization = Literal["published", "he-normal"]
@@ -349,14 +352,22 @@ class Merge:
 
 @dataclass(frozen=True)
 class Path:
-    """The curve of one merge under one correction, over one measurement."""
+    """The curve of one merge under one correction, over one measurement. With the method `ensemble` outputs are
+    averaged instead of weights: so there is no matcher and no correction."""
 
     merge: Merge
     correction: str
     measurement: Measurement
+    method: Method = "weights"
 
     def __post_init__(self) -> None:
         cell = self.merge.cell
+        _one_of("", "method", self.method, Method)
+        if self.method == "ensemble" and (self.merge.matcher, self.correction) != ("none", "none"):
+            raise ValueError(
+                "an ensemble averages outputs, which no matcher or correction changes, got "
+                f"{self.merge.matcher} and {self.correction}"
+            )
         check_correction(self.correction, cell.normalization, cell.architecture)
         if self.merge.samples != self.measurement.samples:
             raise ValueError(
@@ -374,6 +385,8 @@ class Path:
             # An uncorrected path has its variance ratios from the same samples.
             "statistics": statistics_set(self.merge.cell, self.measurement.samples),
         }
+        if self.method != "weights":
+            spec["method"] = self.method
         return spec_id(("correct", "evaluate"), spec)
 
 

@@ -8,6 +8,7 @@ from infra.paths import request_key
 from infra.storage import Store
 from tasks.align import align
 from tasks.artifacts import as_member, read_endpoint
+from tasks.ensemble import ensemble
 from tasks.gather import gather
 from tasks.interpolate import interpolate
 from tasks.repair import repair
@@ -56,8 +57,12 @@ def align_all(store: Store, request: Request) -> list[str]:
 def measure_all(store: Store, request: Request, paths: list[Curve] | None = None) -> None:
     paths = request.paths(merges_of(store, request)) if paths is None else paths
     for cell in request.cells:
-        for correction, verb in (("none", interpolate), ("repair", repair)):
-            wanted = [path for path in paths if path.correction == correction and path.merge.cell == cell]
+        for measured, verb in (
+            (("weights", "none"), interpolate),
+            (("weights", "repair"), repair),
+            (("ensemble", "none"), ensemble),
+        ):
+            wanted = [path for path in paths if (path.method, path.correction) == measured and path.merge.cell == cell]
             verb.fn(wanted, store.url, NOWHERE)
 
 

@@ -62,6 +62,22 @@ def test_no_mean_takes_a_control(tables: Tables, store: Store, cell: Cell):
     pd.testing.assert_frame_equal(with_controls, read_all(plain)["ablation"], check_exact=True)
 
 
+def test_ensembles_stand_beside_paths_and_change_no_mean(store: Store, cell: Cell):
+    run_all(store, make_request(cell))
+    before = read_all(store)
+    run_all(store, dataclasses.replace(make_request(cell), ensembles=True))
+    after = read_all(store)
+    ensembles = after["paths"].query("method == 'ensemble'")
+    assert len(ensembles) == 3 * 5 * 2
+    assert set(zip(ensembles["matcher"], ensembles["correction"], strict=True)) == {("none", "none")}
+    weights = after["paths"].query("method == 'weights'").reset_index(drop=True)
+    pd.testing.assert_frame_equal(weights, before["paths"], check_exact=True)
+    for name in ("barriers", "ablation", "layers", "contrasts"):
+        pd.testing.assert_frame_equal(after[name], before[name], check_exact=True)
+    ends = ensembles.query("alpha == 0").merge(weights.query("alpha == 0"), on=["merge_id", "split", "correction"])
+    assert (ends["accuracy_x"] == ends["accuracy_y"]).all()
+
+
 def test_the_report_tells_what_controls_show(tables: Tables):
     itself, random = tell_controls(tables["barriers"])
     assert itself.startswith("A network against itself, its units shuffled and aligned again, in 1 cells: the largest")
