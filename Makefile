@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow test-thorough lint bench clean
+.PHONY: demo test test-slow test-thorough studies-smoke lint bench clean
 
 demo: .venv/installed
 	$(BIN)/repairlab demo
@@ -17,6 +17,9 @@ test-slow: .venv/installed-dev
 test-thorough: .venv/installed-dev
 	$(BIN)/python docs/networks.py --all --fresh
 	$(BIN)/python -m pytest -m "thorough and not gpu"
+
+studies-smoke: .venv/installed
+	for study in $$($(BIN)/repairlab studies --size smoke); do $(BIN)/repairlab run $$study --size smoke || exit 1; done
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

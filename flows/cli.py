@@ -206,12 +206,17 @@ def demo() -> None:
 
 
 @app.command()
-def studies() -> None:
+def studies(
+    size: Annotated[str | None, typer.Option(help="Only the names of those that come in this size")] = None,
+) -> None:
     """List the studies there are: what each asks, its size, and what of it was run."""
     from flows.plan import measure_flops_per_second, request_flops
     from flows.presets import PRESETS
     from tasks.datasets import published_shape
 
+    if size is not None:
+        typer.echo("\n".join(name for name, preset in PRESETS.items() if size in preset.sizes))
+        return
     rate = measure_flops_per_second()
     for preset in PRESETS.values():
         request = preset.request(published_shape)

@@ -93,19 +93,22 @@ def label_value(value: Any) -> str:
 
 def label_series(frame: pd.DataFrame, factor: str) -> pd.Series:
     """One text per row that says all that sets its series apart, the axis' factor aside."""
-    swept = swept_factors(frame)
-    # The names of recipes and measurements tell what is swept once more, and would set every point apart.
-    told = {"recipe", "measurement"} if swept else set[str]()
-    names = [name for name in [*_SERIES, *FACTORS, *swept] if name != factor and name not in told]
-    varying = [name for name in names if frame[name].nunique(dropna=False) > 1]
+    varying = [name for name in _varying(frame) if name != factor]
     if not varying:
         return pd.Series("", index=frame.index)
-    return frame[varying].apply(
-        lambda row: ", ".join(
-            f"{name} {label_value(value)}" if name in (*FACTORS, *swept) else str(value) for name, value in row.items()
-        ),
-        axis=1,
-    )
+    return frame[varying].apply(lambda row: _label(row, varying), axis=1)
+
+
+def _varying(frame: pd.DataFrame) -> list[str]:
+    """What sets rows of `frame` apart. The names of recipes and measurements tell what is swept once more, and are left
+    out where something is."""
+    swept = swept_factors(frame)
+    names = [name for name in _SERIES if not (swept and name in ("recipe", "measurement"))]
+    return [name for name in [*names, *FACTORS, *swept] if frame[name].nunique(dropna=False) > 1]
+
+
+def _label(row: pd.Series, names: Sequence[str]) -> str:
+    return ", ".join(str(row[name]) if name in _SERIES else f"{name} {label_value(row[name])}" for name in names)
 
 
 def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
@@ -251,15 +254,14 @@ def draw_comparison(paper: pd.DataFrame) -> bytes | None:
 
 
 def cells_of(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    """The rows of each cell and measurement, in the order of data set, width and depth."""
-    return [group for _, group in frame.groupby(["dataset", "width", "depth", "cell_id", "measurement"], sort=True)]
+    """The rows of each cell and measurement, in the order of data set, width, depth and what is swept."""
+    names = ["dataset", "width", "depth", *swept_factors(frame), "cell_id", "measurement"]
+    return [group for _, group in frame.groupby(names, sort=True, dropna=False)]
 
 
 def label_cell(of_cell: pd.DataFrame, among: pd.DataFrame) -> str:
     """What sets a cell apart from the others of a study."""
-    varying = [name for name in [*_SERIES, *FACTORS] if among[name].nunique() > 1]
-    first = of_cell.iloc[0]
-    return ", ".join(f"{name} {first[name]}" if name in FACTORS else str(first[name]) for name in varying)
+    return _label(of_cell.iloc[0], _varying(among))
 
 
 def _of_curve(frame: pd.DataFrame, curve: Curve) -> pd.DataFrame:

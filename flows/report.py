@@ -69,6 +69,8 @@ COLUMNS = (
 )
 """What of the ablation a person is shown first, on the test split; the rest is in the table."""
 
+_NETWORK = ["dataset", "architecture", "normalization", "width", "depth"]
+
 TEXT_COLUMNS = ("dataset", "architecture", "normalization", "path", "recipe", "measurement")
 
 
@@ -220,6 +222,9 @@ def _claim_of(removed: pd.Series, test: pd.DataFrame, swept: str = "") -> str:
         network = f"For {removed['architecture']} of width {removed['width']}"
     if test["normalization"].nunique() > 1 or removed["architecture"] != "mlp":
         network += f" with normalization {removed['normalization']}"
+    alike = test[(test[_NETWORK] == removed[_NETWORK]).all(axis=1)]
+    if alike["recipe"].nunique() > 1 and not swept:
+        network += f", trained by {removed['recipe']},"
     if swept:
         network += f", with {swept},"
     return (

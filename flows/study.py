@@ -134,7 +134,8 @@ def measure_paths(
 ) -> list[Submitted]:
     """Submits a cell's missing paths, by method, correction and measurement, as many to a task as fill it."""
     groups: dict[tuple[str, str, Measurement], list[Path]] = {}
-    for path in paths:
+    # Measurements that differ in their statistics alone share their ensembles.
+    for path in {path.id: path for path in paths}.values():
         if not has_path(store, path):
             groups.setdefault((path.method, path.correction, path.measurement), []).append(path)
     measuring: list[Submitted] = []

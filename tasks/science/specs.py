@@ -377,6 +377,15 @@ class Path:
 
     @property
     def id(self) -> str:
+        if self.method == "ensemble":  # It needs no statistics, so all choices of them share it.
+            spec = {
+                "merge": self.merge.id,
+                "method": self.method,
+                "alphas": self.measurement.alphas,
+                "evaluation": self.measurement.evaluation,
+                "data": self.merge.cell.data.fingerprint,
+            }
+            return spec_id(("evaluate",), spec)
         spec: dict[str, Any] = {
             "merge": self.merge.id,
             "correction": self.correction,
@@ -385,8 +394,6 @@ class Path:
             # An uncorrected path has its variance ratios from the same samples.
             "statistics": statistics_set(self.merge.cell, self.measurement.samples),
         }
-        if self.method != "weights":
-            spec["method"] = self.method
         return spec_id(("correct", "evaluate"), spec)
 
 

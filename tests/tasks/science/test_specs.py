@@ -230,3 +230,18 @@ def test_the_ids_of_merges_do_not_change_from_one_release_to_the_next():
 def test_an_option_that_there_is_not_is_refused(cell: Cell, matcher: str, text: str):
     with pytest.raises(ValueError, match=text):
         Merge(cell, Member(0, "a", "1"), Member(1, "b", "2"), matcher)
+
+
+def test_an_ensemble_is_shared_by_all_choices_of_statistics_and_takes_no_matcher(cell: Cell):
+    a, b = Member(0, "a", "1"), Member(1, "b", "2")
+
+    def ensemble(measurement: Measurement, matcher: str = "none") -> Path:
+        return Path(Merge(cell, a, b, matcher, measurement.samples), "none", measurement, "ensemble")
+
+    every = ensemble(Measurement("m"))
+    assert ensemble(Measurement("few", statistics=20, draw=3)).id == every.id
+    assert ensemble(Measurement("fine", 25)).id != every.id
+    assert ensemble(Measurement("part", evaluation=10)).id != every.id
+    assert Path(every.merge, "none", every.measurement).id != every.id
+    with pytest.raises(ValueError, match="an ensemble averages outputs, which no matcher or correction changes, got"):
+        ensemble(Measurement("m"), "activation")
