@@ -15,7 +15,14 @@ SMALL_MEASUREMENT = override(DEFAULT_MEASUREMENT, alphas=5, statistics=5_000, ev
 
 _SMALL_TRAINING = {"epochs": 10, "precision": "bfloat16", "skip_nonfinite": False, "cutout": 0}
 
-_STILL = {"cutout": 0, "label_smoothing": 0.0, "skip_nonfinite": False, "resized_crop": 0, "decayed_norms": "all"}
+_STILL = {
+    "cutout": 0,
+    "label_smoothing": 0.0,
+    "skip_nonfinite": False,
+    "resized_crop": 0,
+    "decayed_norms": "all",
+    "clip_norm": 0.0,
+}
 
 SMOKE_TRAINING: Mapping[str, Any] = _STILL | {
     "optimizer": "adam", "schedule": "linear", "learning_rate": 0.0005, "warmup": 0.1, "warmup_from": 0.0,

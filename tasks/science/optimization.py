@@ -48,6 +48,20 @@ def finite_seeds(tensors: Iterable[Tensor]) -> list[bool]:
     return torch.stack(finite).all(0).tolist()
 
 
+@torch.no_grad()
+def clip_gradients(gradients: Sequence[Tensor], norm: float) -> None:
+    """Shortens, in place, each seed's gradient to the Euclidean length `norm` over all of its parameters, where it is
+    longer; every tensor has a leading dimension of seeds. Source: Pascanu et al. 2013, arXiv 1211.5063."""
+    # Seed by seed, for a sum over rows of a stack may round otherwise than that of one row alone.
+    squares = [
+        torch.stack([gradient[index].square().sum() for gradient in gradients]).sum()
+        for index in range(len(gradients[0]))
+    ]
+    factors = (norm / torch.stack(squares).sqrt()).clamp(max=1)
+    for gradient in gradients:
+        gradient.mul_(factors.reshape(-1, *[1] * (gradient.ndim - 1)))
+
+
 class Updates:
     """The updates of a stack of seeds: `backward` with their losses, then `step`, once per batch.
 
@@ -62,6 +76,7 @@ class Updates:
         decayed = decayed_parameters(network, recipe)
         self._parameters = [weights[name] for name in decayed]
         self._skips = recipe.skip_nonfinite
+        self._clip_norm = recipe.clip_norm
         n_seeds = len(self._parameters[0])
         parts = [self._parameters]
         if self._skips:
@@ -91,10 +106,13 @@ class Updates:
                     parameter.grad = gradient[index]
         else:
             moves = [True]
+        for optimizer, scaler in zip(self._optimizers, self._scalers, strict=True):
+            scaler.unscale_(optimizer)
+        if self._clip_norm:
+            clip_gradients(gradients, self._clip_norm)
         for index, (optimizer, scaler) in enumerate(zip(self._optimizers, self._scalers, strict=True)):
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            scaler.unscale_(optimizer)
             if moves[index]:
                 optimizer.step()
             else:

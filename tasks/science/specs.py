@@ -120,6 +120,9 @@ class Recipe:
     skip_nonfinite: bool = False
     """Whether a step is skipped where some gradient is not finite, as a gradient scaler does; else it is made, and the
     training diverges."""
+    clip_norm: float = 0.0
+    """Length that the gradient of all parameters is shortened to where it is longer; 0 leaves every gradient as it is.
+    """
     resized_crop: int = 0
     """Side, in pixels, of the part of random size and shape that an image is seen by. Such a recipe is here to be read:
     training refuses it."""
@@ -127,7 +130,15 @@ class Recipe:
     def __post_init__(self) -> None:
         owner = f"recipe {self.name}: "
         _positive(owner, batch_size=self.batch_size, epochs=self.epochs)
-        for name in ("learning_rate", "warmup", "momentum", "weight_decay", "warmup_from", "label_smoothing"):
+        for name in (
+            "learning_rate",
+            "warmup",
+            "momentum",
+            "weight_decay",
+            "warmup_from",
+            "label_smoothing",
+            "clip_norm",
+        ):
             value = float(getattr(self, name))
             if not (np.isfinite(value) and value >= 0):
                 raise ValueError(f"{owner}{name} must be a finite number of at least 0, got {value!r}")

@@ -11,7 +11,7 @@ from torch import nn
 
 from tasks.science.identity import stream
 from tasks.science.networks import build_network, initial_state
-from tasks.science.optimization import Updates, decayed_parameters, learning_rate
+from tasks.science.optimization import Updates, clip_gradients, decayed_parameters, finite_seeds, learning_rate
 from tasks.science.specs import Cell, DataSpec, Recipe, State
 
 COSINE = Recipe("cosine", 500, 10, 0.4, 0.2, schedule="cosine", warmup_from=1e-6)
@@ -90,8 +90,11 @@ SPOILED = {1: [0, 3], 2: [1, 2, 5]}
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("skip", [True, False])
-def test_updates_of_a_stack_are_those_of_each_seed_alone(cell: Cell, optimizer: str, skip: bool):
-    recipe = dataclasses.replace(cell.recipe, optimizer=optimizer, weight_decay=1e-2, skip_nonfinite=skip)
+@pytest.mark.parametrize("clip_norm", [0.0, 3.0])
+def test_updates_of_a_stack_are_those_of_each_seed_alone(cell: Cell, optimizer: str, skip: bool, clip_norm: float):
+    recipe = dataclasses.replace(
+        cell.recipe, optimizer=optimizer, weight_decay=1e-2, skip_nonfinite=skip, clip_norm=clip_norm
+    )
     gradients = draw_gradients(cell, [0, 1, 2], SPOILED if skip else {})
     stacked, updates = train_stack(cell, recipe, [0, 1, 2], gradients)
     assert updates.n_skipped == ([0, 2, 3] if skip else [0, 0, 0])
@@ -184,3 +187,36 @@ def test_a_spared_parameter_does_not_decay(cell: Cell):
     for name, tensor in weights.items():
         left = 1.0 if ".norm." in name else 0.95
         assert torch.allclose(tensor, left * before[name]), name
+
+
+def test_a_long_gradient_is_shortened_and_a_short_one_left_as_it_is(cell: Cell):
+    """Each seed by its own length; against torch's clipping of one seed."""
+    long, short = (draw_gradients(cell, [0], {})[0][0] for _ in range(2))
+    short = {name: gradient * 1e-3 for name, gradient in short.items()}
+    stacked = [torch.stack([long[name], short[name]]) for name in long]
+    clip_gradients(stacked, 2.0)
+    reference = [torch.nn.Parameter(gradient) for gradient in long.values()]
+    for parameter, gradient in zip(reference, long.values(), strict=True):
+        parameter.grad = gradient.clone()
+    torch.nn.utils.clip_grad_norm_(reference, 2.0)
+    for gradient, parameter, name in zip(stacked, reference, long, strict=True):
+        torch.testing.assert_close(gradient[0], parameter.grad, rtol=1e-5, atol=0)
+        assert torch.equal(gradient[1], short[name])
+    length = torch.stack([gradient[0].square().sum() for gradient in stacked]).sum().sqrt()
+    assert float(length) == pytest.approx(2)
+
+
+def test_clipping_hides_no_gradient_that_is_not_finite(cell: Cell):
+    recipe = dataclasses.replace(cell.recipe, clip_norm=1.0)
+    weights, _ = train_stack(cell, recipe, [0, 1], draw_gradients(cell, [0, 1], SPOILED))
+    assert finite_seeds(weights.values()) == [True, False]
+
+
+def test_a_clipped_float16_step_is_clipped_by_its_true_length(cell: Cell):
+    """The scale of a loss is taken out before a gradient is measured."""
+    recipe = dataclasses.replace(cell.recipe, skip_nonfinite=True, clip_norm=3.0)
+    gradients = draw_gradients(cell, [0], {})
+    plain, _ = train_stack(cell, recipe, [0], gradients)
+    scaled, _ = train_stack(cell, dataclasses.replace(recipe, precision="float16"), [0], gradients)
+    for name in plain:
+        torch.testing.assert_close(scaled[name], plain[name])
