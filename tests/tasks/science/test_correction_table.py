@@ -44,7 +44,7 @@ def test_a_study_that_asks_for_what_is_not_defined_is_refused_when_it_is_asked_f
     merge = Merge(cell, a, b, "none")
     with pytest.raises(ValueError, match="reset is not defined for normalization none"):
         Path(merge, "reset", Measurement("m"))
-    request = Request("test", (cell,), (0, 1), ("none",), ("none", "repair"), Measurement("m"))
+    request = Request("test", (cell,), (0, 1), ("none",), ("none", "repair"), (Measurement("m"),))
     with pytest.raises(ValueError, match="reset is not defined for normalization none"):
         dataclasses.replace(request, corrections=("none", "reset"))
 
