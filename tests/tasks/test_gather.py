@@ -248,8 +248,8 @@ def test_an_endpoint_that_could_not_be_made_is_failed_with_its_reason(store: Sto
 
 
 def test_the_steps_that_a_training_skipped_are_counted(store: Store, cell: Cell, monkeypatch):
-    def train_group(*arguments):
-        for trained in training.train_group(*arguments):
+    def train_group(*arguments, **options):
+        for trained in training.train_group(*arguments, **options):
             yield dataclasses.replace(trained, n_skipped_steps=10 + trained.seed)
 
     monkeypatch.setattr("tasks.train.train_group", train_group)
