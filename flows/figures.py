@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tasks.schema import TIME
 from tasks.sweep import FIELDS
 
 mpl.use("Agg")
@@ -86,9 +87,12 @@ def main_factor(ablation: pd.DataFrame) -> str:
     return max([*FACTORS, *swept_factors(ablation)], key=lambda factor: ablation[factor].nunique(dropna=False))
 
 
-def label_value(value: Any) -> str:
-    """A factor's value on an axis; a number of images that is not bounded is all of them."""
-    return "all" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
+def label_value(value: Any, factor: str = "") -> str:
+    """A factor's value on an axis; a number of images that is not bounded is all of them, and an epoch that is not
+    given the last."""
+    if pd.isna(value):
+        return {"epoch": "last", "spawn_seed": "none", "spawn_epoch": "none"}.get(factor, "all")
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def label_series(frame: pd.DataFrame, factor: str) -> pd.Series:
@@ -102,7 +106,8 @@ def label_series(frame: pd.DataFrame, factor: str) -> pd.Series:
         return pd.Series("", index=frame.index)
     return frame[varying].apply(
         lambda row: ", ".join(
-            f"{name} {label_value(value)}" if name in (*FACTORS, *swept) else str(value) for name, value in row.items()
+            f"{name} {label_value(value, str(name))}" if name in (*FACTORS, *swept) else str(value)
+            for name, value in row.items()
         ),
         axis=1,
     )
@@ -122,7 +127,8 @@ def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
         series, metric = panel
         of_panel = shown[(shown["series"] == series) & (shown["metric"] == metric)]
         scale = 100 if metric.startswith("accuracy") else 1
-        values = [label_value(value) for value in of_panel[factor].drop_duplicates().sort_values()]
+        # What has no value comes last: all images, or the end of training.
+        values = [label_value(value, factor) for value in of_panel[factor].drop_duplicates().sort_values()]
         positions = {value: position for position, value in enumerate(values)}
         curves = curves_of(shown)
         for curve, aside in zip(curves, np.linspace(-0.02, 0.02, len(curves)) * (len(curves) - 1), strict=True):
@@ -131,7 +137,7 @@ def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
                 continue
             reach = [line["mean"] - line["low"].fillna(line["mean"]), line["high"].fillna(line["mean"]) - line["mean"]]
             axes.errorbar(
-                line[factor].map(label_value).map(positions) + aside, line["mean"] * scale,
+                [positions[label_value(value, factor)] + aside for value in line[factor]], line["mean"] * scale,
                 yerr=np.abs(np.array(reach)) * scale, color=curve.color, marker=curve.marker, capsize=3,
                 label=curve.label, markersize=5,
             )  # fmt: skip
@@ -251,15 +257,25 @@ def draw_comparison(paper: pd.DataFrame) -> bytes | None:
 
 
 def cells_of(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    """The rows of each cell and measurement, in the order of data set, width and depth."""
-    return [group for _, group in frame.groupby(["dataset", "width", "depth", "cell_id", "measurement"], sort=True)]
+    """The rows of each cell and measurement, in the order of data set, width, depth and time."""
+    names = ["dataset", "width", "depth", *_times(frame), "cell_id", "measurement"]
+    return [group for _, group in frame.groupby(names, sort=True, dropna=False)]
 
 
 def label_cell(of_cell: pd.DataFrame, among: pd.DataFrame) -> str:
     """What sets a cell apart from the others of a study."""
-    varying = [name for name in [*_SERIES, *FACTORS] if among[name].nunique() > 1]
+    times = _times(among)
+    varying = [name for name in [*_SERIES, *FACTORS, *times] if among[name].nunique(dropna=False) > 1]
     first = of_cell.iloc[0]
-    return ", ".join(f"{name} {first[name]}" if name in FACTORS else str(first[name]) for name in varying)
+    return ", ".join(
+        f"{name} {label_value(first[name], name)}" if name in (*FACTORS, *times) else str(first[name])
+        for name in varying
+    )
+
+
+def _times(frame: pd.DataFrame) -> list[str]:
+    """The times that a study varies, which no name of a recipe tells."""
+    return [name for name in TIME if name in frame.columns]
 
 
 def _of_curve(frame: pd.DataFrame, curve: Curve) -> pd.DataFrame:
