@@ -38,13 +38,13 @@ class StoredProgress:
         self._sources = list(dict.fromkeys([cell, cell.at(None), *(cell.at(epoch) for epoch in on_the_way)]))
         self._saved = time.monotonic()
 
-    def load(self, seed: int) -> TrainingState | None:
+    def load(self, seed: int, latest: int) -> TrainingState | None:
         found = [load_state(self._store, Endpoint(source, seed)) for source in self._sources]
-        left = [state for state in found if state is not None and state.epoch <= self._cell.last_epoch]
-        latest = max(left, key=lambda state: state.epoch, default=None)
-        if latest is not None:
-            run_logger().info("%s, seed %d goes on after epoch %d", self._cell.label, seed, latest.epoch)
-        return latest
+        usable = [state for state in found if state is not None and state.epoch <= latest]
+        chosen = max(usable, key=lambda state: state.epoch, default=None)
+        if chosen is not None:
+            run_logger().info("%s, seed %d goes on after epoch %d", self._cell.label, seed, chosen.epoch)
+        return chosen
 
     def is_due(self) -> bool:
         return time.monotonic() - self._saved >= SAVE_SECONDS

@@ -195,8 +195,9 @@ class Preset:
         """`recipe` with every epoch at which weights are taken, by default the study's own, and every parent."""
         if epochs is None:
             reached = [epoch for epoch in self.checkpoints if epoch is None or epoch <= recipe.epochs]
-            epochs = reached or [None]
-        spawns = [spawn for spawn in self.spawns if spawn[1] < recipe.epochs] or [None]
+            epochs = reached or self.checkpoints or [None]
+        # Where a recipe reaches none of them, the cell says so.
+        spawns = [spawn for spawn in self.spawns if spawn[1] < recipe.epochs] or self.spawns or [None]
         return [(recipe, epoch, spawn) for spawn in spawns for epoch in epochs]
 
     def _grids(

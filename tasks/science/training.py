@@ -81,8 +81,8 @@ class TrainingState:
 class Progress(Protocol):
     """Where trainings leave their states as they go, and find them when they begin again."""
 
-    def load(self, seed: int) -> TrainingState | None:
-        """Where the training of `seed` has been left, if anywhere."""
+    def load(self, seed: int, latest: int) -> TrainingState | None:
+        """Where the training of `seed` has been left, if anywhere: the last state after at most `latest` epochs."""
         ...
 
     def is_due(self) -> bool:
@@ -174,8 +174,8 @@ def train_states(
 
 def _find_starts(seeds: Sequence[int], latest: int, progress: Progress | None) -> list[TrainingState] | None:
     """Where `progress` has left all of `seeds` at one epoch that is no later than `latest`."""
-    found = [progress.load(seed) for seed in seeds] if progress is not None else []
-    left = [state for state in found if state is not None and state.epoch <= latest]
+    found = [progress.load(seed, latest) for seed in seeds] if progress is not None else []
+    left = [state for state in found if state is not None]
     return left if len(left) == len(seeds) and len({state.epoch for state in left}) == 1 else None
 
 

@@ -29,8 +29,9 @@ class Shelf:
     def __init__(self) -> None:
         self.states: dict[int, TrainingState] = {}
 
-    def load(self, seed: int) -> TrainingState | None:
-        return self.states.get(seed)
+    def load(self, seed: int, latest: int) -> TrainingState | None:
+        state = self.states.get(seed)
+        return state if state is not None and state.epoch <= latest else None
 
     def is_due(self) -> bool:
         return True
