@@ -86,9 +86,12 @@ def main_factor(ablation: pd.DataFrame) -> str:
     return max([*FACTORS, *swept_factors(ablation)], key=lambda factor: ablation[factor].nunique(dropna=False))
 
 
-def label_value(value: Any) -> str:
-    """A factor's value on an axis; a number of images that is not bounded is all of them."""
-    return "all" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
+def label_value(value: Any, factor: str = "") -> str:
+    """A factor's value on an axis; a number of images that is not bounded is all of them, and an epoch that is not
+    given the last."""
+    if pd.isna(value):
+        return {"epoch": "last", "spawn_seed": "none", "spawn_epoch": "none"}.get(factor, "all")
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def label_series(frame: pd.DataFrame, factor: str) -> pd.Series:
@@ -108,7 +111,7 @@ def _varying(frame: pd.DataFrame) -> list[str]:
 
 
 def _label(row: pd.Series, names: Sequence[str]) -> str:
-    return ", ".join(str(row[name]) if name in _SERIES else f"{name} {label_value(row[name])}" for name in names)
+    return ", ".join(str(row[name]) if name in _SERIES else f"{name} {label_value(row[name], name)}" for name in names)
 
 
 def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
@@ -125,7 +128,8 @@ def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
         series, metric = panel
         of_panel = shown[(shown["series"] == series) & (shown["metric"] == metric)]
         scale = 100 if metric.startswith("accuracy") else 1
-        values = [label_value(value) for value in of_panel[factor].drop_duplicates().sort_values()]
+        # What has no value comes last: all images, or the end of training.
+        values = [label_value(value, factor) for value in of_panel[factor].drop_duplicates().sort_values()]
         positions = {value: position for position, value in enumerate(values)}
         curves = curves_of(shown)
         for curve, aside in zip(curves, np.linspace(-0.02, 0.02, len(curves)) * (len(curves) - 1), strict=True):
@@ -134,7 +138,7 @@ def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
                 continue
             reach = [line["mean"] - line["low"].fillna(line["mean"]), line["high"].fillna(line["mean"]) - line["mean"]]
             axes.errorbar(
-                line[factor].map(label_value).map(positions) + aside, line["mean"] * scale,
+                [positions[label_value(value, factor)] + aside for value in line[factor]], line["mean"] * scale,
                 yerr=np.abs(np.array(reach)) * scale, color=curve.color, marker=curve.marker, capsize=3,
                 label=curve.label, markersize=5,
             )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from infra.storage import Store
-from tasks.artifacts import as_member, has_match, has_path, read_endpoint
+from tasks.artifacts import as_member, has_match, has_path, missing_seeds, read_endpoint
 from tasks.datasets import UNKNOWN_FINGERPRINT
 from tasks.science.matchers import parse_matcher
 from tasks.science.networks import build_network
 from tasks.science.request import Request
-from tasks.science.specs import Cell, DataSpec, Measurement, Member, Recipe
+from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member, Recipe
+from tasks.trainings import has_arrived
 
 TASK_SECONDS = 20.0
 """About what one task should carry: long beside what a task costs, short beside what a killed one loses."""
@@ -28,9 +30,54 @@ _STEP_SECONDS = 1e-4
 """What one layer costs per training step beside its arithmetic."""
 
 
+def group_checkpoints(cells: Iterable[Cell]) -> dict[Cell, list[Cell]]:
+    """Cells that one training per seed passes through, by the cell at its end."""
+    groups: dict[Cell, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.at(None), []).append(cell)
+    return groups
+
+
+def parents_of(cells: Iterable[Cell]) -> list[list[Endpoint]]:
+    """What `cells` are spawned from: the checkpoints of each training together."""
+    trainings: dict[Endpoint, dict[Endpoint, None]] = {}
+    for cell in cells:
+        if (parent := cell.parent) is not None:
+            trainings.setdefault(Endpoint(parent.cell.at(None), parent.seed), {})[parent] = None
+    return [list(parents) for parents in trainings.values()]
+
+
+def missing_parents(store: Store, request: Request) -> list[list[Endpoint]]:
+    """As `parents_of`, those that some missing endpoint needs and the store has no state of."""
+    waiting = [cell for cell in request.cells if cell.spawn is not None and missing_seeds(store, cell, request.seeds)]
+    lacking = [cell for cell in waiting if cell.parent is not None and not has_arrived(store, cell.parent)]
+    return parents_of(lacking)
+
+
+def trainings_to_go(store: Store, request: Request) -> list[Cell]:
+    """A cell for every training that is still to be run, of parents too: at the last epoch that it is wanted at."""
+    to_go = [_latest(parent.cell for parent in parents) for parents in missing_parents(store, request)]
+    for cells in group_checkpoints(request.cells).values():
+        missing: dict[int, list[Cell]] = {}
+        for cell in cells:
+            for seed in missing_seeds(store, cell, request.seeds):
+                missing.setdefault(seed, []).append(cell)
+        to_go += [_latest(of_seed) for of_seed in missing.values()]
+    return to_go
+
+
+def _latest(cells: Iterable[Cell]) -> Cell:
+    return max(cells, key=lambda cell: cell.last_epoch)
+
+
 def training_flops(cell: Cell) -> float:
-    """Arithmetic of one training: a forward pass per example and epoch, and twice that backward."""
-    return 3.0 * forward_flops(cell) * cell.data.n_train_each * cell.recipe.epochs
+    """Arithmetic of one training up to the cell's epoch, of a child from where it is spawned: a forward pass per
+    example and epoch, and twice that backward."""
+    return 3.0 * forward_flops(cell) * cell.data.n_train_each * _n_epochs(cell)
+
+
+def _n_epochs(cell: Cell) -> int:
+    return cell.last_epoch - (cell.spawn_epoch or 0)
 
 
 def forward_flops(cell: Cell) -> int:
@@ -50,7 +97,7 @@ def _count_forward(network: tuple[tuple[str, Any], ...], shape: tuple[int, int, 
 
 
 def training_seconds(cell: Cell, flops_per_second: float = CPU_FLOPS) -> float:
-    steps = cell.recipe.epochs * max(1, cell.data.n_train_each // cell.recipe.batch_size)
+    steps = _n_epochs(cell) * max(1, cell.data.n_train_each // cell.recipe.batch_size)
     return training_flops(cell) / flops_per_second + steps * (cell.depth + 1) * _STEP_SECONDS
 
 
@@ -78,7 +125,8 @@ def _at_most(n_images: int | None, n_examples: int) -> int:
 
 def group_size(seconds_each: float) -> int:
     """How many of a thing one task should carry."""
-    return max(1, round(TASK_SECONDS / seconds_each))
+    # Initial weights take no training at all.
+    return max(1, round(TASK_SECONDS / max(seconds_each, 0.001)))
 
 
 def trained_members(store: Store, request: Request, cell: Cell) -> list[Member]:
@@ -127,9 +175,10 @@ def make_plan(store: Store, request: Request, n_workers: int) -> Plan:
         n_endpoints, n_of_cell = _count_missing(store, request, cell)
         n_missing_endpoints += n_endpoints
         n_missing_pairs += n_of_cell
-        training += n_endpoints * training_flops(cell)
-        seconds += n_endpoints * training_seconds(cell, rate)
         measuring += measuring_flops(request, cell, n_of_cell)
+    for cell in trainings_to_go(store, request):
+        training += training_flops(cell)
+        seconds += training_seconds(cell, rate)
     seconds += measuring / rate
     return Plan(
         n_endpoints=len(request.cells) * len(request.seeds),
@@ -158,11 +207,10 @@ def measuring_flops(request: Request, cell: Cell, n_pairs: int) -> float:
 
 def request_flops(request: Request) -> float:
     """The arithmetic of a whole request, were nothing of it there yet."""
-    n_seeds = len(request.seeds)
-    return sum(
-        n_seeds * training_flops(cell) + measuring_flops(request, cell, len(cell.data.pairs(request.seeds)))
-        for cell in request.cells
-    )
+    trained = [_latest(cells) for cells in group_checkpoints(request.cells).values()]
+    training = len(request.seeds) * sum(training_flops(cell) for cell in trained)
+    training += sum(training_flops(_latest(p.cell for p in parents)) for parents in parents_of(request.cells))
+    return training + sum(measuring_flops(request, cell, len(cell.data.pairs(request.seeds))) for cell in request.cells)
 
 
 def _count_missing(store: Store, request: Request, cell: Cell) -> tuple[int, int]:

@@ -195,7 +195,9 @@ def make_claim(ablation: pd.DataFrame) -> str:
     if factor not in FACTORS:
         # Which value is hardest is what the study asks: the least and the largest of them have a sentence each.
         ends = known.iloc[[0, -1]] if len(known) > 1 else known
-        return " ".join(_claim_of(end, test, f"{factor} {label_value(end[factor])}") for _, end in ends.iterrows())
+        return " ".join(
+            _claim_of(end, test, f"{factor} {label_value(end[factor], factor)}") for _, end in ends.iterrows()
+        )
     # Neither depth nor width is what this study asks about: every network has its sentence.
     return " ".join(_claim_of(best, test) for _, best in known.iterrows())
 
@@ -245,7 +247,7 @@ def summarise_ablation(ablation: pd.DataFrame, brief: bool = False) -> pd.DataFr
         for curve in curves_of(of_cell):
             of_path = of_cell[(of_cell["matcher"] == curve.matcher) & (of_cell["correction"] == curve.correction)]
             first = of_path.iloc[0]
-            values = {name: label_value(first[name]) if name in swept else first[name] for name in shown}
+            values = {name: label_value(first[name], name) if name in swept else first[name] for name in shown}
             row: dict[str, Any] = values | {"path": curve.label}
             for column in COLUMNS:
                 known = of_path[(of_path["metric"] == column.metric) & of_path["mean"].notna()]

@@ -1,9 +1,9 @@
 """A study as a DAG: endpoints -> permutations -> paths (direct, aligned, repaired) -> tables -> report.
 
-Each cell's endpoints are trained by groups of seeds; all pairs of a cell are aligned in one pass; their paths are
-measured as interpolation leaves them, and after each correction; what all requests under the study's name have
-measured is gathered into tables. Only what the store lacks is submitted, so a study that was interrupted goes on where
-it was.
+Each cell's endpoints are trained by groups of seeds, a seed's checkpoints in one run; all pairs of a cell are aligned
+in one pass; their paths are measured as interpolation leaves them, and after each correction; what all requests under
+the study's name have measured is gathered into tables. Only what the store lacks is submitted, so a study that was
+interrupted goes on where it was.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from pathlib import Path as Folder
 from prefect import flow
 
 from flows.options import StudyOptions
-from flows.plan import group_size, path_seconds, trained_members, training_seconds
+from flows.plan import (
+    group_checkpoints,
+    group_size,
+    missing_parents,
+    path_seconds,
+    trained_members,
+    training_seconds,
+)
 from flows.progress import show_stages
 from flows.report import report
 from flows.work import Submitted, Work
@@ -24,7 +31,7 @@ from infra.runners import make_runner, prefect_api
 from infra.settings import Settings
 from infra.storage import Store
 from tasks.align import align
-from tasks.artifacts import has_match, has_path, missing_seeds
+from tasks.artifacts import has_match, has_path, missing_checkpoints
 from tasks.datasets import load_dataset
 from tasks.ensemble import ensemble
 from tasks.gather import gather
@@ -33,7 +40,7 @@ from tasks.repair import repair
 from tasks.science.correction_table import CORRECTIONS
 from tasks.science.request import Request
 from tasks.science.specs import Cell, Endpoint, Measurement, Merge, Path
-from tasks.train import train
+from tasks.train import train, train_parent
 
 PATH_TASKS = {
     **{("weights", name): interpolate if name == "none" else repair for name in CORRECTIONS},
@@ -71,13 +78,14 @@ def study(options: StudyOptions, store_url: str, data_dir: Folder) -> StudyResul
         training = train_endpoints(work, request, store, data_dir)
         failures: dict[str, str] = {}
         matching: list[tuple[list[Merge], list[Submitted]]] = []
-        for cell, groups in training.items():
+        for cells, groups in training:
             for seeds, submitted in groups:
                 if failure := work.wait(submitted).failure:
-                    failures |= {Endpoint(cell, seed).id: failure for seed in seeds}
-            merges = request.merges(cell, trained_members(store, request, cell))
+                    failures |= {Endpoint(cell, seed).id: failure for cell in cells for seed in seeds}
             trained = [submitted for _, submitted in groups]
-            matching.append((merges, align_pairs(work, merges, trained, store, data_dir)))
+            for cell in cells:
+                merges = request.merges(cell, trained_members(store, request, cell))
+                matching.append((merges, align_pairs(work, merges, trained, store, data_dir)))
         measuring: list[Submitted] = []
         for merges, aligning in matching:
             for submitted in aligning:
@@ -96,22 +104,39 @@ def study(options: StudyOptions, store_url: str, data_dir: Folder) -> StudyResul
 
 def train_endpoints(
     work: Work, request: Request, store: Store, data_dir: Folder
-) -> dict[Cell, list[tuple[list[int], Submitted]]]:
-    """Submits the endpoints that are missing, the longest trainings first, so that no worker ends up with one alone."""
-    training: dict[Cell, list[tuple[list[int], Submitted]]] = {}
-    for cell in sorted(request.cells, key=training_seconds, reverse=True):
-        missing = missing_seeds(store, cell, request.seeds)
-        size = group_size(training_seconds(cell))
-        groups = [missing[start : start + size] for start in range(0, len(missing), size)]
-        training[cell] = [
-            (
-                seeds,
-                work.submit(
-                    train, f"train {cell.label}, {label_seeds(seeds)}", len(seeds), cell, seeds, store.url, data_dir
-                ),
-            )
-            for seeds in groups
-        ]
+) -> list[tuple[list[Cell], list[tuple[list[int], Submitted]]]]:
+    """Submits the endpoints that are missing, the longest trainings first, so that no worker ends up with one alone:
+    cells that are checkpoints of one training per seed, with their groups of seeds.
+
+    What others are spawned from is trained first, beside all that needs no parent.
+    """
+    parents: list[Submitted] = []
+    for states in missing_parents(store, request):
+        name = f"train {states[0].cell.at(None).label}, seed {states[0].seed}, to spawn from"
+        parents.append(work.submit(train_parent, name, len(states), states, store.url, data_dir))
+    training: list[tuple[list[Cell], list[tuple[list[int], Submitted]]]] = []
+    groups = group_checkpoints(request.cells)
+    # Children last, and each group the longest first.
+    for end in sorted(groups, key=lambda cell: (cell.spawn is None, training_seconds(cell)), reverse=True):
+        if end.spawn is not None:
+            # One that failed is tried once more by its children, which then tell the reason.
+            for parent in parents:
+                work.wait(parent)
+            parents = []
+        cells = groups[end]
+        epochs = [cell.epoch for cell in cells]
+        missing = missing_checkpoints(store, end, request.seeds, epochs)
+        seeds, size = list(missing), group_size(training_seconds(max(cells, key=lambda cell: cell.last_epoch)))
+        submitted: list[tuple[list[int], Submitted]] = []
+        for start in range(0, len(seeds), size):
+            group = seeds[start : start + size]
+            name = f"train {end.label}, {label_seeds(group)}"
+            if len(cells) > 1:
+                name += f", {len(cells)} checkpoints"
+            n_endpoints = sum(len(missing[seed]) for seed in group)
+            task = work.submit(train, name, n_endpoints, end, group, store.url, data_dir, epochs)
+            submitted.append((group, task))
+        training.append((cells, submitted))
     return training
 
 

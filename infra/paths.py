@@ -7,6 +7,11 @@ def endpoint_key(endpoint_id: str) -> str:
     return f"endpoints/{endpoint_id}.safetensors"
 
 
+def training_key(endpoint_id: str) -> str:
+    """Where the state of the training that leads to an endpoint lies."""
+    return f"trainings/{endpoint_id}.safetensors"
+
+
 def permutation_key(merge_id: str) -> str:
     return f"permutations/{merge_id}.safetensors"
 

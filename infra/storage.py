@@ -11,7 +11,7 @@ import os
 import re
 import uuid
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,9 @@ class Store:
     def check_writable(self) -> None:
         """Raises StoreError where nothing can be written, before any work is done for it."""
         key = f".writable-{uuid.uuid4().hex}"
-        filesystem, _ = self._filesystem
         try:
             self.replace(key, b"")
-            with self._reaching():
-                filesystem.rm_file(self._full(key))
+            self.remove(key)
         except StoreError:
             raise
         except OSError as error:
@@ -116,6 +114,12 @@ class Store:
     def replace(self, key: str, data: bytes) -> None:
         """Writes `key`, in place of what was there."""
         self._write(key, data, overwrite=True)
+
+    def remove(self, key: str) -> None:
+        """Removes `key`, if it is there."""
+        filesystem, _ = self._filesystem
+        with self._reaching(), suppress(FileNotFoundError):
+            filesystem.rm_file(self._full(key))
 
     def _full(self, key: str) -> str:
         if key.startswith("/") or ".." in key.split("/"):

@@ -131,3 +131,15 @@ def save_rows(store: Store, table: Table, row_id: str, rows: Sequence[Mapping[st
 
 def missing_seeds(store: Store, cell: Cell, seeds: Iterable[int]) -> list[int]:
     return [seed for seed in seeds if not has_endpoint(store, Endpoint(cell, seed))]
+
+
+def missing_checkpoints(
+    store: Store, cell: Cell, seeds: Iterable[int], epochs: Iterable[int | None]
+) -> dict[int, list[int]]:
+    """By seed the epochs among `epochs`, at which endpoints of `cell` are wanted, that the store lacks; without the
+    seeds that lack none."""
+    at_epochs = [cell.at(epoch) for epoch in epochs]
+    missing = {
+        seed: [at.last_epoch for at in at_epochs if not has_endpoint(store, Endpoint(at, seed))] for seed in seeds
+    }
+    return {seed: lacking for seed, lacking in missing.items() if lacking}

@@ -10,12 +10,15 @@ import pandas as pd
 
 from tasks import schema
 from tasks.ablation import BARRIER_METRICS, barrier_metrics
-from tasks.factors import neighbours, none_first
+from tasks.factors import label_factor, neighbours, none_first
 from tasks.science.contrasts import independent_difference, paired_difference
 from tasks.science.statistics import Estimate, mean_estimate
 
 Measured = dict[tuple[str, str, str, str, str], pd.DataFrame]
 """Barriers of the pairs of one cell, matcher, correction, measurement and split, indexed by (seed_a, seed_b)."""
+
+SAME_SEEDS = ("epoch", "spawn_epoch")
+"""Factors whose values are times of the same trainings, or have the same children: a seed is dropped from both."""
 
 _KEY = ["cell_id", "matcher", "correction", "measurement", "split"]
 
@@ -24,7 +27,8 @@ def tabulate_contrasts(cells: pd.DataFrame, barriers: pd.DataFrame) -> pd.DataFr
     """Differences of mean barriers, each the other less this.
 
     Within a cell between every two paths, over the pairs that both have; across cells between every two that differ in
-    exactly one factor, of the same path. Without rows where one of the two was not measured.
+    exactly one factor, of the same path, over the pairs that both have where that is a time. Without rows where one of
+    the two was not measured.
     """
     records: list[dict[str, Any]] = [
         {str(name): value for name, value in cell.items()} for cell in cells.to_dict(orient="records")
@@ -74,21 +78,32 @@ def _across(cells: list[dict[str, Any]], measured: Measured) -> list[dict[str, A
         by_cell[cell_id].append((path[0], path[1], path[2], path[3]))
     rows: list[dict[str, Any]] = []
     for this, other, factor in neighbours(cells):
-        changed = {"factor": factor, "value": str(this[factor]), "other_value": str(other[factor])}
+        values = {"value": label_factor(this, factor), "other_value": label_factor(other, factor)}
+        changed = {"factor": factor} | values
         for matcher, correction, measurement, split in by_cell[this["cell_id"]]:
             keys = [(cell["cell_id"], matcher, correction, measurement, split) for cell in (this, other)]
             if keys[1] not in measured:
+                continue
+            one, two = (measured[key] for key in keys)
+            is_paired = factor in SAME_SEEDS
+            if is_paired:
+                both = one.index.intersection(two.index)
+                one, two = one.loc[both], two.loc[both]
+            if one.empty:
                 continue
             path = (matcher, correction)
             key = _cell_columns(this) | {"other_cell_id": other["cell_id"]} | changed
             key |= _path_columns(path, path, measurement, split)
             counts: dict[str, int] = {}
-            for prefix, of in zip(("", "other_"), keys, strict=True):
-                pairs = _seed_pairs(measured[of])
+            for prefix, of in (("", one), ("other_", two)):
+                pairs = _seed_pairs(of)
                 counts[f"{prefix}n_pairs"] = len(pairs)
                 counts[f"{prefix}n_seeds"] = len({seed for pair in pairs for seed in pair})
             for metric in BARRIER_METRICS:
-                difference = independent_difference(estimates[keys[0]][metric], estimates[keys[1]][metric])
+                if is_paired:
+                    difference = paired_difference(_seed_pairs(one), list(one[metric]), list(two[metric]))
+                else:
+                    difference = independent_difference(estimates[keys[0]][metric], estimates[keys[1]][metric])
                 rows.append(
                     key
                     | counts

@@ -93,7 +93,9 @@ def build_tables(
     for request in requests:
         for cell in request.cells:
             columns = _cell_columns(study, cell)
-            cells.setdefault(cell.id, columns | _described(cell.recipe, "recipe") | _described(cell.data, "data"))
+            time = {name: getattr(cell, name) for name in schema.TIME}
+            described = _described(cell.recipe, "recipe") | _described(cell.data, "data")
+            cells.setdefault(cell.id, columns | time | described)
             trained = []
             for endpoint in request.endpoints(cell):
                 record = read_endpoint(store, endpoint)
@@ -118,7 +120,8 @@ def build_tables(
     axis_rows = _read(store, schema.AXIS_ROWS, [(merge.id, {}) for merge in matched])
     stamped = [(path.id, {"measurement": path.measurement.name}) for path in measured]
     frames: Frames = {
-        "cells": pd.DataFrame(list(cells.values())),
+        # Whole numbers beside nulls stay whole.
+        "cells": pd.DataFrame(list(cells.values())).astype(dict.fromkeys(schema.TIME, "object")),
         "endpoints": pd.DataFrame(list(endpoints.values())),
         "merges": _with_members(pairs, merges, match_rows),
         "axes": pairs.merge(axis_rows, on="merge_id"),
@@ -129,7 +132,9 @@ def build_tables(
     of_pairs = frames["barriers"][frames["barriers"]["kind"] == "pair"]
     frames["ablation"] = summarise(list(groups.values()), frames["paths"], frames["barriers"], frames["endpoints"])
     measurements = {path.measurement.name: path.measurement for path in measured}
-    frames["paper"] = tabulate_comparison(frames["cells"], frames["ablation"], measurements)
+    # What was published was trained to the end, every seed on its own.
+    published_alike = frames["cells"][list(schema.TIME)].isna().all(axis=1)
+    frames["paper"] = tabulate_comparison(frames["cells"][published_alike], frames["ablation"], measurements)
     frames["contrasts"] = tabulate_contrasts(frames["cells"], of_pairs)
     frames["width_laws"] = tabulate_width_laws(frames["cells"], frames["ablation"])
     complete = {table.name: _complete(frames[table.name], table) for table in schema.TABLES}
@@ -156,7 +161,7 @@ def _described(spec: Any, prefix: str) -> Record:
 
 def _endpoint_columns(endpoint: Endpoint, record: Record) -> Record:
     where = {"endpoint_id": endpoint.id, "seed": endpoint.seed, "train_subset": endpoint.train_subset}
-    return where | {"origin": "trained"} | record
+    return where | {"checkpoint_epoch": endpoint.cell.epoch, "origin": "trained"} | record
 
 
 def _pair_columns(study: str, merge: Merge) -> Record:

@@ -26,6 +26,10 @@ CELL = {
     "recipe": _TEXT,
 }
 
+TIME = {"epoch": _INT, "spawn_seed": _INT, "spawn_epoch": _INT}
+"""After how many epochs a cell's weights are taken, null at the end of training; and which training, at which epoch,
+its endpoints are spawned from, null where they are not."""
+
 PAIR = CELL | {
     "merge_id": _TEXT,
     "kind": _TEXT,
@@ -115,7 +119,7 @@ def _without_key(rows: Table, *keys: str) -> dict[str, pa.DataType]:
     return {name: kind for name, kind in rows.columns.items() if name not in ("merge_id", *keys)}
 
 
-CELLS = Table("cells", CELL | _described(Recipe, "recipe") | _described(DataSpec, "data"), ("cell_id",))
+CELLS = Table("cells", CELL | TIME | _described(Recipe, "recipe") | _described(DataSpec, "data"), ("cell_id",))
 
 ENDPOINTS = Table(
     "endpoints",
@@ -269,6 +273,7 @@ WIDTH_LAWS = Table(
     "width_laws",
     {"study": _TEXT, "series_id": _TEXT}
     | {name: kind for name, kind in CELL.items() if name not in ("study", "cell_id", "width")}
+    | TIME
     | {"matcher": _TEXT, "correction": _TEXT, "measurement": _TEXT, "split": _TEXT, "metric": _TEXT}
     | {f"{name}{end}": _FLOAT for name in ("c", "p", "floor") for end in ("", "_low", "_high")}
     | {

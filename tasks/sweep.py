@@ -1,4 +1,5 @@
-"""A column for every field that a study sweeps beside the factors that each table has."""
+"""A column for every field that a study sweeps beside the factors that each table has: of recipes, of measurements, and
+the times at which its cells are looked at or spawned."""
 
 from __future__ import annotations
 
@@ -10,13 +11,13 @@ import pandas as pd
 import pyarrow as pa
 
 from infra.tables import Table
-from tasks.schema import column_kind
+from tasks.schema import TIME, column_kind
 from tasks.science.request import Request
-from tasks.science.specs import Measurement, Merge, Recipe, Samples
+from tasks.science.specs import Cell, Measurement, Merge, Recipe, Samples
 
 RECIPE_FIELDS = {f.name: column_kind(f) for f in dataclasses.fields(Recipe) if f.name != "name"}
 MEASUREMENT_FIELDS = {f.name: column_kind(f) for f in dataclasses.fields(Measurement) if f.name != "name"}
-FIELDS = {**RECIPE_FIELDS, **MEASUREMENT_FIELDS}
+FIELDS = {**RECIPE_FIELDS, **MEASUREMENT_FIELDS, **TIME}
 SAMPLE_FIELDS = [f.name for f in dataclasses.fields(Samples)]
 
 _PARSERS: dict[pa.DataType, Callable[[str], Any]] = {pa.int64(): int, pa.float64(): float, pa.string(): str}
@@ -24,13 +25,14 @@ _PARSERS: dict[pa.DataType, Callable[[str], Any]] = {pa.int64(): int, pa.float64
 
 def parse_value(name: str, word: str) -> Any:
     """The value of a field of recipes or measurements that `word` writes, as on a command line; an unknown field's as
-    it is. `all` stands for no bound on a number of images. ValueError where it cannot be one."""
+    it is. `all` stands for no bound on a number of images, `last` for the end of training. ValueError where it cannot
+    be one."""
     kind = FIELDS.get(name)
     if kind == pa.bool_():
         if word.lower() not in ("true", "false"):
             raise ValueError(f"{name} is true or false, got {word}")
         return word.lower() == "true"
-    if name in ("statistics", "evaluation") and word == "all":
+    if (name in ("statistics", "evaluation") and word == "all") or (name == "epoch" and word == "last"):
         return None
     try:
         return _PARSERS.get(kind, str)(word) if kind is not None else word
@@ -43,8 +45,8 @@ class Sweep:
     """What the requests of a study sweep, and the values of each cell, merge and measurement."""
 
     names: tuple[str, ...]
-    recipes: dict[str, Recipe]
-    """By cell id."""
+    cells: dict[str, Cell]
+    """By id."""
     samples: dict[str, Samples | None]
     """By merge id; None where the matcher needs no data."""
     measurements: dict[str, Measurement]
@@ -55,20 +57,20 @@ class Sweep:
         asked = list(requests)
         return cls(
             tuple(dict.fromkeys(name for request in asked for name in request.swept)),
-            {cell.id: cell.recipe for request in asked for cell in request.cells},
+            {cell.id: cell for request in asked for cell in request.cells},
             {merge.id: merge.samples if merge.choice.needs_data else None for merge in merges},
             {measurement.name: measurement for request in asked for measurement in request.measurements},
         )
 
     def columns(self, table: Table) -> dict[str, pa.DataType]:
-        """Those of the swept fields that a row of `table` has a value of: a cell's recipe, a merge's samples, a path's
-        whole measurement. `cells` holds every field of its recipe already."""
+        """Those of the swept fields that a row of `table` has a value of: a cell's recipe and time, a merge's samples,
+        a path's whole measurement. `cells` holds all of a cell already."""
         kinds: dict[str, pa.DataType] = {}
         if table.name == "cells" or "cell_id" not in table.columns:
             return kinds
         for name in self.names:
-            if name in RECIPE_FIELDS:
-                kinds[name] = RECIPE_FIELDS[name]
+            if name in RECIPE_FIELDS or name in TIME:
+                kinds[name] = FIELDS[name]
             elif "measurement" in table.columns or ("merge_id" in table.columns and name in SAMPLE_FIELDS):
                 kinds[name] = MEASUREMENT_FIELDS[name]
         return kinds
@@ -77,8 +79,10 @@ class Sweep:
         """`frame`, rows of `table`, with its columns of what is swept."""
         stamped = frame.copy()
         for name in self.columns(table):
-            if name in RECIPE_FIELDS:
-                key, owners = "cell_id", self.recipes
+            if name in TIME:
+                key, owners = "cell_id", self.cells
+            elif name in RECIPE_FIELDS:
+                key, owners = "cell_id", {cell_id: cell.recipe for cell_id, cell in self.cells.items()}
             elif "measurement" in table.columns:
                 key, owners = "measurement", self.measurements
             else:

@@ -1,4 +1,4 @@
-"""Trains endpoints and stores each as soon as it is done."""
+"""Trains endpoints and stores each as soon as it is reached."""
 
 from __future__ import annotations
 
@@ -9,21 +9,42 @@ from prefect import task
 
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
-from tasks.artifacts import missing_seeds, save_endpoint
+from tasks.artifacts import missing_checkpoints, save_endpoint
 from tasks.datasets import load_dataset
 from tasks.science.specs import Cell, Endpoint
 from tasks.science.training import train_group
+from tasks.trainings import StoredProgress, ensure_states
 
 
 @task(**TASK_OPTIONS)
-def train(cell: Cell, seeds: Sequence[int], store_url: str, data_dir: Path) -> None:
-    """Trains those of a group of seeds that the store lacks."""
+def train(
+    cell: Cell, seeds: Sequence[int], store_url: str, data_dir: Path, epochs: Sequence[int | None] | None = None
+) -> None:
+    """Trains those of a group of seeds that the store lacks, each in one run through all checkpoints `epochs` that are
+    missing; by default the cell's own."""
     store = Store(store_url)
     dataset = load_dataset(cell.data.name, data_dir)
-    for trained in train_group(cell, missing_seeds(store, cell, seeds), dataset):
-        save_endpoint(store, Endpoint(cell, trained.seed), trained, device="cpu")
+    missing = missing_checkpoints(store, cell, seeds, [cell.epoch] if epochs is None else epochs)
+    if not missing:
+        return
+    parent = None
+    if cell.parent is not None:
+        parent = ensure_states(store, [cell.parent], dataset)[cell.parent.cell.last_epoch]
+    progress = StoredProgress(store, cell.at(None))
+    for trained in train_group(cell, list(missing), dataset, checkpoints=missing, parent=parent, progress=progress):
+        endpoint = Endpoint(cell.at(trained.epoch), trained.seed)
+        save_endpoint(store, endpoint, trained, device="cpu")
+        if endpoint.cell.last_epoch == max(missing[trained.seed]):
+            progress.forget(trained.seed)
         run_logger().info(
             "%s, seed %d: %s, test accuracy %.4f, %d steps skipped, %.1f s%s",
-            cell.label, trained.seed, trained.status, trained.test.accuracy, trained.n_skipped_steps, trained.seconds,
-            f" ({trained.message})" if trained.message else "",
+            endpoint.cell.label, trained.seed, trained.status, trained.test.accuracy, trained.n_skipped_steps,
+            trained.seconds, f" ({trained.message})" if trained.message else "",
         )  # fmt: skip
+
+
+@task(**TASK_OPTIONS)
+def train_parent(parents: Sequence[Endpoint], store_url: str, data_dir: Path) -> None:
+    """Trains one seed through `parents`, the checkpoints that others are spawned from, as far as the store lacks their
+    states."""
+    ensure_states(Store(store_url), parents, load_dataset(parents[0].cell.data.name, data_dir))

@@ -33,6 +33,7 @@ def tabulate_width_laws(cells: pd.DataFrame, ablation: pd.DataFrame) -> pd.DataF
             continue
         first = of_series[0]
         columns = {name: first[name] for name in schema.CELL if name not in ("cell_id", "width")}
+        columns |= {name: first.get(name) for name in schema.TIME}
         columns["series_id"] = spec_id((), shared)
         chosen = ablation[ablation["cell_id"].isin([cell["cell_id"] for cell in of_series])]
         chosen = chosen[chosen["metric"].isin(BARRIER_METRICS)]
@@ -94,6 +95,10 @@ def _in_words(columns: dict[str, Any], words: list[str]) -> str:
         network += f" of {columns['depth']} hidden layers"
     if columns["normalization"] != "none":
         network += f" with normalization {columns['normalization']}"
+    if (epoch := columns["epoch"]) is not None and not pd.isna(epoch):
+        network += f" after epoch {epoch:g}"
+    if (epoch := columns["spawn_epoch"]) is not None and not pd.isna(epoch):
+        network += f" spawned at epoch {epoch:g}"
     path = "direct path" if matcher == "none" else f"aligned by {matcher}"
     path += "" if correction == "none" else f", corrected by {correction}"
     return f"The {metric.replace('_', ' ')} of {network} on {columns['dataset']} ({path}, {split} split)"

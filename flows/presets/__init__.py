@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flows.presets import (
     acc_vs_barrier,
+    barrier_over_training,
     calibration_size,
     cifar100_split,
     closed_vs_forward,
@@ -22,6 +23,7 @@ from flows.presets import (
     r20_ln_width,
     r20_norm_short,
     r20_norm_width,
+    stability,
     summary_reduction,
     variance_layers,
     vgg11_curve,
@@ -35,8 +37,8 @@ PRESETS: dict[str, Preset] = {
     for module in (
         digits_depth, width, depth, normalization, mlp_width, mlp_depth, r20_norm_width, r20_ln_width, r20_curves,
         r20_datasets, vgg_depth, vgg11_curve, r18_cifar, imagenet_curves, cifar100_split, closed_vs_forward,
-        variance_layers, optimizer_ablation, acc_vs_barrier, summary_reduction, calibration_size, r20_norm_short,
-        mlp_smoke, networks_smoke,
+        variance_layers, optimizer_ablation, acc_vs_barrier, summary_reduction, barrier_over_training, stability,
+        calibration_size, r20_norm_short, mlp_smoke, networks_smoke,
     )
 }  # fmt: skip
 

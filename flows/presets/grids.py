@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flows.presets.preset import Grid
-from tasks.science.recipes import RECIPES
+from tasks.science.recipes import R20_SHORT, RECIPES
 from tasks.science.specs import Recipe
 
 
@@ -57,6 +57,15 @@ VGG_NETWORKS = tuple(
 VGG_DEPTH = Grid(("cifar10",), VGG_NETWORKS, (1,), VGG_RECIPES)
 
 R18_CIFAR = Grid(("cifar10",), (("resnet18", "batch"),), (1,), _words("resnet18", "r18-saved", "r18-demo"))
+
+OVER_TIME = (
+    Grid(
+        ("fashion_mnist",), (("resnet20", "batch"),), (1,),
+        {"r20-short": R20_SHORT, **_words("resnet20-batch", "table1")},
+    ),
+    Grid(("fashion_mnist",), (("mlp", "none"),), (128,), _words("mlp", "mlp", "table1"), (11,)),
+)  # fmt: skip
+"""Ours. With `--recipe table1` all of a study's epochs fit both; that of ResNet20 needs a GPU or another precision."""
 
 IMAGENET = (
     Grid(("imagenet",), (("resnet18", "batch"),), (1,), _words("imagenet", "r18-imagenet", "table1")),

@@ -63,7 +63,9 @@ class Preset:
     `controls`: whether one pair of every cell is measured under them. `ensembles`: whether every pair is also measured
     with its outputs averaged. `figure`: of the paper, by the name its file
     has in the authors' repository; empty for one of our own. `ran`: what of it was run with this package, and on which
-    data. `sweep`: fields of recipes or measurements that it varies.
+    data. `sweep`: fields of recipes or measurements that it varies, or `epoch`, at which weights are taken.
+    `checkpoints`: such epochs, and `spawns`: parents (`Cell.spawn`) that every cell is spawned from, of which a recipe
+    has those that it reaches.
     """
 
     name: str
@@ -75,6 +77,8 @@ class Preset:
     measurement: Measurement = DEFAULT_MEASUREMENT
     sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
     sizes: Mapping[str, Size] = field(default_factory=dict[str, Size])
+    checkpoints: tuple[int | None, ...] = ()
+    spawns: tuple[tuple[int, int], ...] = ()
     controls: bool = False
     ensembles: bool = False
     figure: str = ""
@@ -90,6 +94,11 @@ class Preset:
     def default_recipes(self) -> tuple[str, ...]:
         """The word of each grid's default."""
         return tuple(dict.fromkeys(next(iter(grid.recipes)) for grid in self.grids))
+
+    @property
+    def times(self) -> tuple[str, ...]:
+        """What of the times of its cells it varies: columns of its tables."""
+        return (*(("epoch",) if self.checkpoints else ()), *(("spawn_seed", "spawn_epoch") if self.spawns else ()))
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -132,7 +141,8 @@ class Preset:
         """What is asked of the study when some of its own values are replaced; `describe` looks a data set up.
 
         `architectures` and `normalizations` choose among the study's own networks; `training` and `measurement` set
-        fields of every recipe and measurement, and `sweep` gives such a field several values.
+        fields of every recipe and measurement, and `sweep` gives such a field several values, or `epoch`: None or
+        "last" is the end of training.
         Raises ValueError for a word or number that cannot be, before anything runs.
         """
         if recipe is not None and recipe not in self.recipes:
@@ -144,20 +154,24 @@ class Preset:
             )
         set_by_hand = {**(training or {}), **(measurement or {})}
         swept = {name: values for name, values in self.sweep.items() if name not in set_by_hand} | dict(sweep or {})
-        of_recipes, of_measurements = _split_sweep(swept)
+        of_recipes, of_measurements, epochs = _split_sweep(swept)
         changes = _combinations(of_recipes)
         cells: list[Cell] = []
         for grid in self._grids(datasets, architectures, normalizations):
             chosen = grid.recipes[recipe if recipe is not None else next(iter(grid.recipes))]
             chosen = override(chosen, **(training or {}))
             recipes = [override(chosen, **change) for change in changes]
+            times = [time for each in recipes for time in self._times(each, epochs)]
             specs = [describe(name) for name in dict.fromkeys(grid.datasets)]
             for data, (architecture, normalization), width in product(
                 specs, grid.networks, dict.fromkeys(widths or grid.widths)
             ):
                 only_depth = find_architecture(architecture).depth
                 for depth in dict.fromkeys(depths or grid.depths) if only_depth is None else [only_depth]:
-                    cells += [Cell(data, architecture, normalization, width, depth, each) for each in recipes]
+                    cells += [
+                        Cell(data, architecture, normalization, width, depth, each, epoch, spawn)
+                        for each, epoch, spawn in times
+                    ]
         chosen_matchers = tuple(dict.fromkeys(matchers or self.matchers))
         published = any(parse_matcher(matcher).options.get("reading") == "published" for matcher in chosen_matchers)
         # Cells that differ in what they are trained on or how have the same network.
@@ -174,10 +188,21 @@ class Preset:
             matchers=chosen_matchers,
             corrections=tuple(dict.fromkeys(corrections or self.corrections)),
             measurements=tuple(dict.fromkeys(override(base, **change) for change in _combinations(of_measurements))),
-            swept=tuple(swept),
+            swept=tuple(dict.fromkeys([*swept, *self.times])),
             controls=self.controls if controls is None else controls,
             ensembles=self.ensembles if ensembles is None else ensembles,
         )
+
+    def _times(
+        self, recipe: Recipe, epochs: Sequence[Any] | None
+    ) -> list[tuple[Recipe, int | None, tuple[int, int] | None]]:
+        """`recipe` with every epoch at which weights are taken, by default the study's own, and every parent."""
+        if epochs is None:
+            reached = [epoch for epoch in self.checkpoints if epoch is None or epoch <= recipe.epochs]
+            epochs = reached or self.checkpoints or [None]
+        # Where a recipe reaches none of them, the cell says so.
+        spawns = [spawn for spawn in self.spawns if spawn[1] < recipe.epochs] or self.spawns or [None]
+        return [(recipe, epoch, spawn) for spawn in spawns for epoch in epochs]
 
     def _grids(
         self,
@@ -217,15 +242,18 @@ class Preset:
         return chosen
 
 
-def _split_sweep(swept: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Sequence[Any]], dict[str, Sequence[Any]]]:
-    """The fields of recipes and those of measurements; ValueError, naming those there are, for any other."""
+def _split_sweep(
+    swept: Mapping[str, Sequence[Any]],
+) -> tuple[dict[str, Sequence[Any]], dict[str, Sequence[Any]], list[Any] | None]:
+    """The fields of recipes, those of measurements, and the epochs at which weights are taken, None where these are not
+    swept; ValueError, naming those there are, for any other field."""
     for name, values in swept.items():
         if name in FACTORS:
             raise ValueError(f"{name} has an option of its own: --{name}")
-        if name not in _RECIPE_FIELDS + _MEASUREMENT_FIELDS:
+        if name not in [*_RECIPE_FIELDS, *_MEASUREMENT_FIELDS, "epoch"]:
             raise ValueError(
                 f"there is no field {name!r} to sweep; known, of recipes: {', '.join(_RECIPE_FIELDS)}; of "
-                f"measurements: {', '.join(_MEASUREMENT_FIELDS)}"
+                f"measurements: {', '.join(_MEASUREMENT_FIELDS)}; and epoch"
             )
         if not values:
             raise ValueError(f"a sweep of {name} needs at least one value")
@@ -235,6 +263,7 @@ def _split_sweep(swept: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Sequence
     return (
         {name: values for name, values in swept.items() if name in _RECIPE_FIELDS},
         {name: values for name, values in swept.items() if name in _MEASUREMENT_FIELDS},
+        [None if epoch == "last" else epoch for epoch in swept["epoch"]] if "epoch" in swept else None,
     )
 
 

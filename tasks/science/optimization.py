@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,14 @@ from tasks.science.specs import Recipe, State
 
 ADAM_BETA_2 = 0.999
 
+_SCALER = ("scale", "_growth_tracker")
+"""What a gradient scaler changes as it goes."""
+
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, LayerNorm2d)
 _SHORTCUTS = {"shortcut", "downsample"}
+
+_OF_ALL = ("step",)
+"""What an optimizer remembers of a parameter as one number for the whole stack."""
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
@@ -74,6 +80,7 @@ class Updates:
 
     def __init__(self, recipe: Recipe, network: nn.Module, weights: State) -> None:
         decayed = decayed_parameters(network, recipe)
+        self._names = list(decayed)
         self._parameters = [weights[name] for name in decayed]
         self._skips = recipe.skip_nonfinite
         self._clip_norm = recipe.clip_norm
@@ -87,6 +94,40 @@ class Updates:
         self._scalers = [GradScaler(self._parameters[0].device.type, enabled=scaled) for _ in parts]
         self.n_skipped = [0] * n_seeds
         """How many steps each seed has skipped."""
+
+    def memory(self, index: int) -> State:
+        """What the updates of one seed depend on beside its weights and the step: the optimizer's memory of every
+        parameter, as `momentum_buffer/<parameter>`, and in float16 the state of its loss' scale. Copies."""
+        optimizer = self._optimizers[index if self._skips else 0]
+        part = self._parts[index if self._skips else 0]
+        kept: State = {}
+        for name, parameter in zip(self._names, part, strict=True):
+            for kind, value in optimizer.state.get(parameter, {}).items():
+                stacked = not self._skips and kind not in _OF_ALL
+                kept[f"{kind}/{name}"] = (value[index] if stacked else value).detach().cpu().clone()
+        scaled = self._scalers[index if self._skips else 0].state_dict()
+        for kind in _SCALER if scaled else ():
+            kept[f"{kind}/"] = torch.tensor(scaled[kind], dtype=torch.float64)
+        return kept
+
+    def recall(self, memories: Sequence[Mapping[str, Tensor]]) -> None:
+        """Goes on from `memories`, one per seed in their order, each as `memory` gave it after equally many steps."""
+        groups = [[memory] for memory in memories] if self._skips else [list(memories)]
+        for part, optimizer, scaler, group in zip(self._parts, self._optimizers, self._scalers, groups, strict=True):
+            for key in group[0]:
+                kind, _, name = key.partition("/")
+                values = [memory[key] for memory in group]
+                if kind in _SCALER:
+                    continue
+                parameter = part[self._names.index(name)]
+                shared = self._skips or kind in _OF_ALL
+                value = values[0].clone() if shared else torch.stack(values)
+                # An optimizer counts its steps on the CPU, wherever its parameters are.
+                optimizer.state[parameter][kind] = value if kind in _OF_ALL else value.to(parameter.device)
+            if scaled := scaler.state_dict():
+                scaler.load_state_dict(
+                    {**scaled, "scale": float(group[0]["scale/"]), "_growth_tracker": int(group[0]["_growth_tracker/"])}
+                )
 
     def backward(self, losses: Tensor) -> None:
         """Takes the gradients of `losses` (n_seeds,): each seed's is that of its own loss."""

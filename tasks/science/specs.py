@@ -28,6 +28,12 @@ def _positive(owner: str, **values: int) -> None:
             raise ValueError(f"{owner}{name} must be a positive whole number, got {value!r}")
 
 
+def _is_whole(value: Any, least: int, largest: int | None = None) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int):
+        return False
+    return value >= least and (largest is None or value <= largest)
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """A data set as it enters an id: `fingerprint` is the sha256 of its tensors, so other data are other endpoints."""
@@ -196,9 +202,20 @@ class Cell:
     depth: int
     """Hidden layers, for an MLP; elsewhere the number in the architecture's name."""
     recipe: Recipe
+    epoch: int | None = None
+    """After how many epochs of the recipe's schedule the weights are taken: 0 is before any step. None: at its end."""
+    spawn: tuple[int, int] | None = None
+    """(seed, epoch): the endpoints are children of one training, that of this seed, whose weights and optimizer memory
+    they start from after so many of its epochs; its schedule goes on, each child with examples in an order of its own
+    and augmented on its own. Source: Frankle et al. 2020 (arXiv 1912.05671), instability analysis. None: each seed
+    starts from initial weights of its own."""
 
     def __post_init__(self) -> None:
         _positive("", width=self.width, depth=self.depth)
+        self._check_time()
+        # The last epoch is the end: one identity for one thing.
+        if self.epoch == self.recipe.epochs:
+            object.__setattr__(self, "epoch", None)
         side = min(self.data.shape[1:])
         if self.recipe.cutout > side:
             raise ValueError(
@@ -210,9 +227,66 @@ class Cell:
     def id(self) -> str:
         return spec_id(("train",), self)
 
+    def _check_time(self) -> None:
+        n_epochs = self.recipe.epochs
+        if self.epoch is not None and not _is_whole(self.epoch, 0, n_epochs):
+            raise ValueError(
+                f"epoch must be a whole number from 0 to {n_epochs}, the epochs of recipe {self.recipe.name}, or last, "
+                f"got {self.epoch!r}"
+            )
+        if self.spawn is None:
+            return
+        # A list, where it was read from JSON.
+        object.__setattr__(self, "spawn", spawn := tuple(self.spawn))
+        if len(spawn) != 2 or not _is_whole(spawn[0], 0):
+            raise ValueError(f"spawn must be a parent's seed and an epoch of its training, got {spawn!r}")
+        if not _is_whole(spawn[1], 0, n_epochs - 1):
+            raise ValueError(
+                f"the epoch to spawn at must be a whole number from 0 to {n_epochs - 1}, so that recipe "
+                f"{self.recipe.name} goes on from there, got {spawn[1]!r}"
+            )
+        if self.epoch is not None and self.epoch <= spawn[1]:
+            raise ValueError(
+                f"endpoints that are spawned at epoch {spawn[1]} have checkpoints after it alone, "
+                f"got epoch {self.epoch}"
+            )
+        if self.data.halves:
+            raise ValueError(
+                f"{self.data.name} is in halves, and a child is trained on the images of its parent: nothing is "
+                "spawned there"
+            )
+
     @property
     def label(self) -> str:
-        return f"{self.architecture} w{self.width} d{self.depth} {self.data.name}"
+        label = f"{self.architecture} w{self.width} d{self.depth} {self.data.name}"
+        if self.spawn is not None:
+            label += f" from seed {self.spawn[0]} at epoch {self.spawn[1]}"
+        return label if self.epoch is None else f"{label} after epoch {self.epoch}"
+
+    def at(self, epoch: int | None) -> Cell:
+        """This cell at another checkpoint: at None the same for all that one training per seed passes through."""
+        return dataclasses.replace(self, epoch=epoch)
+
+    @property
+    def last_epoch(self) -> int:
+        """After how many epochs of the recipe's schedule its weights are taken."""
+        return self.recipe.epochs if self.epoch is None else self.epoch
+
+    @property
+    def parent(self) -> Endpoint | None:
+        """The training that its endpoints are spawned from, at the epoch where they part; None where they are not."""
+        if self.spawn is None:
+            return None
+        seed, epoch = self.spawn
+        return Endpoint(dataclasses.replace(self, epoch=epoch, spawn=None), seed)
+
+    @property
+    def spawn_seed(self) -> int | None:
+        return None if self.spawn is None else self.spawn[0]
+
+    @property
+    def spawn_epoch(self) -> int | None:
+        return None if self.spawn is None else self.spawn[1]
 
     @property
     def network(self) -> dict[str, Any]:
@@ -354,6 +428,10 @@ class Merge:
         }
         if self.permuted_self:
             spec["control"] = self.control
+        if self.cell.epoch is not None:
+            # Early weights may be those of another cell as well, as the initial ones are at any learning rate; each
+            # cell has pairs of its own all the same.
+            spec["cell"] = self.cell.id
         if self.matcher == "none":
             return spec_id((), spec)
         if self.choice.needs_data:

@@ -5,15 +5,20 @@ seeds of a group share nothing but the data. On a CPU they are trained one after
 the same to the bit alone and in any group. On a GPU, where one small network leaves the device idle, a group is one
 network with stacked weights: the same loop over tensors with a leading dimension of seeds. Buffers are stacked beside
 the parameters, so each seed's BatchNorm sees that seed's batches alone.
+
+One run passes through all checkpoints of a seed. Between two epochs its whole state is a `TrainingState`: the streams
+are named by seed and epoch, so no generator has a state of its own, and a training that goes on from there passes
+through the same weights, to the bit on a CPU. Children are spawned from such a state of their parent: then their own
+seed names the order and the augmentation of what is left.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -40,10 +45,13 @@ Forward = Callable[[State, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Training:
-    """One trained seed. Loss and accuracy are of the final weights, without augmentation; NaN where it diverged.
-    `train` is of the images it was trained on."""
+    """One seed at one checkpoint of its training. Loss and accuracy are of the weights there, without augmentation; NaN
+    where it diverged. `train` is of the images it was trained on. `seconds` and skipped steps count from the beginning,
+    of a child from where it was spawned."""
 
     seed: int
+    epoch: int | None
+    """As in `Cell`: None at the end of the recipe's schedule."""
     state: State
     status: Status
     message: str
@@ -54,6 +62,36 @@ class Training:
     """Steps that were skipped because some gradient was not finite."""
 
 
+@dataclass(frozen=True)
+class TrainingState:
+    """All that the training of one seed goes on from between two epochs, on the CPU."""
+
+    epoch: int
+    """How many epochs of the recipe's schedule are behind it."""
+    weights: State
+    """Parameters and buffers of the network that is trained, in the type it is trained in."""
+    memory: State
+    """The optimizer's, as `Updates.memory` gives it."""
+    last_finite: int
+    """How many epochs ended finite, one after another."""
+    n_skipped: int
+    seconds: float
+
+
+class Progress(Protocol):
+    """Where trainings leave their states as they go, and find them when they begin again."""
+
+    def load(self, seed: int, latest: int) -> TrainingState | None:
+        """Where the training of `seed` has been left, if anywhere: the last state after at most `latest` epochs."""
+        ...
+
+    def is_due(self) -> bool:
+        """Whether it is time to save again: asked after every epoch."""
+        ...
+
+    def save(self, seed: int, state: TrainingState) -> None: ...
+
+
 def train_group(
     cell: Cell,
     seeds: Sequence[int],
@@ -61,15 +99,36 @@ def train_group(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     group_size: int | None = None,
+    *,
+    checkpoints: Mapping[int, Collection[int]] | None = None,
+    parent: TrainingState | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Training]:
     """Trains `seeds` of `cell` and yields each as it is done, in their order (of a data set in halves, those of the
     first half before those of the second); weights come back on the CPU.
 
+    `checkpoints` are, by seed, the epochs of the schedule at which its weights are wanted, which are yielded as they
+    are reached; by default the cell's own. `parent` is the state that a cell with `spawn` starts from. `progress` keeps
+    states on the way; a stack of seeds goes on from there where all of them were left at the same epoch.
     `group_size` seeds are stacked into one network at a time: by default 1 on a CPU, all that share their train images
-    elsewhere. Raises ValueError where the recipe cannot be trained on `device`.
+    elsewhere.
+    Raises ValueError where the recipe cannot be trained on `device`, for a checkpoint that training does not pass, and
+    where `parent` is not the state at the epoch to spawn at.
     """
     device = torch.device(device)
     check_trainable(cell.recipe, device)
+    first_epoch = cell.spawn_epoch or 0
+    if (None if parent is None else parent.epoch) != cell.spawn_epoch:
+        raise ValueError(
+            f"{cell.label} starts from {'no parent' if cell.spawn is None else 'its parent at the epoch to spawn at'}, "
+            f"got {'no state' if parent is None else f'a state after {parent.epoch} epochs'}"
+        )
+    wanted = {seed: sorted({cell.last_epoch} if checkpoints is None else set(checkpoints[seed])) for seed in seeds}
+    for epoch in {epoch for epochs in wanted.values() for epoch in epochs}:
+        if not first_epoch <= epoch <= cell.recipe.epochs:
+            raise ValueError(
+                f"training of {cell.label} passes epochs {first_epoch} to {cell.recipe.epochs}, not epoch {epoch}"
+            )
     network, trained_network = build_network(cell), build_training_network(cell)
     size = group_size or (1 if device.type == "cpu" else len(seeds))
     by_subset: dict[TrainSubset, list[int]] = {}
@@ -79,13 +138,55 @@ def train_group(
         own = dataset.trained_on(train_subset)
         for start in range(0, len(members), size):
             group = members[start : start + size]
-            begun = time.perf_counter()
-            stack = _train_stack(trained_network, cell.recipe, group, own, device, dtype)
-            seconds = (time.perf_counter() - begun) / len(group)
-            for seed, trained in zip(group, stack, strict=True):
-                if cell.normalization == "batch-fused":
-                    trained = replace(trained, state=_fold(trained_network, trained.state))
-                yield _judge(network, cell, seed, trained, own, seconds)
+            targets = {epoch for seed in group for epoch in wanted[seed]}
+            starts = _find_starts(group, min(targets, default=0), progress)
+            if starts is None and parent is not None:
+                starts = [replace(parent, n_skipped=0, seconds=0.0)] * len(group)
+            stack = _Stack(trained_network, cell, group, own, device, dtype, starts)
+            for epoch in sorted(targets):
+                _go_to(stack, epoch, max(targets), progress)
+                for index, seed in enumerate(group):
+                    if epoch in wanted[seed]:
+                        yield _judge(network, trained_network, cell, seed, stack.state_of(index), own)
+
+
+def train_states(
+    cell: Cell,
+    seed: int,
+    epochs: Collection[int],
+    dataset: Dataset,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    progress: Progress | None = None,
+) -> Iterator[TrainingState]:
+    """The states that the training of one seed of `cell` passes through after `epochs` of its schedule, ascending:
+    what children are spawned from. Raises ValueError where the recipe cannot be trained on `device`."""
+    device = torch.device(device)
+    check_trainable(cell.recipe, device)
+    own = dataset.trained_on(cell.data.train_subset(seed))
+    starts = _find_starts([seed], min(epochs), progress)
+    stack = _Stack(build_training_network(cell), cell, [seed], own, device, dtype, starts)
+    for epoch in sorted(epochs):
+        _go_to(stack, epoch, max(epochs), progress)
+        yield stack.state_of(0)
+
+
+def _find_starts(seeds: Sequence[int], latest: int, progress: Progress | None) -> list[TrainingState] | None:
+    """Where `progress` has left all of `seeds` at one epoch that is no later than `latest`."""
+    found = [progress.load(seed, latest) for seed in seeds] if progress is not None else []
+    left = [state for state in found if state is not None]
+    return left if len(left) == len(seeds) and len({state.epoch for state in left}) == 1 else None
+
+
+def _go_to(stack: _Stack, epoch: int, last: int, progress: Progress | None) -> None:
+    """Trains up to `epoch`, and leaves the states of the stack on the way; none at the `last`, after which there is
+    nothing to go on with."""
+    while stack.epoch < epoch:
+        stack.train_epoch()
+        if progress is not None and stack.epoch < last and progress.is_due():
+            for index, seed in enumerate(stack.seeds):
+                progress.save(seed, stack.state_of(index))
 
 
 def check_trainable(recipe: Recipe, device: torch.device | str) -> None:
@@ -120,68 +221,98 @@ def single_forward(network: nn.Module) -> Forward:
     return forward
 
 
-@dataclass(frozen=True)
-class _Trained:
-    """One seed of a stack after training: its weights and buffers, and the last epoch (from 1; 0 before any) that ended
-    finite."""
+class _Stack:
+    """A group of seeds in training, between two epochs."""
 
-    state: State
-    last_finite: int
-    n_skipped: int
+    def __init__(
+        self,
+        network: nn.Module,
+        cell: Cell,
+        seeds: Sequence[int],
+        dataset: Dataset,
+        device: torch.device,
+        dtype: torch.dtype,
+        starts: Sequence[TrainingState] | None,
+    ) -> None:
+        """Before the first epoch, or where `starts`, one per seed and all of one epoch, left off."""
+        begun = time.perf_counter()
+        self.seeds = seeds
+        self._network, self._cell, self._dataset, self._device, self._dtype = network, cell, dataset, device, dtype
+        recipe = cell.recipe
+        self._batch_size = min(recipe.batch_size, len(dataset.train))
+        self._images = pad(dataset.train.images.to(device, dtype), recipe.translate, dataset.black)
+        self._labels = dataset.train.labels.to(device)
+        if starts is None:
+            states = [initial_state(network, stream("initialization", seed), recipe.initialization) for seed in seeds]
+        else:
+            states = [start.weights for start in starts]
+        weights: State = {name: torch.stack([state[name] for state in states]).to(device) for name in states[0]}
+        weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+        for name, _ in network.named_parameters():
+            weights[name].requires_grad_()
+        self._weights = weights
+        self._forward = single_forward(network) if len(seeds) == 1 else stacked_forward(network)
+        self._updates = Updates(recipe, network, weights)
+        self.epoch = 0
+        self._last_finite = [0] * len(seeds)
+        self._seconds = 0.0
+        self._is_lost = False
+        if starts is not None:
+            self._updates.recall([start.memory for start in starts])
+            self._updates.n_skipped = [start.n_skipped for start in starts]
+            self.epoch = starts[0].epoch
+            self._last_finite = [start.last_finite for start in starts]
+            self._seconds = sum(start.seconds for start in starts)
+            self._is_lost = not any(finite_seeds(weights.values()))
+        self._seconds += time.perf_counter() - begun
 
+    def train_epoch(self) -> None:
+        """One more epoch of the schedule; nothing but its count where no seed is finite any more, for weights that are
+        not finite stay so."""
+        begun = time.perf_counter()
+        if not self._is_lost:
+            self._take_steps()
+            finite = finite_seeds(self._weights.values())
+            for index in range(len(self.seeds)):
+                if finite[index] and self._last_finite[index] == self.epoch:
+                    self._last_finite[index] = self.epoch + 1
+            self._is_lost = not any(finite)
+        self.epoch += 1
+        self._seconds += time.perf_counter() - begun
 
-def _train_stack(
-    network: nn.Module,
-    recipe: Recipe,
-    seeds: Sequence[int],
-    dataset: Dataset,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> list[_Trained]:
-    n_examples = len(dataset.train)
-    batch_size = min(recipe.batch_size, n_examples)
-    steps_per_epoch = n_examples // batch_size
-    images = pad(dataset.train.images.to(device, dtype), recipe.translate, dataset.black)
-    labels = dataset.train.labels.to(device)
-    initial = [initial_state(network, stream("initialization", seed), recipe.initialization) for seed in seeds]
-    weights: State = {name: torch.stack([state[name] for state in initial]).to(device) for name in initial[0]}
-    weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
-    for name, _ in network.named_parameters():
-        weights[name].requires_grad_()
-    forward = single_forward(network) if len(seeds) == 1 else stacked_forward(network)
-    updates = Updates(recipe, network, weights)
-    last_finite = [0] * len(seeds)
-    for epoch in range(recipe.epochs):
-        orders, views = _draw_epoch(recipe, seeds, epoch, dataset, device)
+    def _take_steps(self) -> None:
+        recipe, seeds, batch_size = self._cell.recipe, self.seeds, self._batch_size
+        steps_per_epoch = len(self._dataset.train) // batch_size
+        orders, views = _draw_epoch(self._cell, seeds, self.epoch, self._dataset, self._device)
         for batch in range(steps_per_epoch):
             rows = slice(batch * batch_size, (batch + 1) * batch_size)
             chosen = orders[:, rows]
             if views is None:
-                seen = images[chosen]
+                seen = self._images[chosen]
             else:
-                seen = take(images, chosen, _flatten(views, rows), recipe.translate, recipe.cutout)
-            with mode(network, training=True), _autocast(recipe, device):
-                logits = forward(weights, seen)
+                seen = take(self._images, chosen, _flatten(views, rows), recipe.translate, recipe.cutout)
+            with mode(self._network, training=True), _autocast(recipe, self._device):
+                logits = self._forward(self._weights, seen)
             # Summed over seeds, so each seed's gradient is that of its own mean loss.
             losses = F.cross_entropy(
-                logits.flatten(0, 1).to(dtype),
-                labels[chosen].flatten(),
+                logits.flatten(0, 1).to(self._dtype),
+                self._labels[chosen].flatten(),
                 reduction="none",
                 label_smoothing=recipe.label_smoothing,
             )
-            updates.backward(losses.reshape(len(seeds), -1).sum(1) / batch_size)
-            updates.step(learning_rate(recipe, epoch * steps_per_epoch + batch, steps_per_epoch))
-        finite = finite_seeds(weights.values())
-        for index in range(len(seeds)):
-            if finite[index] and last_finite[index] == epoch:
-                last_finite[index] = epoch + 1
-        if not any(finite):
-            break  # Weights that are not finite stay so.
-    trained = {name: tensor.detach().cpu() for name, tensor in weights.items()}
-    return [
-        _Trained({name: tensor[index].clone() for name, tensor in trained.items()}, last, n_skipped)
-        for index, (last, n_skipped) in enumerate(zip(last_finite, updates.n_skipped, strict=True))
-    ]
+            self._updates.backward(losses.reshape(len(seeds), -1).sum(1) / batch_size)
+            self._updates.step(learning_rate(recipe, self.epoch * steps_per_epoch + batch, steps_per_epoch))
+
+    def state_of(self, index: int) -> TrainingState:
+        """A copy of where one seed is."""
+        return TrainingState(
+            self.epoch,
+            {name: tensor[index].detach().cpu().clone() for name, tensor in self._weights.items()},
+            self._updates.memory(index),
+            self._last_finite[index],
+            self._updates.n_skipped[index],
+            self._seconds / len(self.seeds),
+        )
 
 
 def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
@@ -190,14 +321,18 @@ def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
 
 
 def _draw_epoch(
-    recipe: Recipe, seeds: Sequence[int], epoch: int, dataset: Dataset, device: torch.device
+    cell: Cell, seeds: Sequence[int], epoch: int, dataset: Dataset, device: torch.device
 ) -> tuple[Tensor, Views | None]:
     """Each seed's order of examples (n_seeds, n_examples), and its views (n_seeds, n_examples, ...) where augmented."""
     n_examples, _, height, width = dataset.train.images.shape
-    orders = np.stack([stream("order", seed, epoch).permutation(n_examples) for seed in seeds])
+    # A child's are never those of a training of its own seed, which may be its parent. The epoch it was spawned at is
+    # not named: along a study's epochs to spawn at, a child sees the same order wherever it has parted already.
+    kin = () if cell.spawn is None else ("spawned", cell.spawn[0])
+    orders = np.stack([stream("order", seed, epoch, *kin).permutation(n_examples) for seed in seeds])
     views = None
-    if recipe.augments:
-        drawn = [draw_views(stream("augmentation", seed, epoch), n_examples, (height, width), recipe) for seed in seeds]
+    if cell.recipe.augments:
+        size = (height, width)
+        drawn = [draw_views(stream("augmentation", seed, epoch, *kin), n_examples, size, cell.recipe) for seed in seeds]
         views = Views(
             torch.stack([each.offsets for each in drawn]).to(device),
             torch.stack([each.mirrored for each in drawn]).to(device),
@@ -218,20 +353,33 @@ def _fold(network: nn.Module, state: State) -> State:
     return fold_batch_norm(network, state)
 
 
-def _judge(network: nn.Module, cell: Cell, seed: int, trained: _Trained, dataset: Dataset, seconds: float) -> Training:
-    """Measures a trained seed and says whether it may take part in pairs."""
-    state, last_finite = trained.state, trained.last_finite
+def _judge(
+    network: nn.Module, trained_network: nn.Module, cell: Cell, seed: int, reached: TrainingState, dataset: Dataset
+) -> Training:
+    """Measures a seed at a checkpoint and says whether it may take part in pairs.
+
+    Next to nothing learned counts against the end of training alone: who asks for an early epoch asks for that.
+    """
+    state = reached.weights
+    if cell.normalization == "batch-fused":
+        state = _fold(trained_network, state)
     as_trained = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     train, test = evaluate(network, as_trained, dataset.train), evaluate(network, as_trained, dataset.test)
     status: Status = "trained"
     message = ""
     epochs = cell.recipe.epochs
-    if last_finite < epochs or not (math.isfinite(train.loss) and math.isfinite(test.loss)):
+    is_end = reached.epoch == epochs
+    last_finite = reached.last_finite
+    if last_finite < reached.epoch or not (math.isfinite(train.loss) and math.isfinite(test.loss)):
         status = "diverged"
-        when = f"in epoch {last_finite + 1} of {epochs}" if last_finite < epochs else "at the end of training"
+        when = "at the end of training" if is_end else f"after epoch {reached.epoch} of {epochs}"
+        if last_finite < reached.epoch:
+            when = f"in epoch {last_finite + 1} of {epochs}"
         message = f"weights or loss became non-finite {when}"
         train, test = replace(train, loss=math.nan, accuracy=math.nan), replace(test, loss=math.nan, accuracy=math.nan)
-    elif train.loss > UNTRAINED_SHARE * math.log(dataset.spec.n_classes):
+    elif is_end and train.loss > UNTRAINED_SHARE * math.log(dataset.spec.n_classes):
         status = "untrained"
         message = f"train loss {train.loss:.3f} is that of guessing among {dataset.spec.n_classes} classes"
-    return Training(seed, state, status, message, train, test, seconds, trained.n_skipped)
+    return Training(
+        seed, None if is_end else reached.epoch, state, status, message, train, test, reached.seconds, reached.n_skipped
+    )

@@ -50,6 +50,8 @@ def call(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProc
         (("run", "digits-depth", "--size", "huge"), "digits-depth has no size 'huge': it comes in one"),
         (("run", "digits-depth", "--sweep", "learning_rate"), "--sweep takes FIELD=VALUE,VALUE,..., got learning_rate"),
         (("run", "digits-depth", "--sweep", "batch_size=8,x"), "batch_size takes whole numbers, got x"),
+        (("run", "digits-depth", "--sweep", "epoch=1,first"), "epoch takes whole numbers, got first"),
+        (("run", "digits-depth", "--sweep", "epoch=1,61"), "epoch must be a whole number from 0 to 60, the epochs of"),
         (("run", "digits-depth", "--sweep", "flip=maybe"), "flip is true or false, got maybe"),
         (("run", "digits-depth", "--sweep", "speed=1"), "there is no field 'speed' to sweep; known, of recipes: "),
         (("run", "own.toml"), "own.toml cannot be read (No such file or directory)"),

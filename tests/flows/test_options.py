@@ -49,6 +49,15 @@ def test_a_study_in_a_file_is_the_grid_that_it_writes(tmp_path: Path):
     assert [measurement.alphas for measurement in request.measurements] == [5]
 
 
+def test_a_file_may_ask_for_checkpoints_of_one_training(tmp_path: Path):
+    over_time = STUDY.replace("learning_rate = [0.01, 0.02]", 'epoch = [0, 1, 5, "last"]')
+    request = resolve(tmp_path, over_time)
+    assert [cell.epoch for cell in request.cells if cell.width == 32] == [0, 1, None]
+    assert request.swept == ("epoch",)
+    with pytest.raises(ValueError, match="the epochs of recipe digits/epochs=5, or last, got 6"):
+        resolve(tmp_path, over_time.replace('5, "last"', '6, "last"'))
+
+
 def test_options_change_a_study_in_a_file_as_any_other(tmp_path: Path):
     request = resolve(tmp_path, STUDY, width=[8], seeds=2, sweep={"optimizer": ["sgd", "adam"]})
     assert {cell.width for cell in request.cells} == {8}

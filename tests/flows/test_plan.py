@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from flows.options import StudyOptions
-from flows.plan import forward_flops, group_size, make_plan, measure_flops_per_second, training_flops
+from flows.plan import forward_flops, group_size, make_plan, measure_flops_per_second, request_flops, training_flops
+from flows.presets import PRESETS
 from infra.storage import Store
 from tasks.datasets import describe_dataset
 from tasks.science.request import Request
@@ -22,6 +24,30 @@ def test_a_plan_of_an_empty_store_is_all_to_do(store: Store, tmp_path: Path):
     assert plan.describe().startswith("16 endpoints, 24 pairs, ")
     assert 0 < plan.hours < 1
     assert not Path(store.url).exists()
+
+
+def test_a_plan_counts_the_checkpoints_of_a_seed_as_one_training(store: Store, tmp_path: Path):
+    options = {"study": "digits-depth", "depth": [2], "epochs": 20}
+    plain, over_time, early = (
+        make_plan(store, request_of(tmp_path, **options, sweep={"epoch": epochs}), 1)
+        for epochs in ([None], [0, 5, None], [0, 5])
+    )
+    assert (over_time.n_endpoints, over_time.n_missing_endpoints, over_time.n_missing_pairs) == (12, 12, 18)
+    assert over_time.training_flops == plain.training_flops == 4 * early.training_flops
+    assert over_time.measuring_flops == 3 * plain.measuring_flops
+
+
+def test_a_plan_counts_a_parent_once_and_its_children_from_where_they_part(store: Store, tmp_path: Path, monkeypatch):
+    request = request_of(tmp_path, study="digits-depth", depth=[2], epochs=20)
+    preset = dataclasses.replace(PRESETS["digits-depth"], spawns=((0, 5), (0, 15)))
+    monkeypatch.setitem(PRESETS, "digits-depth", preset)
+    spawned = request_of(tmp_path, study="digits-depth", depth=[2], epochs=20)
+    whole = training_flops(request.cells[0])
+    expected = whole * (4 * 15 + 4 * 5 + 15) / 20
+    assert make_plan(store, spawned, 1).training_flops == pytest.approx(expected)
+    assert request_flops(spawned) - request_flops(request) == pytest.approx(
+        expected - 4 * whole + make_plan(store, request, 1).measuring_flops
+    )
 
 
 def test_a_plan_without_data_counts_everything_and_says_so(store: Store, tmp_path: Path):
@@ -54,7 +80,7 @@ def test_the_measured_rate_is_that_of_a_computer():
     assert 1e8 < measure_flops_per_second() < 1e13
 
 
-@pytest.mark.parametrize(("seconds", "size"), [(0.01, 2000), (5, 4), (300, 1)])
+@pytest.mark.parametrize(("seconds", "size"), [(0, 20_000), (0.01, 2000), (5, 4), (300, 1)])
 def test_tasks_carry_about_twenty_seconds(seconds: float, size: int):
     assert group_size(seconds) == size
 

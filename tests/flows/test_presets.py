@@ -9,6 +9,7 @@ from flows.presets import PRESETS
 from tasks.datasets import DATASETS
 from tasks.science.networks import ARCHITECTURES
 from tasks.science.recipes import RECIPES
+from tasks.science.request import Request
 from tasks.science.specs import DataSpec
 from tasks.science.training import check_trainable
 
@@ -33,7 +34,7 @@ def test_every_study_makes_a_request_as_it_comes(name: str):
     }
     assert {(c.data.name, c.architecture, c.normalization, c.width, c.depth) for c in request.cells} == wanted
     assert len(request.seeds) == preset.n_seeds
-    assert not set(request.swept) ^ set(preset.sweep)
+    assert set(request.swept) == {*preset.sweep, *preset.times}
 
 
 @pytest.mark.parametrize(("name", "size"), [(name, size) for name, preset in PRESETS.items() for size in preset.sizes])
@@ -97,6 +98,39 @@ def test_a_sweep_crosses_fields_of_recipes_and_of_measurements():
     assert request.swept == ("learning_rate", "optimizer", "statistics")
     plain = StudyOptions(study="digits-depth", depth=[2]).resolve(describe)
     assert plain.cells[0].id in {cell.id for cell in request.cells}
+
+
+def test_a_sweep_of_epochs_gives_a_cell_for_every_checkpoint():
+    request = StudyOptions(
+        study="digits-depth", depth=[2], epochs=20, sweep={"epoch": [0, 1, 20, "last"], "learning_rate": [0.01, 0.02]}
+    ).resolve(describe)
+    assert [(cell.epoch, cell.recipe.learning_rate) for cell in request.cells] == [
+        (0, 0.01), (1, 0.01), (None, 0.01), (0, 0.02), (1, 0.02), (None, 0.02),
+    ]  # fmt: skip
+    assert request.swept == ("epoch", "learning_rate")
+    plain = StudyOptions(study="digits-depth", depth=[2], epochs=20).resolve(describe)
+    assert plain.cells[0] == request.cells[2]
+    assert Request.from_json(request.to_json()) == request
+
+
+def test_a_studys_own_epochs_are_those_that_its_recipes_reach():
+    def times(**options) -> dict[str, list]:
+        found: dict[str, list] = {}
+        for cell in StudyOptions(**options).resolve(describe).cells:
+            found.setdefault(cell.architecture, []).append(cell.epoch if cell.spawn is None else cell.spawn)
+        return found
+
+    over_training = {"study": "barrier-over-training"}
+    assert times(**over_training) == {"resnet20": [0, 1, 2, 5, None], "mlp": [0, 1, 2, 5, 10, 20, 50, None]}
+    assert times(**over_training, epochs=5) == {name: [0, 1, 2, None] for name in ("resnet20", "mlp")}
+    assert times(**over_training, size="smoke") == {"resnet20": [0, 1, 2, None], "mlp": [0, 1, 2, 5, None]}
+    assert times(study="stability", size="smoke") == {
+        "resnet20": [(0, 0), (0, 1), (0, 2)], "mlp": [(0, 0), (0, 1), (0, 2), (0, 5)],
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="from 0 to 10, the epochs of recipe r20-short, or last, got 20"):
+        times(**over_training, sweep={"epoch": [1, 20]})
+    request = StudyOptions(study="stability").resolve(describe)
+    assert Request.from_json(request.to_json()) == request
 
 
 def test_an_option_takes_the_place_of_a_studys_own_sweep():
@@ -185,7 +219,16 @@ def test_digits_depth_is_what_it_says():
             "precision must be one of float32, bfloat16, float16",
         ),
         ({"study": "mlp-width", "epochs": 0}, "epochs must be a positive whole number, got 0"),
-        ({"study": "mlp-width", "sweep": {"epoch": [1]}}, "no field 'epoch' to sweep; known, of recipes: batch_size, "),
+        ({"study": "mlp-width", "sweep": {"speed": [1]}}, "no field 'speed' to sweep; known, of recipes: batch_size, "),
+        ({"study": "mlp-width", "sweep": {"speed": [1]}}, "draw, augmented; and epoch"),
+        (
+            {"study": "mlp-width", "sweep": {"epoch": [1, 101]}},
+            "epoch must be a whole number from 0 to 100, the epochs of recipe mlp, or last, got 101",
+        ),
+        ({"study": "mlp-width", "sweep": {"epoch": ["lost"]}}, "or last, got 'lost'"),
+        ({"study": "mlp-width", "sweep": {"epoch": [-1]}}, "or last, got -1"),
+        ({"study": "mlp-width", "sweep": {"epoch": []}}, "a sweep of epoch needs at least one value"),
+        ({"study": "stability", "sweep": {"epoch": [5]}}, "have checkpoints after it alone, got epoch 5"),
         ({"study": "mlp-width", "sweep": {"width": [1]}}, "width has an option of its own: --width"),
         ({"study": "mlp-width", "sweep": {"epochs": []}}, "a sweep of epochs needs at least one value"),
         ({"study": "mlp-width", "sweep": {"epochs": [1, -1]}}, "epochs must be a positive whole number, got -1"),

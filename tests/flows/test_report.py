@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 
-from flows.figures import CURVES, curves_of, draw_barriers, label_series, main_factor
+from flows.figures import CURVES, cells_of, curves_of, draw_barriers, label_cell, label_series, main_factor
 from flows.report import answer_widths, make_claim, print_ablation, section_starts, summarise_ablation, write_report
 from infra.storage import Store, StoreError
 from infra.tables import write_table
@@ -100,6 +101,43 @@ def test_all_images_are_a_value_of_what_is_swept():
     assert list(dict.fromkeys(summarise_ablation(ablation)["statistics"])) == ["100", "1000", "all"]
     assert "with statistics 100, on digits" in make_claim(ablation)
     assert "with statistics all, on digits" in make_claim(ablation)
+
+
+def test_the_end_of_training_is_the_last_epoch_of_axis_table_and_claim(monkeypatch: pytest.MonkeyPatch):
+    cells = [
+        pd.DataFrame(ablation_rows(depths=(4,))).assign(cell_id=str(epoch), epoch=epoch) for epoch in (None, 10, 2, 0)
+    ]
+    # As a table is read: whole numbers beside nulls are floats.
+    ablation = pd.concat(cells, ignore_index=True).astype({"epoch": float})
+    assert main_factor(ablation) == "epoch"
+    assert set(label_series(ablation, "epoch")) == {""}
+    assert list(dict.fromkeys(summarise_ablation(ablation)["epoch"])) == ["0", "2", "10", "last"]
+    claim = make_claim(ablation)
+    assert claim.count("REPAIR removes") == 2
+    assert "with epoch 0, on digits" in claim
+    assert "with epoch last, on digits" in claim
+    shown: list[list[str]] = []
+    set_xticks = Axes.set_xticks
+
+    def look(self, positions, labels=None, **options):
+        if labels is not None:
+            shown.append(list(labels))
+        return set_xticks(self, positions, labels, **options)
+
+    monkeypatch.setattr(Axes, "set_xticks", look)
+    assert draw_barriers(ablation)
+    assert shown == [["0", "2", "10", "last"]] * 2
+
+
+def test_panels_tell_the_epoch_of_their_cell_and_stand_in_its_order():
+    points = pd.DataFrame(
+        [
+            {"cell_id": cell_id, "epoch": epoch, "dataset": "digits", "architecture": "mlp", "normalization": "none"}
+            | {"width": 8, "depth": 2, "recipe": "r", "measurement": "default"}
+            for cell_id, epoch in (("a", None), ("b", 10), ("c", 2))
+        ]
+    )
+    assert [label_cell(of_cell, points) for of_cell in cells_of(points)] == ["epoch 2", "epoch 10", "epoch last"]
 
 
 def test_a_study_without_a_barrier_claims_nothing(ablation: pd.DataFrame):

@@ -17,6 +17,7 @@ from flows.study import UnfinishedError, label_seeds, run_study
 from infra.settings import Settings
 from infra.storage import Store
 from tasks import schema
+from tasks.science import training
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.xdist_group("prefect")]
 
@@ -60,6 +61,59 @@ def test_a_study_runs_to_its_tables_and_a_second_run_makes_nothing(store: Store)
     trained = set(snapshot(store)) - set(before)
     assert sum(key.startswith("endpoints/") for key in trained) == 1
     assert sum(key.startswith("permutations/") for key in trained) == 3
+
+
+def test_a_study_over_time_trains_each_seed_once(store: Store, monkeypatch):
+    runs: list[tuple[int, ...]] = []
+    honest = training.train_group
+
+    def counted(cell, seeds, *arguments, **options):
+        runs.append(tuple(seeds))
+        return honest(cell, seeds, *arguments, **options)
+
+    monkeypatch.setattr("tasks.train.train_group", counted)
+    over_time = {"depth": [2], "alphas": 3, "sweep": {"epoch": [0, 1, "last"]}}
+    run(store, **over_time)
+    assert runs == [(0, 1, 2)]
+    tables = tables_of(store)
+    endpoints = tables["endpoints"]
+    assert (endpoints["status"] == "trained").all()
+    assert endpoints.groupby("checkpoint_epoch", dropna=False).size().tolist() == [3, 3, 3]
+    assert (endpoints["epoch"].fillna(-1) == endpoints["checkpoint_epoch"].fillna(-1)).all()
+    assert tables["barriers"].groupby("epoch", dropna=False).size().tolist() == [24, 24, 24]
+    assert not (Path(store.url) / "trainings").exists() or not list((Path(store.url) / "trainings").iterdir())
+
+    before = snapshot(store)
+    run(store, **over_time)
+    assert snapshot(store) == before
+    assert len(runs) == 1
+
+
+def test_children_are_spawned_from_one_training_of_their_parent(store: Store, monkeypatch):
+    preset = dataclasses.replace(PRESETS["digits-depth"], spawns=((0, 0), (0, 2), (0, 100)), corrections=("none",))
+    monkeypatch.setitem(PRESETS, "digits-depth", preset)
+    runs: list[list[int]] = []
+    honest = training.train_states
+
+    def counted(cell, seed, epochs, *arguments, **options):
+        runs.append([seed, *sorted(epochs)])
+        return honest(cell, seed, epochs, *arguments, **options)
+
+    monkeypatch.setattr("tasks.trainings.train_states", counted)
+    run(store, depth=[2], alphas=3)
+    assert runs == [[0, 0, 2]]
+    tables = tables_of(store)
+    times = tables["ablation"][["spawn_seed", "spawn_epoch"]].drop_duplicates().to_numpy().tolist()
+    assert sorted(times) == [[0, 0], [0, 2]]
+    of_pairs = tables["barriers"].query("kind == 'pair' and matcher == 'none' and split == 'test'")
+    assert of_pairs.groupby("spawn_epoch").size().tolist() == [3, 3]
+    page = (Path(store.url) / "studies/digits-depth/report.html").read_text()
+    assert "spawn_epoch" in page
+
+    # More children start from the same states.
+    run(store, depth=[2], alphas=3, seeds=4)
+    assert len(runs) == 1
+    assert len(tables_of(store)["endpoints"]) == 8
 
 
 def test_the_ui_has_named_tasks_their_logs_the_table_and_the_figure(store: Store):

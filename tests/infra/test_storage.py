@@ -35,6 +35,13 @@ def test_who_comes_second_does_not_overwrite(store: Store):
     assert store.read("x") == b"third"
 
 
+def test_what_is_removed_is_gone_and_what_is_not_there_can_be_removed(store: Store):
+    store.create("a/x", b"1")
+    store.remove("a/x")
+    store.remove("a/x")
+    assert files_under(store) == []
+
+
 def test_of_many_writers_at_once_exactly_one_writes(store: Store):
     """All pass the check for existence before any of them has finished."""
     gate = threading.Barrier(8)

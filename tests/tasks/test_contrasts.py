@@ -52,6 +52,31 @@ def test_cells_are_compared_where_they_differ_in_one_factor_and_widths_with_thei
     assert differ([cell(), cell(width=16, depth=3)]) == []
 
 
+def test_epochs_are_compared_with_their_neighbours_and_the_end_is_the_last():
+    nan = float("nan")
+    cells = [cell(epoch=epoch) | {"cell_id": str(epoch)} for epoch in (None, 10, 2, 0)]
+    assert differ(cells) == [("epoch", "0", "2"), ("epoch", "2", "10"), ("epoch", "10", "None")]
+    assert differ([cell(epoch=nan), cell(width=16, epoch=None)]) == [("width", "8", "16")]
+    spawned = [cell(spawn_seed=0.0, spawn_epoch=epoch) | {"cell_id": str(epoch)} for epoch in (4.0, 1.0)]
+    assert differ([*spawned, cell()]) == [("spawn_epoch", "1.0", "4.0")]
+
+
+def test_epochs_of_one_training_are_compared_over_the_pairs_that_both_have():
+    cells = [cell(epoch=1) | {"cell_id": "early"}, cell(epoch=None) | {"cell_id": "late"}]
+    barriers = barriers_of(cells)
+    barriers = barriers[(barriers["cell_id"] == "late") | (barriers["seed_b"] < 3)]
+    table = tabulate_contrasts(pd.DataFrame(cells), barriers)
+    row = table.query("split == 'test' and metric == 'loss_barrier'").iloc[0]
+    assert (row["factor"], row["value"], row["other_value"], row["n_pairs"]) == ("epoch", "1", "last", 3)
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    early, late = (
+        barriers[(barriers["cell_id"] == name) & (barriers["split"] == "test") & (barriers["seed_b"] < 3)]
+        for name in ("early", "late")
+    )
+    expected = paired_difference(pairs, list(early["loss_barrier"]), list(late["loss_barrier"]))
+    assert (row["difference"], row["low"], row["high"]) == pytest.approx((expected.mean, expected.low, expected.high))
+
+
 def test_cells_that_differ_in_what_no_name_tells_differ_all_the_same():
     assert differ([cell(), cell(width=16, data_fingerprint="other")]) == []
     assert differ([cell(), cell(recipe="r/epochs=9", recipe_epochs=9)]) == [("recipe", "r", "r/epochs=9")]

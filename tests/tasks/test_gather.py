@@ -63,9 +63,9 @@ paper: C point method matcher correction measurement split metric published publ
     new_pair_low new_pair_high difference verdict n_seeds n_pairs n_diverged n_untrained source note
 contrasts: C other_cell_id matcher other_matcher correction other_correction measurement split metric factor value
     other_value difference low high n_seeds other_n_seeds n_pairs other_n_pairs
-width_laws: study series_id dataset architecture normalization depth recipe matcher correction measurement split metric
-    c c_low c_high p p_low p_high floor floor_low floor_high fit_probability n_widths n_measured_widths threshold answer
-    width width_low width_high answer_text
+width_laws: study series_id dataset architecture normalization depth recipe epoch spawn_seed spawn_epoch matcher
+    correction measurement split metric c c_low c_high p p_low p_high floor floor_low floor_high fit_probability
+    n_widths n_measured_widths threshold answer width width_low width_high answer_text
 """
 """Written out again from the design, so that a column cannot change on one side alone."""
 
@@ -78,7 +78,9 @@ def test_the_columns_are_those_of_the_contract():
     for table in schema.TABLES:
         if table.name == "cells":
             assert list(table.columns)[: len(columns["C"])] == columns["C"]
-            assert {"recipe_learning_rate", "recipe_epochs", "data_fingerprint", "data_n_train"} <= set(table.columns)
+            assert {"recipe_learning_rate", "recipe_epochs", "data_fingerprint", "data_n_train", "epoch"} <= set(
+                table.columns
+            )
         else:
             assert list(table.columns) == columns[table.name], table.name
 
@@ -248,8 +250,8 @@ def test_an_endpoint_that_could_not_be_made_is_failed_with_its_reason(store: Sto
 
 
 def test_the_steps_that_a_training_skipped_are_counted(store: Store, cell: Cell, monkeypatch):
-    def train_group(*arguments):
-        for trained in training.train_group(*arguments):
+    def train_group(*arguments, **options):
+        for trained in training.train_group(*arguments, **options):
             yield dataclasses.replace(trained, n_skipped_steps=10 + trained.seed)
 
     monkeypatch.setattr("tasks.train.train_group", train_group)

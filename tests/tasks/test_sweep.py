@@ -7,6 +7,7 @@ import pytest
 from pipeline import make_request, run_all
 
 from infra.storage import Store
+from tasks import schema
 from tasks.science.specs import Cell, Measurement, override
 from tasks.sweep import parse_value
 
@@ -50,10 +51,34 @@ def test_each_choice_of_statistics_images_has_its_own_alignment_and_the_direct_p
     assert len(counts) == 2 * 2 * 2 * 2 * 2
 
 
+def test_times_are_columns_of_every_table_with_a_cell(store: Store, cell: Cell):
+    children = dataclasses.replace(cell, spawn=(0, 1))
+    request = dataclasses.replace(
+        make_request(cell.at(1), cell, children, n_seeds=3, alphas=3), swept=("epoch", "spawn_seed", "spawn_epoch")
+    )
+    run_all(store, request)
+    root = f"{store.url}/studies/test"
+    times = ["epoch", "spawn_seed", "spawn_epoch"]
+    for table in schema.TABLES:
+        frame = pd.read_parquet(f"{root}/{table.name}.parquet")
+        assert set(times) <= set(frame.columns), table.name
+        if table.name in ("cells", "endpoints", "merges", "paths", "barriers", "layers", "axes", "ablation"):
+            seen = {tuple(None if pd.isna(v) else int(v) for v in row) for row in frame[times].to_numpy()}
+            assert seen == {(1, None, None), (None, None, None), (None, 0, 1)}, table.name
+    endpoints = pd.read_parquet(f"{root}/endpoints.parquet")
+    assert sorted(endpoints["checkpoint_epoch"].dropna()) == [1, 1, 1]
+    contrasts = pd.read_parquet(f"{root}/contrasts.parquet")
+    across = contrasts[contrasts["factor"] == "epoch"]
+    assert set(zip(across["value"], across["other_value"], strict=True)) == {("1", "last")}
+    assert across["low"].notna().all()
+    assert not set(contrasts["factor"]) & {"spawn_seed", "spawn_epoch"}, "a child differs from its parent in both"
+
+
 @pytest.mark.parametrize(
     ("name", "word", "value"),
     [
         ("learning_rate", "1e-3", 0.001), ("batch_size", "8", 8), ("flip", "True", True), ("augmented", "false", False),
+        ("epoch", "5", 5), ("epoch", "last", None),
         ("optimizer", "adam", "adam"), ("statistics", "100", 100), ("statistics", "all", None), ("alphas", "5", 5),
     ],
 )  # fmt: skip

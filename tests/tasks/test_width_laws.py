@@ -54,6 +54,16 @@ def test_a_series_has_its_law_and_its_answer(changes: dict[str, Any]):
     )
 
 
+def test_every_epoch_has_a_law_of_its_own_and_the_end_has_the_one_it_had():
+    early = tuple([row | {"cell_id": f"{row['cell_id']}-1", "epoch": 1} for row in part] for part in series(c=20.0))
+    table = tabulate(series(), early)
+    assert table.groupby("epoch", dropna=False)["series_id"].nunique().tolist() == [1, 1]
+    end = table[table["epoch"].isna()]
+    assert set(end["series_id"]) == set(tabulate(series())["series_id"])
+    sentence = table[(table["epoch"] == 1) & (table["metric"] == "accuracy_barrier")]["answer_text"].iloc[0]
+    assert "mlp of 3 hidden layers after epoch 1 on digits" in sentence
+
+
 def test_widths_are_weighted_by_the_standard_errors_that_their_intervals_were_made_of():
     cells, rows = series()
     noisy = pd.DataFrame(rows)

@@ -52,14 +52,21 @@ def cell() -> Cell:
 
 
 def train_stack(
-    cell: Cell, recipe: Recipe, seeds: list[int], gradients: dict[int, list[State]]
+    cell: Cell, recipe: Recipe, seeds: list[int], gradients: dict[int, list[State]], left_at: int | None = None
 ) -> tuple[State, Updates]:
-    """The weights of `seeds`, stacked, after one step per gradient, each with a learning rate of its own."""
+    """The weights of `seeds`, stacked, after one step per gradient, each with a learning rate of its own; before step
+    `left_at` what is known of each seed is all that others go on from."""
     network = build_network(cell)
     states = [initial_state(network, stream("initialization", seed)) for seed in seeds]
     weights = {name: torch.stack([state[name] for state in states]).double().requires_grad_() for name in states[0]}
     updates = Updates(recipe, network, weights)
     for step in range(N_STEPS):
+        if step == left_at:
+            memories, n_skipped = [updates.memory(index) for index in range(len(seeds))], updates.n_skipped
+            weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()}
+            updates = Updates(recipe, network, weights)
+            updates.recall(memories)
+            updates.n_skipped = n_skipped
         # A loss that is linear in the weights has the gradient that is asked for.
         losses = [
             sum((weights[name][i] * gradients[seed][step][name]).sum() for name in weights)
@@ -103,6 +110,28 @@ def test_updates_of_a_stack_are_those_of_each_seed_alone(cell: Cell, optimizer: 
         assert own.n_skipped == [updates.n_skipped[index]]
         for name, tensor in stacked.items():
             assert torch.equal(tensor[index], alone[name][0]), name
+
+
+@pytest.mark.parametrize("left_at", [0, 1, 4])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(("skip", "precision"), [(False, "float32"), (True, "float32"), (True, "float16")])
+def test_updates_go_on_from_what_they_remember_of_each_seed(
+    cell: Cell, optimizer: str, skip: bool, precision: str, left_at: int
+):
+    """In float16 that is the scale of each seed's loss too, which a skipped step halves."""
+    recipe = dataclasses.replace(cell.recipe, optimizer=optimizer, skip_nonfinite=skip, precision=precision)
+    gradients = draw_gradients(cell, [0, 1, 2], SPOILED if skip else {})
+    undisturbed, before = train_stack(cell, recipe, [0, 1, 2], gradients)
+    again, updates = train_stack(cell, recipe, [0, 1, 2], gradients, left_at)
+    assert updates.n_skipped == before.n_skipped
+    for name, tensor in undisturbed.items():
+        assert torch.equal(again[name], tensor), name
+    for index in range(3):
+        ours, theirs = updates.memory(index), before.memory(index)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        if precision == "float16":
+            assert ours["scale/"] == 2.0 ** (16 - updates.n_skipped[index])
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
