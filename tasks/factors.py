@@ -7,6 +7,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations, pairwise, product
 from typing import Any
 
+from tasks import schema
+
 TIMES = tuple(schema.TIME)
 FACTORS = ("dataset", "architecture", "normalization", "width", "depth", "recipe", *TIMES)
 ORDERED_FACTORS = ("width", "depth", "epoch", "spawn_epoch")
