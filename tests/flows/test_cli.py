@@ -1,10 +1,11 @@
-"""The command, as a person calls it: in a process of its own."""
+"""The command, as a person calls it."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,26 @@ def call(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProc
         [str(COMMAND), *words], cwd=cwd, capture_output=True, text=True, timeout=120, check=False,
         env={**os.environ, "REPAIRLAB_DATA_DIR": str(cwd / "data"), **environment},
     )  # fmt: skip
+
+
+CallHere = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def call_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> CallHere:
+    """The same in this process and a folder of its own, where the seconds that a new process takes show nothing."""
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["repairlab", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        written = capsys.readouterr()
+        code = ended.value.code
+        return subprocess.CompletedProcess(words, code if isinstance(code, int) else 0, written.out, written.err)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REPAIRLAB_DATA_DIR", str(tmp_path / "data"))
+    return call
 
 
 @pytest.mark.parametrize(
@@ -59,22 +80,14 @@ def call(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProc
         (("report", "../x"), "'../x' is no name"),
     ],
 )
-def test_wrong_words_are_one_sentence_and_exit_code_2(
-    tmp_path: Path, words: tuple[str, ...], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys
-):
-    """In this process, for there are many: the next test sees one from outside."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("REPAIRLAB_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setattr(sys, "argv", ["repairlab", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    called = capsys.readouterr()
-    assert ended.value.code == 2
-    assert called.err.startswith(f"repairlab: {sentence}" if "must be" not in sentence else "repairlab: ")
-    assert sentence in called.err
-    assert called.err.count("\n") == 1
-    assert called.out == ""
-    assert list(tmp_path.iterdir()) == []
+def test_wrong_words_are_one_sentence_and_exit_code_2(call_here: CallHere, words: tuple[str, ...], sentence: str):
+    called = call_here(*words)
+    assert called.returncode == 2
+    assert called.stderr.startswith(f"repairlab: {sentence}" if "must be" not in sentence else "repairlab: ")
+    assert sentence in called.stderr
+    assert called.stderr.count("\n") == 1
+    assert called.stdout == ""
+    assert list(Path().iterdir()) == []
 
 
 def test_wrong_words_end_the_command_with_2(tmp_path: Path):
@@ -84,9 +97,9 @@ def test_wrong_words_end_the_command_with_2(tmp_path: Path):
     assert called.stdout == ""
 
 
-def test_a_command_or_option_that_is_not_there_exits_with_2(tmp_path: Path):
-    assert call("frobnicate", cwd=tmp_path).returncode == 2
-    assert call("run", "digits-depth", "--frobnicate", cwd=tmp_path).returncode == 2
+def test_a_command_or_option_that_is_not_there_exits_with_2(call_here: CallHere):
+    assert call_here("frobnicate").returncode == 2
+    assert call_here("run", "digits-depth", "--frobnicate").returncode == 2
 
 
 def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path: Path):
@@ -114,27 +127,27 @@ def test_a_dry_run_prints_its_counts_first_and_needs_neither_data_nor_server(tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_matchers_corrections_and_networks_can_be_chosen(tmp_path: Path):
+def test_matchers_corrections_and_networks_can_be_chosen(call_here: CallHere):
     words = ("--matcher", "none,activation/reading=pre,solver=scipy,weight/restarts=2", "--correction", "none,reset")
-    called = call("run", "r20-norm-short", *words, "--statistics", "5000", "--dry-run", cwd=tmp_path)
+    called = call_here("run", "r20-norm-short", *words, "--statistics", "5000", "--dry-run")
     assert called.returncode == 0, called.stderr
     assert called.stdout.startswith("8 endpoints, 12 pairs, ")
     assert "correction reset is not defined for resnet20 with normalization layer, and left out there" in called.stdout
-    one = call("run", "r20-norm-short", *words, "--normalization", "batch", "--dry-run", cwd=tmp_path)
+    one = call_here("run", "r20-norm-short", *words, "--normalization", "batch", "--dry-run")
     assert one.stdout.startswith("4 endpoints, 6 pairs, ")
     assert "left out" not in one.stdout
 
 
-def test_studies_are_listed_with_what_they_ask_and_cost(tmp_path: Path):
-    called = call("studies", cwd=tmp_path)
+def test_studies_are_listed_with_what_they_ask_and_cost(call_here: CallHere):
+    called = call_here("studies")
     assert called.returncode == 0
     assert "digits-depth: How does the barrier" in called.stdout
     assert "140 endpoints, 280 pairs, " in called.stdout
     assert "recipes mlp, table1, table1-skip; sizes smoke, small; figure mlp_datasets2; run here: " in called.stdout
 
 
-def test_a_report_without_tables_says_how_to_make_them(tmp_path: Path):
-    assert call("report", "nonsense", cwd=tmp_path).returncode == 2
-    called = call("report", "digits-depth", cwd=tmp_path)
+def test_a_report_without_tables_says_how_to_make_them(call_here: CallHere):
+    assert call_here("report", "nonsense").returncode == 2
+    called = call_here("report", "digits-depth")
     assert called.returncode == 1
     assert "holds no tables of digits-depth: `repairlab run digits-depth` makes them" in called.stderr
