@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from interruption import dying
 from pipeline import make_request, merges_of, run_all
 
 from infra.checkpoints import pack, read_checkpoint, read_header
 from infra.paths import endpoint_key, training_key
 from infra.storage import Store
 from tasks.artifacts import load_weights, read_endpoint
-from tasks.science.optimization import Updates
 from tasks.science.specs import Cell, Endpoint
 from tasks.train import train, train_parent
 from tasks.trainings import has_arrived, load_state
@@ -32,23 +30,6 @@ def digest(store: Store, cell: Cell, seed: int, epoch: int | None = LAST) -> str
 
 def states_in(store: Store) -> set[str]:
     return set(store.names("trainings"))
-
-
-@contextmanager
-def dying(n_steps: int) -> Iterator[None]:
-    """Training raises after `n_steps`."""
-    step, taken = Updates.step, [0]
-
-    def fail(self: Updates, rate: float) -> None:
-        taken[0] += 1
-        if taken[0] > n_steps:
-            raise RuntimeError("the power is off")
-        step(self, rate)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Updates, "step", fail)
-        with pytest.raises(RuntimeError, match="the power is off"):
-            yield
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 
 import pytest
 import torch
+from interruption import dying
 
 from tasks.science.examples import Dataset
 from tasks.science.identity import stream, weights_digest
 from tasks.science.networks import build_training_network, initial_state
 from tasks.science.networks.folding import fold_batch_norm
 from tasks.science.networks.mlp import MLP
-from tasks.science.optimization import Updates
 from tasks.science.specs import Cell, Endpoint
 from tasks.science.training import Training, TrainingState, train_group, train_states
 
@@ -126,17 +126,15 @@ RECIPES = {
 @pytest.mark.parametrize("normalization", ["none", "batch-fused"])
 @pytest.mark.parametrize("changes", RECIPES.values(), ids=list(RECIPES))
 def test_a_training_that_dies_within_an_epoch_goes_on_to_the_same_weights(
-    blobs: Dataset, spoiled: Dataset, augmented: Cell, changes: dict, normalization: str, monkeypatch
+    blobs: Dataset, spoiled: Dataset, augmented: Cell, changes: dict, normalization: str
 ):
     # Running statistics that have seen an infinite image stay infinite.
     data = spoiled if "skip_nonfinite" in changes and normalization == "none" else blobs
     cell = with_recipe(dataclasses.replace(augmented, normalization=normalization), **changes)
     undisturbed = list(train_group(cell, [0], data, checkpoints={0: [2, 6]}))
-    shelf, step = Shelf(), Updates.step
-    die_after(monkeypatch, 6 * 4 + 3)
-    with pytest.raises(RuntimeError, match="the power is off"):
+    shelf = Shelf()
+    with dying(6 * 4 + 3):
         list(train_group(cell, [0], data, checkpoints={0: [2, 6]}, progress=shelf))
-    monkeypatch.setattr(Updates, "step", step)
     assert shelf.states[0].epoch == 4
     assert ("exp_avg/output.weight" in shelf.states[0].memory) == (changes.get("optimizer") == "adam")
     (again,) = train_group(cell, [0], data, checkpoints={0: [6]}, progress=shelf)
@@ -144,29 +142,13 @@ def test_a_training_that_dies_within_an_epoch_goes_on_to_the_same_weights(
     assert (again.train, again.test) == (undisturbed[1].train, undisturbed[1].test)
 
 
-def die_after(monkeypatch: pytest.MonkeyPatch, n_steps: int) -> None:
-    step, taken = Updates.step, [0]
-
-    def fail(self: Updates, rate: float) -> None:
-        taken[0] += 1
-        if taken[0] > n_steps:
-            raise RuntimeError("the power is off")
-        step(self, rate)
-
-    monkeypatch.setattr(Updates, "step", fail)
-
-
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_skipped_steps_are_counted_on_where_a_training_was_left(
-    spoiled: Dataset, cell: Cell, optimizer: str, monkeypatch
-):
+def test_skipped_steps_are_counted_on_where_a_training_was_left(spoiled: Dataset, cell: Cell, optimizer: str):
     cell = with_recipe(cell, optimizer=optimizer, skip_nonfinite=True, learning_rate=0.005)
     (undisturbed,) = train_group(cell, [1], spoiled)
-    shelf, step = Shelf(), Updates.step
-    die_after(monkeypatch, 6 * 3 + 1)
-    with pytest.raises(RuntimeError, match="the power is off"):
+    shelf = Shelf()
+    with dying(6 * 3 + 1):
         list(train_group(cell, [1], spoiled, progress=shelf))
-    monkeypatch.setattr(Updates, "step", step)
     (again,) = train_group(cell, [1], spoiled, progress=shelf)
     assert shelf.states[1].n_skipped == 5  # Left once more after the fifth epoch.
     assert again.n_skipped_steps == undisturbed.n_skipped_steps == 6
