@@ -26,7 +26,8 @@ from tasks.science.networks import build_network, initial_state
 from tasks.science.networks.mlp import MLP
 from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.permutation import Permutation, PermutationSpec
-from tasks.science.specs import Cell, DataSpec, Recipe, State
+from tasks.science.recipe import Recipe
+from tasks.science.specs import Cell, DataSpec, State
 
 BATCH_SIZE = 500
 

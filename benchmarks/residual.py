@@ -30,7 +30,8 @@ from tasks.science.matching import match
 from tasks.science.networks import build_network, initial_state
 from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.permutation import Permutation, PermutationSpec
-from tasks.science.specs import Cell, DataSpec, Recipe, State
+from tasks.science.recipe import Recipe
+from tasks.science.specs import Cell, DataSpec, State
 
 SIDES = ("one pass", "layer by layer")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tasks.science.recipe import Recipe
 from tasks.science.recipes import FAMILIES, RECIPES, KnownRecipe
-from tasks.science.specs import Recipe
 
 PAGE = Path(__file__).with_suffix(".md")
 

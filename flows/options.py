@@ -13,9 +13,10 @@ from flows.presets import PRESETS, find_preset
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
 from tasks.science.identity import safe_name
 from tasks.science.networks import find_architecture
+from tasks.science.recipe import Recipe
 from tasks.science.recipes import RECIPES
 from tasks.science.request import Request
-from tasks.science.specs import DataSpec, Recipe, override
+from tasks.science.specs import DataSpec, override
 
 STUDY_FILE = ".toml"
 

@@ -16,8 +16,9 @@ from tasks.artifacts import as_member, has_match, has_path, missing_seeds, read_
 from tasks.datasets import UNKNOWN_FINGERPRINT
 from tasks.science.matchers import parse_matcher
 from tasks.science.networks import build_network
+from tasks.science.recipe import Recipe
 from tasks.science.request import Request
-from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member, Recipe
+from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member
 from tasks.trainings import has_arrived
 
 TASK_SECONDS = 20.0

@@ -25,7 +25,8 @@ import pandas as pd
 from tasks import schema
 from tasks.points import Point, read_points
 from tasks.science import recipes
-from tasks.science.specs import Measurement, Recipe
+from tasks.science.recipe import Recipe
+from tasks.science.specs import Measurement
 
 INSIDE, OUTSIDE, UNINFORMATIVE = "inside", "outside", "uninformative"
 OTHER_RECIPE, OTHER_MEASUREMENT = "other recipe", "other measurement"

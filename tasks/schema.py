@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from infra.tables import Table
-from tasks.science.specs import DataSpec, Recipe
+from tasks.science.recipe import Recipe
+from tasks.science.specs import DataSpec
 
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 

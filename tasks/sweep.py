@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from infra.tables import Table
 from tasks.schema import TIME, column_kind
+from tasks.science.recipe import Recipe
 from tasks.science.request import Request
-from tasks.science.specs import Cell, Measurement, Merge, Recipe, Samples
+from tasks.science.specs import Cell, Measurement, Merge, Samples
 
 RECIPE_FIELDS = {f.name: column_kind(f) for f in dataclasses.fields(Recipe) if f.name != "name"}
 MEASUREMENT_FIELDS = {f.name: column_kind(f) for f in dataclasses.fields(Measurement) if f.name != "name"}

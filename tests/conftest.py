@@ -14,7 +14,8 @@ import torch
 from infra.storage import Store
 from tasks.science.examples import Dataset, Examples
 from tasks.science.identity import stream
-from tasks.science.specs import Cell, DataSpec, Recipe
+from tasks.science.recipe import Recipe
+from tasks.science.specs import Cell, DataSpec
 
 torch.set_num_threads(1)
 

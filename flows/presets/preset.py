@@ -11,8 +11,9 @@ from typing import Any
 
 from tasks.science.matchers import parse_matcher, published_modules
 from tasks.science.networks import build_network, find_architecture
+from tasks.science.recipe import Recipe
 from tasks.science.request import Request
-from tasks.science.specs import Cell, DataSpec, Measurement, Recipe, override
+from tasks.science.specs import Cell, DataSpec, Measurement, override
 
 MAX_SEEDS = 10_000
 

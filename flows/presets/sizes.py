@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Size
-from tasks.science.specs import Recipe, override
+from tasks.science.recipe import Recipe
+from tasks.science.specs import override
 
 SMOKE_MEASUREMENT = override(DEFAULT_MEASUREMENT, alphas=3, statistics=300, evaluation=200)
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from tasks.science.examples import Dataset, subset
 from tasks.science.identity import stream
-from tasks.science.specs import Recipe, Samples
+from tasks.science.recipe import Recipe
+from tasks.science.specs import Samples
 
 EVERYTHING = Samples()
 """The whole train split, once."""

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from tasks.science.networks.normalization import LayerNorm2d
-from tasks.science.specs import Recipe, State
+from tasks.science.recipe import Recipe
+from tasks.science.specs import State
 
 ADAM_BETA_2 = 0.999
 

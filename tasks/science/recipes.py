@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from tasks.science.specs import Recipe, override
+from tasks.science.recipe import Recipe
+from tasks.science.specs import override
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Any
 from tasks.science.correction_table import check_correction, is_defined
 from tasks.science.identity import safe_name, spec_id
 from tasks.science.matchers import parse_matcher
-from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member, Merge, Path, Recipe
+from tasks.science.recipe import Recipe
+from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member, Merge, Path
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a study is made of, as frozen dataclasses: data, recipes, cells, endpoints, measurements, merges and paths."""
+"""What a study is made of, as frozen dataclasses: data, cells, endpoints, measurements, merges and paths."""
 
 from __future__ import annotations
 
@@ -6,32 +6,22 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from tasks.science.checks import check_choice, check_positive, is_whole
 from tasks.science.correction_table import check_correction
 from tasks.science.identity import LABEL, spec_id
 from tasks.science.matchers import MatcherChoice, parse_matcher
+from tasks.science.recipe import Recipe
 
 State = dict[str, torch.Tensor]
 """A network's parameters and buffers by name, as `nn.Module.state_dict` names them."""
 
 TrainSubset = Literal["all", "first", "second"]
 """The part of a train split that an endpoint is trained on: all of it, or one of two halves."""
-
-
-def _positive(owner: str, **values: int) -> None:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{owner}{name} must be a positive whole number, got {value!r}")
-
-
-def _is_whole(value: Any, least: int, largest: int | None = None) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int):
-        return False
-    return value >= least and (largest is None or value <= largest)
 
 
 @dataclass(frozen=True)
@@ -73,121 +63,8 @@ class DataSpec:
         return list(product(first, second))
 
 
-def _one_of(owner: str, field_name: str, value: object, words: object) -> None:
-    known = get_args(words)
-    if value not in known:
-        raise ValueError(f"{owner}{field_name} must be one of {', '.join(known)}, got {value!r}")
-
-
 Method = Literal["weights", "ensemble"]
 """What a path averages."""
-
-Optimizer = Literal["sgd", "adam"]
-Schedule = Literal["linear", "cosine"]
-Initialization = Literal["published", "he-normal"]
-Precision = Literal["float32", "bfloat16", "float16"]
-DecayedNorms = Literal["all", "shortcuts", "none"]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How an endpoint is trained: `learning_rate` is the peak, reached after the first `warmup` of all steps (a
-    fraction, so that a shortened recipe keeps its shape), from where it falls to zero."""
-
-    name: str = field(metadata=LABEL)
-    batch_size: int
-    epochs: int
-    learning_rate: float
-    warmup: float
-    momentum: float = 0.9
-    """Of Adam this is beta 1, the decay of the mean gradient; beta 2 is .999."""
-    weight_decay: float = 0.0
-    """Added to the gradient, weight_decay times the weight, by Adam as well."""
-    flip: bool = False
-    translate: int = 0
-    """Largest random shift, in pixels, along each axis; what moves in is black."""
-    optimizer: Optimizer = "sgd"
-    schedule: Schedule = "linear"
-    """How the learning rate falls from its peak to 0: along a straight line, or half a period of a cosine."""
-    initialization: Initialization = "published"
-    """`published`: as the network's authors have it; `he-normal`: every weight normal with variance 2 / fan-in, every
-    bias 0, which lets deep networks without a norm learn at once."""
-    precision: Precision = "float32"
-    """What the forward and backward passes of training compute in; weights, losses and updates stay float32. float16
-    needs a GPU, a scaled loss, and steps that may be skipped."""
-    warmup_from: float = 0.0
-    """The learning rate that the warm-up begins at."""
-    cutout: int = 0
-    """Side, in pixels, of the square that is cut out of every image at random, and filled with the mean."""
-    label_smoothing: float = 0.0
-    """The share of every label that is spread evenly over all classes."""
-    decayed_norms: DecayedNorms = "all"
-    """The norms whose parameters are decayed like all others; `shortcuts`: those on a shortcut alone."""
-    skip_nonfinite: bool = False
-    """Whether a step is skipped where some gradient is not finite, as a gradient scaler does; else it is made, and the
-    training diverges."""
-    clip_norm: float = 0.0
-    """Length that the gradient of all parameters is shortened to where it is longer; 0 leaves every gradient as it is.
-    """
-    resized_crop: int = 0
-    """Side, in pixels, of the part of random size and shape that an image is seen by. Such a recipe is here to be read:
-    training refuses it."""
-
-    def __post_init__(self) -> None:
-        owner = f"recipe {self.name}: "
-        _positive(owner, batch_size=self.batch_size, epochs=self.epochs)
-        for name in (
-            "learning_rate",
-            "warmup",
-            "momentum",
-            "weight_decay",
-            "warmup_from",
-            "label_smoothing",
-            "clip_norm",
-        ):
-            value = float(getattr(self, name))
-            if not (np.isfinite(value) and value >= 0):
-                raise ValueError(f"{owner}{name} must be a finite number of at least 0, got {value!r}")
-            object.__setattr__(self, name, value)
-        if self.learning_rate == 0:
-            raise ValueError(f"{owner}learning_rate must be above 0")
-        if self.warmup >= 1:
-            raise ValueError(f"{owner}warmup is a fraction of all steps, below 1, got {self.warmup:g}")
-        if self.warmup_from and not (self.warmup and self.warmup_from < self.learning_rate):
-            raise ValueError(
-                f"{owner}warmup_from is where a warm-up begins, below the learning rate of {self.learning_rate:g}, "
-                f"got {self.warmup_from:g} with a warmup of {self.warmup:g}"
-            )
-        for name in ("momentum", "label_smoothing"):
-            if getattr(self, name) >= 1:
-                raise ValueError(f"{owner}{name} must be below 1, got {getattr(self, name):g}")
-        for name in ("translate", "cutout", "resized_crop"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"{owner}{name} must be a whole number of pixels, got {value!r}")
-        for name in ("flip", "skip_nonfinite"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{owner}{name} must be True or False, got {getattr(self, name)!r}")
-        _one_of(owner, "optimizer", self.optimizer, Optimizer)
-        _one_of(owner, "schedule", self.schedule, Schedule)
-        _one_of(owner, "initialization", self.initialization, Initialization)
-        _one_of(owner, "precision", self.precision, Precision)
-        _one_of(owner, "decayed_norms", self.decayed_norms, DecayedNorms)
-        if self.precision == "float16" and not self.skip_nonfinite:
-            raise ValueError(
-                f"{owner}precision=float16 needs skip_nonfinite=True, since the scale of its loss is found by skipping "
-                "steps; precision=bfloat16 does not"
-            )
-
-    @property
-    def augments(self) -> bool:
-        """Whether an image is seen otherwise than it is."""
-        return self.flip or self.translate > 0 or self.cutout > 0
-
-    @property
-    def still(self) -> Recipe:
-        """This recipe without augmentation."""
-        return dataclasses.replace(self, flip=False, translate=0, cutout=0)
 
 
 @dataclass(frozen=True)
@@ -211,7 +88,7 @@ class Cell:
     starts from initial weights of its own."""
 
     def __post_init__(self) -> None:
-        _positive("", width=self.width, depth=self.depth)
+        check_positive("", width=self.width, depth=self.depth)
         self._check_time()
         # The last epoch is the end: one identity for one thing.
         if self.epoch == self.recipe.epochs:
@@ -229,7 +106,7 @@ class Cell:
 
     def _check_time(self) -> None:
         n_epochs = self.recipe.epochs
-        if self.epoch is not None and not _is_whole(self.epoch, 0, n_epochs):
+        if self.epoch is not None and not is_whole(self.epoch, 0, n_epochs):
             raise ValueError(
                 f"epoch must be a whole number from 0 to {n_epochs}, the epochs of recipe {self.recipe.name}, or last, "
                 f"got {self.epoch!r}"
@@ -238,9 +115,9 @@ class Cell:
             return
         # A list, where it was read from JSON.
         object.__setattr__(self, "spawn", spawn := tuple(self.spawn))
-        if len(spawn) != 2 or not _is_whole(spawn[0], 0):
+        if len(spawn) != 2 or not is_whole(spawn[0], 0):
             raise ValueError(f"spawn must be a parent's seed and an epoch of its training, got {spawn!r}")
-        if not _is_whole(spawn[1], 0, n_epochs - 1):
+        if not is_whole(spawn[1], 0, n_epochs - 1):
             raise ValueError(
                 f"the epoch to spawn at must be a whole number from 0 to {n_epochs - 1}, so that recipe "
                 f"{self.recipe.name} goes on from there, got {spawn[1]!r}"
@@ -350,7 +227,7 @@ class Measurement:
     def __post_init__(self) -> None:
         for name in ("statistics", "evaluation"):
             if getattr(self, name) is not None:
-                _positive("the number of images for ", **{name: getattr(self, name)})
+                check_positive("the number of images for ", **{name: getattr(self, name)})
         if isinstance(self.draw, bool) or not isinstance(self.draw, int) or self.draw < 0:
             raise ValueError(f"the draw of statistics must be a whole number of at least 0, got {self.draw!r}")
         if not isinstance(self.augmented, bool):
@@ -451,7 +328,7 @@ class Path:
 
     def __post_init__(self) -> None:
         cell = self.merge.cell
-        _one_of("", "method", self.method, Method)
+        check_choice("", "method", self.method, Method)
         if self.method == "ensemble" and (self.merge.matcher, self.correction) != ("none", "none"):
             raise ValueError(
                 "an ensemble averages outputs, which no matcher or correction changes, got "

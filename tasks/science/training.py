@@ -34,7 +34,8 @@ from tasks.science.networks import build_network, build_training_network, initia
 from tasks.science.networks.folding import fold_batch_norm
 from tasks.science.networks.mlp import MLP
 from tasks.science.optimization import Updates, finite_seeds, learning_rate
-from tasks.science.specs import Cell, Recipe, State, TrainSubset
+from tasks.science.recipe import Recipe
+from tasks.science.specs import Cell, State, TrainSubset
 
 UNTRAINED_SHARE = 0.95
 """An endpoint whose train loss is above this share of ln(n_classes) has learned next to nothing."""

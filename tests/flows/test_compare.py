@@ -17,8 +17,9 @@ from infra.storage import Store, StoreError
 from infra.tables import write_table
 from tasks import schema
 from tasks.comparison import published_figures, tabulate_comparison
+from tasks.science.recipe import Recipe
 from tasks.science.recipes import MLP, MLP_BATCH
-from tasks.science.specs import Measurement, Recipe, override
+from tasks.science.specs import Measurement, override
 
 PATHS = (("none", "none"), ("activation", "none"), ("activation", "repair"))
 HALF_WIDTHS = {"none": 0.05, "repair": 0.2}

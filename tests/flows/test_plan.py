@@ -10,8 +10,9 @@ from flows.plan import forward_flops, group_size, make_plan, measure_flops_per_s
 from flows.presets import PRESETS
 from infra.storage import Store
 from tasks.datasets import describe_dataset
+from tasks.science.recipe import Recipe
 from tasks.science.request import Request
-from tasks.science.specs import Cell, DataSpec, Recipe
+from tasks.science.specs import Cell, DataSpec
 
 
 def request_of(tmp_path: Path, **options) -> Request:

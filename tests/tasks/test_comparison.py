@@ -8,8 +8,9 @@ import pytest
 
 from tasks import comparison, schema
 from tasks.comparison import judge, published_figures, tabulate_comparison
+from tasks.science.recipe import Recipe
 from tasks.science.recipes import MLP, MLP_BATCH, R18_SAVED, VGG_SAVED
-from tasks.science.specs import Measurement, Recipe, override
+from tasks.science.specs import Measurement, override
 
 FULL = {"default": Measurement("default")}
 

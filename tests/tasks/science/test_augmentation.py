@@ -8,7 +8,8 @@ import torch
 from tasks.science.augmentation import Views, draw_views, pad, statistics_images, take
 from tasks.science.examples import Dataset, half
 from tasks.science.identity import stream
-from tasks.science.specs import Recipe, Samples
+from tasks.science.recipe import Recipe
+from tasks.science.specs import Samples
 
 
 def augmented(recipe: Recipe, **changes) -> Recipe:

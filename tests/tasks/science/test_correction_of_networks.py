@@ -26,7 +26,8 @@ from tasks.science.preactivations import (
     predicted_moments,
     report_layers,
 )
-from tasks.science.specs import Cell, DataSpec, Recipe, State
+from tasks.science.recipe import Recipe
+from tasks.science.specs import Cell, DataSpec, State
 
 sys.path.insert(0, str(Path(__file__).parent))
 

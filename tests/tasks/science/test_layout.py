@@ -11,7 +11,8 @@ from tasks.science.identity import stream
 from tasks.science.layout import Layout, find_layout
 from tasks.science.networks import build_network, initial_state
 from tasks.science.preactivations import report_layers
-from tasks.science.specs import Cell, DataSpec, Recipe
+from tasks.science.recipe import Recipe
+from tasks.science.specs import Cell, DataSpec
 
 
 def layout_of(architecture: str, normalization: str, depth: int, width: int = 1) -> Layout:

@@ -22,7 +22,8 @@ from tasks.science.networks import build_network
 from tasks.science.networks.resnet import RESNET18_READINGS, RESNET20_READINGS, ResNet
 from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.permutation import Axis, Permutation, PermutationSpec, Reading
-from tasks.science.specs import Cell, DataSpec, Recipe, State
+from tasks.science.recipe import Recipe
+from tasks.science.specs import Cell, DataSpec, State
 from tasks.science.tracing import trace_permutation_spec
 from tasks.science.training import train_group
 from tasks.science.weight_matching import match_weights

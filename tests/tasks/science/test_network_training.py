@@ -14,7 +14,8 @@ from tasks.science.networks import build_network, build_training_network, initia
 from tasks.science.networks.folding import fold_batch_norm
 from tasks.science.networks.mlp import MLP
 from tasks.science.optimization import learning_rate
-from tasks.science.specs import Cell, DataSpec, Recipe
+from tasks.science.recipe import Recipe
+from tasks.science.specs import Cell, DataSpec
 from tasks.science.training import Training, train_group
 
 RECIPE = Recipe(

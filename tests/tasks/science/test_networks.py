@@ -16,7 +16,8 @@ from tasks.science.networks.folding import fold_batch_norm
 from tasks.science.networks.mlp import MLP
 from tasks.science.networks.normalization import LayerNorm2d
 from tasks.science.networks.symmetry import cell_permutation_spec
-from tasks.science.specs import Cell, DataSpec, Recipe, State
+from tasks.science.recipe import Recipe
+from tasks.science.specs import Cell, DataSpec, State
 
 RECIPE = Recipe("plain", batch_size=8, epochs=1, learning_rate=0.1, warmup=0.1)
 KINDS = [(word, normalization) for word, known in ARCHITECTURES.items() for normalization in known.normalizations]

@@ -12,7 +12,8 @@ from torch import nn
 from tasks.science.identity import stream
 from tasks.science.networks import build_network, initial_state
 from tasks.science.optimization import Updates, clip_gradients, decayed_parameters, finite_seeds, learning_rate
-from tasks.science.specs import Cell, DataSpec, Recipe, State
+from tasks.science.recipe import Recipe
+from tasks.science.specs import Cell, DataSpec, State
 
 COSINE = Recipe("cosine", 500, 10, 0.4, 0.2, schedule="cosine", warmup_from=1e-6)
 N_STEPS = 6

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from tasks.science import recipes
+from tasks.science.recipe import Recipe
 from tasks.science.recipes import FAMILIES, RECIPES
-from tasks.science.specs import Recipe
 
 TABLE1 = {
     "mlp": (2000, 100, "linear", 0.2, 0.0, "translate"),
