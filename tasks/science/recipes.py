@@ -61,25 +61,25 @@ DIGITS = _known(
 )
 
 SMOKE = _known(
-    Recipe("smoke", batch_size=32, epochs=2, learning_rate=0.01, warmup=0.1, precision="bfloat16"),
+    Recipe("smoke", batch_size=32, epochs=2, learning_rate=0.0005, warmup=0.1, precision="bfloat16", optimizer="adam"),
     "small",
     source="ours: just enough steps for networks with BatchNorm to leave chance, to see that they run",
 )
 
 SMOKE_PLAIN = _known(
-    override(SMOKE, optimizer="adam", learning_rate=0.0005, initialization="he-normal"),
+    override(SMOKE, initialization="he-normal"),
     "small",
     source="ours: the same without a norm, where the networks' own initialization would take far longer",
 )
 
 SMOKE_LAYER = _known(
-    override(SMOKE, optimizer="adam", learning_rate=0.0005, batch_size=16, epochs=4),
+    override(SMOKE, batch_size=16, epochs=4),
     "small",
     source="ours: the same for ResNet20 with LayerNorm, which at larger rates stays at chance",
 )
 
 SMOKE_FIXUP = _known(
-    override(SMOKE, optimizer="adam", learning_rate=0.002, epochs=3),
+    override(SMOKE, learning_rate=0.002, epochs=3),
     "small",
     source="ours: the same for ResNet20 with Fixup, whose first steps are small",
 )
