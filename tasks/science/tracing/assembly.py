@@ -78,21 +78,29 @@ def slots_by_axis(symmetry: Symmetry, state: dict[str, Layout]) -> dict[Copy, li
 
 
 def _slots_in_rows(symmetry: Symmetry, key: str, f: Field, layout: Layout) -> Iterable[tuple[Copy, Slot]]:
-    """Slots of a weight whose groups of rows order their own columns; what moves the rows moves no column."""
+    """Slots of a weight whose groups of rows order their own columns.
+
+    What exchanges groups carries their columns along; what moves rows within a group may move its columns as well.
+    """
     assert f.nodes is not None
     rows = next(g.nodes for g in layout.fields if g.dims == (0,))
     assert rows is not None
-    moves_rows = frozenset(copy[0] for copy in positions_by_axis(symmetry, rows))
     _, first, group = np.unique(f.nodes[:, 0], return_index=True, return_inverse=True)
-    if len({_order_of(symmetry, f.nodes[row], moves_rows) for row in first.tolist()}) > 1 and moves_rows:
+    exchanging = frozenset(
+        family
+        for (family, _), positions in positions_by_axis(symmetry, rows).items()
+        if (group[positions] != group[positions[:1]]).any()
+    )
+    # Once the columns are held no groups can be exchanged: this is raised once for each weight.
+    if exchanging and len({_order_of(symmetry, f.nodes[row], exchanging) for row in first.tolist()}) > 1:
         raise Misaligned(f.nodes)
     for g, row in enumerate(first.tolist()):
-        for copy, positions in positions_by_axis(symmetry, f.nodes[row], moves_rows).items():
+        for copy, positions in positions_by_axis(symmetry, f.nodes[row], exchanging).items():
             yield copy, Slot(key, 1, positions, np.flatnonzero(group == g))
 
 
 def _order_of(symmetry: Symmetry, nodes: Nodes, skip: frozenset[int]) -> bytes:
-    """What tells the columns of one row apart, in their order, apart from the families that move rows."""
+    """What tells the columns of one row apart, in their order, apart from the families that are skipped."""
     out: list[list[int]] = []
     for u in symmetry.unit[nodes].tolist():
         cluster = symmetry.clusters.get(int(symmetry.cluster[u]))

@@ -151,6 +151,51 @@ class GroupedConv(Net):
         return self.c(self.g(self.a(x).relu()).relu())
 
 
+class _Grouped(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)
+        self.g, self.h = nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.ConvTranspose2d(8, 8, 1, groups=4)
+
+
+@case((2, 3, 6, 6), 2, 4, 4)
+class GroupedResidual(_Grouped):
+    """Rows and columns of one group are one axis."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        return self.c(x + self.g(x))
+
+
+@case((2, 3, 6, 6), 2, *[2] * 2, *[2] * 4)
+class NestedGroupsResidual(_Grouped):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        x = x + self.g(x).tanh()
+        return self.c(x + self.h(x))
+
+
+@case((2, 3, 6, 6), 4, 4)
+class GroupedFlipped(_Grouped):
+    """Each group reads the channels of the other in reverse: the groups stay."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        return self.c(x + self.g(x.flip(1)))
+
+
+@case((2, 8, 6, 6), 4, 4)
+class GroupedInput(Net):
+    """Groups that read the data stay; their outputs move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.g, self.c = nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.g(x).relu())
+
+
 @case((2, 3, 6, 6), 4, *[2] * 4, *[3] * 4)
 class GroupedTransposed(Net):
     def __init__(self) -> None:

@@ -319,6 +319,21 @@ def _grouped(draw: Draw, plan: Plan) -> bool:
 
 
 @block
+def _grouped_residual(draw: Draw, plan: Plan) -> bool:
+    options = [g for g in (2, 3, 4) if plan.channels % g == 0 and plan.channels > g]
+    if len(plan.shape) != 3 or not options:
+        return False
+    groups = draw(st.sampled_from(options))
+    f = draw(st.sampled_from(ACTIVATIONS))
+    plan.group(groups)
+    plan.add(
+        _Apply(lambda m, x: x + f(m.g(x)), g=nn.Conv2d(plan.channels, plan.channels, 3, padding=1, groups=groups)),
+        "grouped residual",
+    )
+    return True
+
+
+@block
 def _depthwise(draw: Draw, plan: Plan) -> bool:
     if len(plan.shape) != 3 or plan.channels > 16:
         return False
