@@ -22,4 +22,5 @@ PRESET = Preset(
     n_seeds=2,
     corrections=tuple(CORRECTIONS),
     measurement=override(DEFAULT_MEASUREMENT, alphas=3, statistics=64, evaluation=64),
+    ran="whole, on its data",
 )
