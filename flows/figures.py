@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from tasks.sweep import FIELDS
 
@@ -41,13 +41,22 @@ CURVES = (
     Curve("activation", "repair", "aligned, REPAIR", "#1f6fb2", "D"),
 )
 
+_ALIGNED, _REPAIRED = CURVES[2:]
+
 _ENDS = Curve("", "", "endpoints", "#20242a", "8")
 
 _COLORS = ("#2e8b57", "#8e44ad", "#d35400", "#16a085", "#7f5539", "#c2185b", "#5c6bc0", "#9e9d24")
 _MARKERS = "^<>Pph*X"
 
+_SERIES_MARKERS = [(marker, fill) for fill in ("full", "none", "bottom") for marker in "oDs^v<>PX*pd"]
+"""What tells series apart where colour tells paths."""
+
+MIN_CELLS = 3
+"""Fewer cells than that say nothing of how their barriers go with their errors."""
+
 FACTORS = ["depth", "width"]
-_SERIES = ["dataset", "architecture", "normalization", "recipe", "measurement"]
+_NETWORK = ["dataset", "architecture", "normalization"]
+_SERIES = [*_NETWORK, "recipe", "measurement"]
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -96,10 +105,38 @@ def label_value(value: Any, factor: str = "") -> str:
 
 def label_series(frame: pd.DataFrame, factor: str) -> pd.Series:
     """One text per row that says all that sets its series apart, the axis' factor aside."""
-    varying = [name for name in _varying(frame) if name != factor]
-    if not varying:
+    return _labels(frame, [name for name in _varying(frame) if name != factor])
+
+
+def label_points(frame: pd.DataFrame, aside: str = "") -> pd.Series:
+    """One text per row that says what tells its cell and measurement apart, in as few words as do, a factor aside."""
+    swept = swept_factors(frame)
+    names = [*_NETWORK, *FACTORS, *swept, *([] if swept else ["recipe", "measurement"])]
+    return _labels(frame, telling(frame, [name for name in names if name != aside]))
+
+
+def label_lines(frame: pd.DataFrame) -> pd.Series:
+    """One text per row that says which of the fewest lines holds its point, a line being along one factor alone."""
+    labels = [label_points(frame, factor) for factor in [*FACTORS, *swept_factors(frame)]]
+    return min(labels, key=lambda of_rows: of_rows.nunique())
+
+
+def telling(frame: pd.DataFrame, names: list[str]) -> list[str]:
+    """Those of the columns that tell rows apart; not those that follow from others before them, as the depth of a
+    VGG does from its name."""
+    chosen: list[str] = []
+    for name in names:
+        distinct = len(frame[chosen].drop_duplicates()) if chosen else 1
+        if len(frame[[*chosen, name]].drop_duplicates()) > distinct:
+            chosen.append(name)
+    return chosen
+
+
+def _labels(frame: pd.DataFrame, names: list[str]) -> pd.Series:
+    """One text per row of what these columns hold."""
+    if not names:
         return pd.Series("", index=frame.index)
-    return frame[varying].apply(lambda row: _label(row, varying), axis=1)
+    return frame[names].apply(lambda row: _label(row, names), axis=1)
 
 
 def _varying(frame: pd.DataFrame) -> list[str]:
@@ -136,10 +173,9 @@ def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
             line = _of_curve(of_panel, curve).sort_values(factor)
             if line.empty:
                 continue
-            reach = [line["mean"] - line["low"].fillna(line["mean"]), line["high"].fillna(line["mean"]) - line["mean"]]
             axes.errorbar(
                 [positions[label_value(value, factor)] + aside for value in line[factor]], line["mean"] * scale,
-                yerr=np.abs(np.array(reach)) * scale, color=curve.color, marker=curve.marker, capsize=3,
+                yerr=_reach(line) * scale, color=curve.color, marker=curve.marker, capsize=3,
                 label=curve.label, markersize=5,
             )  # fmt: skip
         axes.set_xticks(range(len(values)), values)
@@ -191,7 +227,7 @@ def draw_variance(layers: pd.DataFrame) -> bytes | None:
                 axes.plot(
                     mean.index + 1, mean, color=curve.color, marker=curve.marker, markersize=3.5, label=curve.label
                 )
-        goal = _of_curve(of_cell, CURVES[3]).groupby("position")["variance_ratio_target"].mean()
+        goal = _of_curve(of_cell, _REPAIRED).groupby("position")["variance_ratio_target"].mean()
         if len(goal):
             # Over the repaired line, which it would otherwise be hidden by.
             axes.plot(goal.index + 1, goal, color="black", linestyle=":", linewidth=2, zorder=5, label="goal of REPAIR")
@@ -202,6 +238,92 @@ def draw_variance(layers: pd.DataFrame) -> bytes | None:
         axes.set_title(label_cell(of_cell, shown))
 
     return _panels(cells_of(shown), draw, 4)
+
+
+def draw_errors(ablation: pd.DataFrame) -> bytes | None:
+    """Accuracy barrier against the test error of the endpoints as trained, a point per cell and measurement, with 95 %
+    intervals of both: a panel for the aligned path, and one for the aligned and repaired.
+
+    A panel needs MIN_CELLS cells; None where there is none.
+    """
+    test = ablation[(ablation["split"] == "test") & ablation["mean"].notna()]
+    order = [*_NETWORK, *FACTORS, *swept_factors(ablation)]
+    barriers = test[test["metric"] == "accuracy_barrier"].sort_values(order)
+    # A corrected path has endpoints of its own.
+    ends = _of_curve(test[test["metric"] == "endpoint_accuracy"], _ALIGNED)
+    errors = ends.assign(mean=1 - ends["mean"], low=1 - ends["high"], high=1 - ends["low"])
+    both = barriers.merge(errors, on=["cell_id", "measurement"], suffixes=("", "_error")).assign(series=label_lines)
+    panels = [
+        (curve, points)
+        for curve in (_ALIGNED, _REPAIRED)
+        if (points := _of_curve(both, curve))["cell_id"].nunique() >= MIN_CELLS
+    ]
+    if not panels:
+        return None
+    shown = pd.concat([points for _, points in panels])
+
+    def draw(axes: Axes, panel: tuple[Curve, pd.DataFrame]) -> None:
+        curve, points = panel
+        for name, marker, fill in _mark_series(axes, shown["series"]):
+            line = points[points["series"] == name]
+            axes.errorbar(
+                line["mean_error"] * 100, line["mean"] * 100, xerr=_reach(line, "_error") * 100,
+                yerr=_reach(line) * 100, color=curve.color, marker=marker, fillstyle=fill, markersize=6,
+                linewidth=0.6, elinewidth=1, label="_",
+            )  # fmt: skip
+        _fit_axis(axes, "x", shown["mean_error"] * 100, shown["high_error"] * 100)
+        _fit_axis(axes, "y", shown["mean"] * 100, shown["high"] * 100)
+        axes.set_xlabel("test error of the endpoints (%)")
+        axes.set_ylabel("accuracy barrier (points)")
+        axes.set_title(curve.label)
+
+    return _panels(panels, draw, 2)
+
+
+def draw_closed_form(paths: pd.DataFrame) -> bytes | None:
+    """Test accuracy and loss at the midpoint of every aligned pair, corrected in closed form against corrected by a
+    forward pass, with the diagonal; two panels per matcher. None where no pair has both corrections."""
+    shown = paths[(paths["split"] == "test") & (paths["method"] == "weights")]
+    middle = shown[(shown["alpha"] == 0.5) & (shown["matcher"] != "none")]
+    both = middle[middle["correction"] == "repair-closed-form"].merge(
+        middle[middle["correction"] == "repair"], on=["merge_id", "measurement"], suffixes=("", "_forward")
+    )
+    both = both.sort_values([*_NETWORK, *FACTORS, *swept_factors(both)]).assign(series=label_points)
+    # What overflowed has no place on an axis.
+    both = both.replace([np.inf, -np.inf], np.nan)
+    metrics = {"accuracy": ("accuracy, {} (%)", 100), "loss": ("loss, {} (nats)", 1)}
+    panels = [
+        (curve, metric, points)
+        # The colours that these paths have in the figures beside this one.
+        for curve in curves_of(shown)
+        for metric in metrics
+        if len(points := _of_curve(both, curve).dropna(subset=[metric, f"{metric}_forward"]))
+    ]
+    if not panels:
+        return None
+
+    def draw(axes: Axes, panel: tuple[Curve, str, pd.DataFrame]) -> None:
+        curve, metric, points = panel
+        label, scale = metrics[metric]
+        for name, marker, fill in _mark_series(axes, both["series"]):
+            of_series = points[points["series"] == name]
+            axes.plot(
+                of_series[f"{metric}_forward"] * scale, of_series[metric] * scale, linestyle="none",
+                color=curve.color, marker=marker, fillstyle=fill, markersize=6, label="_",
+            )  # fmt: skip
+        values = pd.concat([points[metric], points[f"{metric}_forward"]]) * scale
+        if metric == "accuracy":
+            room = max(1.0, 0.05 * (values.max() - values.min()))
+            axes.set(**dict.fromkeys(("xlim", "ylim"), (values.min() - room, values.max() + room)))
+        else:
+            _fit_axis(axes, "x", values, values)
+            _fit_axis(axes, "y", values, values)
+        axes.plot(axes.get_xlim(), axes.get_xlim(), color="black", linestyle=":", linewidth=1, label="equal", zorder=1)
+        axes.set_xlabel(label.format("forward pass"))
+        axes.set_ylabel(label.format("closed form"))
+        axes.set_title(label_path(curve.matcher, "none"))
+
+    return _panels(panels, draw, 2)
 
 
 def draw_comparison(paper: pd.DataFrame) -> bytes | None:
@@ -272,6 +394,37 @@ def _of_curve(frame: pd.DataFrame, curve: Curve) -> pd.DataFrame:
     return frame[(frame["matcher"] == curve.matcher) & (frame["correction"] == curve.correction)]
 
 
+def _reach(means: pd.DataFrame, of: str = "") -> np.ndarray:
+    """How far the intervals of means reach below and above, of shape (2, n_means); not at all where there is none."""
+    mean = means[f"mean{of}"]
+    ends = [mean - means[f"low{of}"].fillna(mean), means[f"high{of}"].fillna(mean) - mean]
+    return np.abs(np.array(ends))
+
+
+def _mark_series(axes: Axes, series: pd.Series) -> list[tuple[str, str, Any]]:
+    """Every series with a marker and its fill, which the legend shows where there are several."""
+    names = [str(name) for name in series.unique()]
+    marked = [(name, *_SERIES_MARKERS[i % len(_SERIES_MARKERS)]) for i, name in enumerate(names)]
+    for name, marker, fill in marked if len(marked) > 1 else []:
+        axes.plot([], [], linestyle="none", marker=marker, fillstyle=fill, color=_ENDS.color, label=name)
+    return marked
+
+
+def _fit_axis(axes: Axes, which: Literal["x", "y"], means: pd.Series, highs: pd.Series) -> None:
+    """A logarithmic axis where all means are above 0 and the largest is three times the smallest, else one from 0; up
+    to the upper ends of the intervals."""
+    top = max(means.max(), highs.fillna(0).max())
+    if means.min() > 0 and means.max() >= 3 * means.min():
+        axis = axes.xaxis if which == "x" else axes.yaxis
+        axes.set(**{f"{which}scale": "log", f"{which}lim": (means.min() / 1.5, top * 1.2)})
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if top < 300 * means.min() else (1,)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        # A little room, in which markers at 0 are whole.
+        axes.set(**{f"{which}lim": (-0.03 * top, 1.05 * top) if top > 0 else (-0.1, 1)})
+
+
 def _panels(panels: Sequence[Panel], draw: Callable[[Axes, Panel], None], n_columns: int) -> bytes:
     """A grid with one panel for each of `panels`, one legend for all, as PNG."""
     n_columns = min(n_columns, len(panels))
@@ -290,10 +443,12 @@ def _panels(panels: Sequence[Panel], draw: Callable[[Axes, Panel], None], n_colu
             for axes in grid[: len(panels)]
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        # About 9 letters to an inch, and the line and gap of an entry are as long as 6.
-        fitting = int(9 * width * n_columns / (6 + max(map(len, entries), default=1)))
-        ncols = min(len(entries), max(1, fitting))
-        figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=ncols)
+        if entries:
+            # About 9 letters to an inch, and the line and gap of an entry are as long as 6.
+            ncols = min(len(entries), max(1, int(9 * width * n_columns / (6 + max(map(len, entries))))))
+            figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=ncols)
+            # Further lines of the legend are not at the panels' expense.
+            figure.set_figheight(figure.get_figheight() + 0.2 * (-(-len(entries) // ncols) - 1))
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})
         return buffer.getvalue()

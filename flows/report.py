@@ -19,11 +19,14 @@ from flows.figures import (
     FACTORS,
     curves_of,
     draw_barriers,
+    draw_closed_form,
+    draw_errors,
     draw_paths,
     draw_variance,
     label_value,
     main_factor,
     swept_factors,
+    telling,
 )
 from infra.paths import figure_key, report_key, table_key
 from infra.runners import TASK_OPTIONS
@@ -36,10 +39,15 @@ from tasks.science.statistics import MIN_SEEDS
 
 FIGURES = {
     "barriers": "Barrier on the test split, mean over pairs; bars are 95 % intervals over seeds, cut off at 0.",
+    "errors": "Accuracy barrier against the endpoints' test error, a point per cell, mean over pairs; bars are 95 % "
+    "intervals over seeds, cut off at the frame. Thin lines join cells that differ in one factor alone.",
     "paths": "Test accuracy along the path from A (alpha 0) to B (alpha 1): mean over pairs, and the band from the "
     "worst to the best of them.",
     "variance": "Variance of each hidden layer's pre-activations at the midpoint, over the mean of the two endpoints': "
     "interpolation collapses it, REPAIR sets it to its goal.",
+    "closed_form": "Test accuracy and loss at the midpoint of each aligned pair: corrected from the endpoints' moments "
+    "alone (closed form) against corrected by a pass over the interpolated network. On the dotted line both are equal; "
+    "the closed form is behind where its accuracy lies below, or its loss above.",
 }
 
 
@@ -102,8 +110,10 @@ def write_report(store: Store, study: str) -> str:
     }
     drawn = {
         "barriers": draw_barriers(tables["ablation"]),
+        "errors": draw_errors(tables["ablation"]),
         "paths": draw_paths(_of_pairs(tables["paths"])),
         "variance": draw_variance(_of_pairs(tables["layers"])),
+        "closed_form": draw_closed_form(_of_pairs(tables["paths"])),
     }
     figures: list[dict[str, str]] = []
     for name, data in drawn.items():
@@ -241,7 +251,7 @@ def summarise_ablation(ablation: pd.DataFrame, brief: bool = False) -> pd.DataFr
     test = ablation[ablation["split"] == "test"]
     swept = swept_factors(ablation)
     names = ["dataset", "architecture", "normalization", "width", "depth", *swept, "recipe", "measurement"]
-    shown = _telling(test, names) or ([] if brief else ["width", "depth"])
+    shown = telling(test, names) or ([] if brief else ["width", "depth"])
     rows: list[dict[str, Any]] = []
     for _, of_cell in test.groupby([*names, "cell_id"], sort=True, dropna=False):
         for curve in curves_of(of_cell):
@@ -258,17 +268,6 @@ def summarise_ablation(ablation: pd.DataFrame, brief: bool = False) -> pd.DataFr
             counts = {"pairs": "n_pairs", "diverged": "n_diverged", "untrained": "n_untrained"}
             rows.append(row | {title: int(first[name]) for title, name in counts.items()})
     return pd.DataFrame(rows)
-
-
-def _telling(frame: pd.DataFrame, names: list[str]) -> list[str]:
-    """Those of the columns that tell rows apart; not those that follow from others before them, as the depth of a
-    VGG does from its name."""
-    telling: list[str] = []
-    for name in names:
-        distinct = len(frame[telling].drop_duplicates()) if telling else 1
-        if len(frame[[*telling, name]].drop_duplicates()) > distinct:
-            telling.append(name)
-    return telling
 
 
 def section_starts(summary: pd.DataFrame) -> list[int]:

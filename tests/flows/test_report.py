@@ -10,7 +10,19 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 
-from flows.figures import CURVES, cells_of, curves_of, draw_barriers, label_cell, label_series, main_factor
+from flows.figures import (
+    CURVES,
+    cells_of,
+    curves_of,
+    draw_barriers,
+    draw_closed_form,
+    draw_errors,
+    label_cell,
+    label_lines,
+    label_points,
+    label_series,
+    main_factor,
+)
 from flows.report import answer_widths, make_claim, print_ablation, section_starts, summarise_ablation, write_report
 from infra.storage import Store, StoreError
 from infra.tables import write_table
@@ -180,6 +192,155 @@ def test_every_matcher_and_correction_of_a_study_is_in_its_table_and_figures(abl
     assert draw_barriers(wide) is not None
 
 
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
+    """Every call that puts points on axes, in order: the axes, x, y, and the other arguments."""
+    calls: list[SimpleNamespace] = []
+    for name in ("plot", "errorbar"):
+        method = getattr(Axes, name)
+
+        def look(self, x, y, *, _method=method, **options):
+            if len(x) and options.get("label") == "_":
+                calls.append(SimpleNamespace(axes=self, x=list(x), y=list(y), **options))
+            return _method(self, x, y, **options)
+
+        monkeypatch.setattr(Axes, name, look)
+    return calls
+
+
+def test_a_cell_is_a_point_of_its_barrier_against_the_error_of_its_endpoints(drawn: list):
+    ablation = pd.DataFrame(ablation_rows(depths=(2, 4, 16)))
+    # What a correction makes of the endpoints is not what was trained.
+    ends = (ablation["metric"] == "endpoint_accuracy") & (ablation["correction"] == "repair")
+    assert draw_errors(ablation.assign(mean=ablation["mean"].mask(ends, 0.5)))
+    aligned, repaired = drawn
+    assert aligned.x == repaired.x == pytest.approx([3, 3, 3])
+    assert aligned.y == pytest.approx([5, 10, 40])
+    assert repaired.y == pytest.approx([1.25, 2.5, 10])
+    assert (aligned.color, repaired.color) == (CURVES[2].color, CURVES[3].color)
+    # Low and high are half and 1.1 of the mean: of the accuracy .97, too.
+    assert aligned.yerr[:, 2] == pytest.approx([20, 4])
+    assert aligned.xerr[:, 2] == pytest.approx([9.7, 48.5])
+    assert (aligned.axes.get_xscale(), aligned.axes.get_yscale()) == ("linear", "log")
+    assert aligned.axes.get_ylim() == repaired.axes.get_ylim()
+
+
+def test_cells_without_error_or_barrier_are_points_on_an_axis_from_0(drawn: list):
+    ablation = pd.DataFrame(ablation_rows(depths=(0, 4, 16)))
+    assert draw_errors(ablation.assign(mean=ablation["mean"].replace(0.97, 1.0), low=None, high=None))
+    assert drawn[0].x == [0, 0, 0]
+    assert drawn[0].y == pytest.approx([0, 10, 40])
+    assert not drawn[0].yerr.any()
+    assert drawn[0].axes.get_yscale() == "linear"
+
+
+def test_barriers_stand_against_errors_where_three_cells_have_both(drawn: list):
+    assert draw_errors(pd.DataFrame(ablation_rows(depths=(4, 16)))) is None
+    ablation = pd.DataFrame(ablation_rows(depths=(2, 4, 16)))
+    untrained = ablation["depth"] == 2
+    assert draw_errors(ablation.assign(mean=ablation["mean"].mask(untrained))) is None
+    assert draw_errors(ablation[ablation["matcher"] == "none"]) is None
+    assert not drawn
+    assert draw_errors(ablation[(ablation["correction"] == "none") | ~untrained])
+    assert [call.color for call in drawn] == [CURVES[2].color]
+
+
+def test_measurements_of_a_cell_are_not_cells():
+    cells = [
+        pd.DataFrame(ablation_rows()).assign(measurement=str(n_images), statistics=n_images) for n_images in (100, 1000)
+    ]
+    assert draw_errors(pd.concat(cells, ignore_index=True)) is None
+
+
+def test_points_stand_on_lines_along_the_factor_that_leaves_fewest():
+    networks = [("resnet20", "batch", 20, width) for width in (1, 2, 4)]
+    networks += [("vgg11", "batch", 11, 1), ("vgg13", "batch", 13, 1), ("vgg13", "none", 13, 1)]
+    frame = pd.DataFrame(networks, columns=["architecture", "normalization", "depth", "width"])
+    frame = frame.assign(dataset="cifar10", recipe="r", measurement="default")
+    vgg = ["vgg11, batch", "vgg13, batch", "vgg13, none"]
+    assert label_lines(frame).tolist() == ["resnet20, batch"] * 3 + vgg
+    # The depth of these networks follows from their names.
+    assert label_points(frame).tolist()[:3] == [f"resnet20, batch, width {width}" for width in (1, 2, 4)]
+    widths = frame[frame["architecture"] == "resnet20"]
+    assert set(label_lines(widths)) == {""}
+    assert label_points(widths).tolist() == ["width 1", "width 2", "width 4"]
+    assert set(label_points(widths.head(1))) == {""}
+
+
+def path_rows(accuracies: dict[str, float], merge_id="m", **other) -> list[dict]:
+    """A pair's midpoint on the test split under each correction, and a better point beside it."""
+    common = {"merge_id": merge_id, "kind": "pair", "seed_a": 0, "seed_b": 1, "matcher": "activation"}
+    common |= {"study": "s", "cell_id": "c", "dataset": "digits", "architecture": "mlp", "normalization": "none"}
+    common |= {"width": 8, "depth": 2, "recipe": "r", "method": "weights", "measurement": "default", "split": "test"}
+    return [
+        dict.fromkeys(schema.PATHS.columns)
+        | common
+        | {"correction": correction, "alpha": alpha, "accuracy": accuracy + alpha - 0.5, "loss": 2 - accuracy}
+        | other
+        for correction, accuracy in accuracies.items()
+        for alpha in (0.5, 0.6)
+    ]
+
+
+def test_a_pair_is_a_point_of_closed_form_against_forward(drawn: list):
+    rows = path_rows({"none": 0.2, "repair": 0.8, "repair-closed-form": 0.7})
+    rows += path_rows({"repair": 0.9, "repair-closed-form": 0.4}, "n")
+    rows += path_rows({"repair": 0.9}, "o") + path_rows({"repair-closed-form": 0.5}, "p")
+    rows += path_rows({"repair": 0.3, "repair-closed-form": 0.1}, "q", matcher="none")
+    rows += path_rows({"repair": 0.3, "repair-closed-form": 0.1}, "m", method="ensemble")
+    rows += path_rows({"repair": 0.3, "repair-closed-form": 0.1}, "m", split="train")
+    assert draw_closed_form(pd.DataFrame(rows))
+    accuracy, loss = drawn
+    assert (accuracy.x, accuracy.y) == (pytest.approx([80, 90]), pytest.approx([70, 40]))
+    assert (loss.x, loss.y) == (pytest.approx([1.2, 1.1]), pytest.approx([1.3, 1.6]))
+    assert accuracy.axes.get_xlim() == accuracy.axes.get_ylim()
+    assert loss.axes.get_xlim() == loss.axes.get_ylim()
+
+
+def test_points_of_different_cells_differ_in_their_marker(drawn: list):
+    both = {"repair": 0.8, "repair-closed-form": 0.7}
+    rows = path_rows(both, "m", depth=2) + path_rows(both, "n", depth=11) + path_rows(both, "o", depth=11)
+    assert draw_closed_form(pd.DataFrame(rows))
+    accuracy = [call for call in drawn if call.axes is drawn[0].axes]
+    assert [len(call.x) for call in accuracy] == [1, 2]
+    assert len({(call.marker, call.fillstyle) for call in accuracy}) == 2
+    assert drawn[0].axes.get_legend_handles_labels()[1] == ["depth 2", "depth 11", "equal"]
+
+
+def test_a_loss_that_overflowed_is_no_point(drawn: list):
+    rows = path_rows({"repair": 0.8}) + path_rows({"repair-closed-form": 0.1}, loss=float("inf"))
+    assert draw_closed_form(pd.DataFrame(rows))
+    assert [(call.x, call.y) for call in drawn] == [(pytest.approx([80]), pytest.approx([10]))]
+
+
+def test_every_matcher_has_panels_of_its_own(drawn: list):
+    both = {"repair": 0.8, "repair-closed-form": 0.7}
+    rows = path_rows(both) + path_rows({"repair": 0.6, "repair-closed-form": 0.5}, "w", matcher="weight")
+    assert draw_closed_form(pd.DataFrame(rows))
+    assert [call.axes.get_title() for call in drawn] == ["aligned"] * 2 + ["aligned by weight"] * 2
+    assert len({call.axes for call in drawn}) == 4
+    assert {call.color for call in drawn[:2]}.isdisjoint({call.color for call in drawn[2:]})
+
+
+def test_without_both_corrections_there_is_no_closed_form_to_compare():
+    assert draw_closed_form(pd.DataFrame(path_rows({"none": 0.1, "repair": 0.8}))) is None
+    assert draw_closed_form(pd.DataFrame(path_rows({"none": 0.1, "repair-closed-form": 0.8}))) is None
+    assert draw_closed_form(pd.DataFrame(columns=list(schema.PATHS.columns))) is None
+
+
+def test_a_report_shows_a_figure_where_there_is_something_to_draw(store: Store):
+    ablation = pd.DataFrame(ablation_rows(depths=(2, 4, 16))).assign(new_pair_low=float("nan"), new_pair_high=0.5)
+    both = {"repair": 0.8, "repair-closed-form": 0.7}
+    write_study(store, ablation, pd.DataFrame(path_rows(both, kind="control", control="permuted-self")))
+    write_report(store, "s")
+    figures = Path(store.url) / "studies/s/figures"
+    assert {figure.name for figure in figures.iterdir()} == {"barriers.png", "errors.png"}
+    write_study(store, ablation, pd.DataFrame(path_rows(both)))
+    page = Path(write_report(store, "s")).read_text()
+    assert {figure.stem for figure in figures.iterdir()} == {"barriers", "errors", "paths", "closed_form"}
+    assert page.count("data:image/png;base64,") == page.count('<img alt="') == 4
+
+
 def test_a_report_is_one_page_that_needs_nothing_else(store: Store, ablation: pd.DataFrame):
     write_study(store, ablation)
     page = Path(write_report(store, "s")).read_text()
@@ -266,10 +427,12 @@ def test_a_study_that_was_never_run_has_no_report(store: Store):
         write_report(store, "s")
 
 
-def write_study(store: Store, ablation: pd.DataFrame) -> None:
+def write_study(store: Store, ablation: pd.DataFrame, paths: pd.DataFrame | None = None) -> None:
     provenance = {"repairlab": "0", "commit": "", "torch": "0", "schema": 1, "revisions": {"train": 1}, "requests": []}
     for table in schema.TABLES:
-        frame = ablation if table.name == "ablation" else pd.DataFrame(columns=list(table.columns))
+        frame = {"ablation": ablation, "paths": paths}.get(table.name)
+        if frame is None:
+            frame = pd.DataFrame(columns=list(table.columns))
         if table.name == "endpoints":
             seeds = [
                 {"endpoint_id": str(i), "seed": i, "status": s} for i, s in enumerate(["trained", *["diverged"] * 2])
