@@ -51,6 +51,9 @@ _MARKERS = "^<>Pph*X"
 _SERIES_MARKERS = [(marker, fill) for fill in ("full", "none", "bottom") for marker in "oDs^v<>PX*pd"]
 """What tells series apart where colour tells paths."""
 
+MAX_SERIES = 4
+"""More series than that have no panels of their own."""
+
 MIN_CELLS = 3
 """Fewer cells than that say nothing of how their barriers go with their errors."""
 
@@ -103,14 +106,12 @@ def label_value(value: Any, factor: str = "") -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def label_series(frame: pd.DataFrame, factor: str) -> pd.Series:
-    """One text per row that says all that sets its series apart, the axis' factor aside."""
-    return _labels(frame, [name for name in _varying(frame) if name != factor])
-
-
 def label_points(frame: pd.DataFrame, aside: str = "") -> pd.Series:
     """One text per row that says what tells its cell and measurement apart, in as few words as do, a factor aside."""
     swept = swept_factors(frame)
+    if aside == "depth":
+        # A VGG's depth is in its name. ResNets of other depths are other designs, so their names stay.
+        frame = frame.assign(architecture=frame["architecture"].replace(r"^vgg\d+$", "vgg", regex=True))
     names = [*_NETWORK, *FACTORS, *swept, *([] if swept else ["recipe", "measurement"])]
     return _labels(frame, telling(frame, [name for name in names if name != aside]))
 
@@ -139,49 +140,50 @@ def _labels(frame: pd.DataFrame, names: list[str]) -> pd.Series:
     return frame[names].apply(lambda row: _label(row, names), axis=1)
 
 
-def _varying(frame: pd.DataFrame) -> list[str]:
-    """What sets rows of `frame` apart. The names of recipes and measurements tell what is swept once more, and are left
-    out where something is."""
-    swept = swept_factors(frame)
-    names = [name for name in _SERIES if not (swept and name in ("recipe", "measurement"))]
-    return [name for name in [*names, *FACTORS, *swept] if frame[name].nunique(dropna=False) > 1]
-
-
 def _label(row: pd.Series, names: Sequence[str]) -> str:
     return ", ".join(str(row[name]) if name in _SERIES else f"{name} {label_value(row[name], name)}" for name in names)
 
 
 def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
-    """Test accuracy and loss barrier against the main factor, a panel per series, with 95 % intervals cut off at 0."""
+    """Test accuracy and loss barrier with 95 % intervals cut off at 0: against the main factor, a panel per series;
+    where that makes too many panels, or one per cell, all cells side by side."""
     factor = main_factor(ablation)
-    shown = ablation[(ablation["split"] == "test") & ablation["mean"].notna()]
     metrics = {"accuracy_barrier": "accuracy barrier (points)", "loss_barrier": "loss barrier (nats)"}
-    shown = shown[shown["metric"].isin(list(metrics))].assign(series=lambda f: label_series(f, factor))
+    shown = ablation[(ablation["split"] == "test") & ablation["mean"].notna() & ablation["metric"].isin(list(metrics))]
     if shown.empty:
         return None
+    # What has no value comes last: all images, or the end of training.
+    shown = shown.sort_values([factor, *_NETWORK, *FACTORS]).assign(series=lambda f: label_points(f, factor))
+    n_series, n_places = shown["series"].nunique(), shown.groupby("series")[factor].nunique(dropna=False)
+    apart = n_series > MAX_SERIES or (n_series > 1 and n_places.max() == 1)
+    if apart:
+        shown = shown.sort_values([*_NETWORK, *FACTORS]).assign(series="", place=label_points)
+    else:
+        shown = shown.assign(place=[label_value(value, factor) for value in shown[factor]])
     panels = [(series, metric) for metric in metrics for series in sorted(shown["series"].unique())]
 
     def draw(axes: Axes, panel: tuple[str, str]) -> None:
         series, metric = panel
         of_panel = shown[(shown["series"] == series) & (shown["metric"] == metric)]
         scale = 100 if metric.startswith("accuracy") else 1
-        # What has no value comes last: all images, or the end of training.
-        values = [label_value(value, factor) for value in of_panel[factor].drop_duplicates().sort_values()]
-        positions = {value: position for position, value in enumerate(values)}
+        positions = {place: position for position, place in enumerate(of_panel["place"].unique())}
         curves = curves_of(shown)
         for curve, aside in zip(curves, np.linspace(-0.02, 0.02, len(curves)) * (len(curves) - 1), strict=True):
-            line = _of_curve(of_panel, curve).sort_values(factor)
+            line = _of_curve(of_panel, curve)
             if line.empty:
                 continue
             axes.errorbar(
-                [positions[label_value(value, factor)] + aside for value in line[factor]], line["mean"] * scale,
+                [positions[place] + aside for place in line["place"]], line["mean"] * scale,
                 yerr=_reach(line) * scale, color=curve.color, marker=curve.marker, capsize=3,
-                label=curve.label, markersize=5,
+                label=curve.label, markersize=5, linestyle="none" if apart else "-",
             )  # fmt: skip
-        axes.set_xticks(range(len(values)), values)
-        if len(values) == 1:
+        axes.set_xticks(range(len(positions)), list(positions))
+        if apart:
+            axes.tick_params(axis="x", rotation=60)
+        else:
+            axes.set_xlabel("hidden layers" if factor == "depth" and set(shown["architecture"]) == {"mlp"} else factor)
+        if len(positions) == 1:
             axes.set_xlim(-0.5, 0.5)  # Else what only stands aside would look far apart.
-        axes.set_xlabel("hidden layers" if factor == "depth" and set(shown["architecture"]) == {"mlp"} else factor)
         axes.set_ylabel(metrics[metric])
         axes.set_ylim(bottom=0)
         axes.set_title(series)
@@ -387,7 +389,8 @@ def cells_of(frame: pd.DataFrame) -> list[pd.DataFrame]:
 
 def label_cell(of_cell: pd.DataFrame, among: pd.DataFrame) -> str:
     """What sets a cell apart from the others of a study."""
-    return _label(of_cell.iloc[0], _varying(among))
+    cells = among.drop_duplicates(["cell_id", "measurement"])
+    return str(label_points(cells)[of_cell.index[0]])
 
 
 def _of_curve(frame: pd.DataFrame, curve: Curve) -> pd.DataFrame:

@@ -20,7 +20,6 @@ from flows.figures import (
     label_cell,
     label_lines,
     label_points,
-    label_series,
     main_factor,
 )
 from flows.report import answer_widths, make_claim, print_ablation, section_starts, summarise_ablation, write_report
@@ -93,7 +92,7 @@ def test_what_a_study_sweeps_is_its_axis_its_column_and_its_claim():
     ]
     ablation = pd.concat(cells, ignore_index=True)
     assert main_factor(ablation) == "learning_rate"
-    assert set(label_series(ablation, "learning_rate")) == {""}
+    assert set(label_points(ablation, "learning_rate")) == {""}
     claim = make_claim(ablation)
     assert claim.count("REPAIR removes") == 2
     assert "with learning_rate 0.001, on digits, alignment alone" in claim
@@ -115,19 +114,9 @@ def test_all_images_are_a_value_of_what_is_swept():
     assert "with statistics all, on digits" in make_claim(ablation)
 
 
-def test_the_end_of_training_is_the_last_epoch_of_axis_table_and_claim(monkeypatch: pytest.MonkeyPatch):
-    cells = [
-        pd.DataFrame(ablation_rows(depths=(4,))).assign(cell_id=str(epoch), epoch=epoch) for epoch in (None, 10, 2, 0)
-    ]
-    # As a table is read: whole numbers beside nulls are floats.
-    ablation = pd.concat(cells, ignore_index=True).astype({"epoch": float})
-    assert main_factor(ablation) == "epoch"
-    assert set(label_series(ablation, "epoch")) == {""}
-    assert list(dict.fromkeys(summarise_ablation(ablation)["epoch"])) == ["0", "2", "10", "last"]
-    claim = make_claim(ablation)
-    assert claim.count("REPAIR removes") == 2
-    assert "with epoch 0, on digits" in claim
-    assert "with epoch last, on digits" in claim
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The labels on the horizontal axis of every panel that is drawn."""
     shown: list[list[str]] = []
     set_xticks = Axes.set_xticks
 
@@ -137,8 +126,43 @@ def test_the_end_of_training_is_the_last_epoch_of_axis_table_and_claim(monkeypat
         return set_xticks(self, positions, labels, **options)
 
     monkeypatch.setattr(Axes, "set_xticks", look)
+    return shown
+
+
+def test_the_end_of_training_is_the_last_epoch_of_axis_table_and_claim(ticks: list[list[str]]):
+    cells = [
+        pd.DataFrame(ablation_rows(depths=(4,))).assign(cell_id=str(epoch), epoch=epoch) for epoch in (None, 10, 2, 0)
+    ]
+    # As a table is read: whole numbers beside nulls are floats.
+    ablation = pd.concat(cells, ignore_index=True).astype({"epoch": float})
+    assert main_factor(ablation) == "epoch"
+    assert set(label_points(ablation, "epoch")) == {""}
+    assert list(dict.fromkeys(summarise_ablation(ablation)["epoch"])) == ["0", "2", "10", "last"]
+    claim = make_claim(ablation)
+    assert claim.count("REPAIR removes") == 2
+    assert "with epoch 0, on digits" in claim
+    assert "with epoch last, on digits" in claim
     assert draw_barriers(ablation)
-    assert shown == [["0", "2", "10", "last"]] * 2
+    assert ticks == [["0", "2", "10", "last"]] * 2
+
+
+def test_cells_stand_side_by_side_where_no_line_joins_them_or_too_many_would(ticks: list[list[str]]):
+    def study(*networks: tuple[str, str, int]) -> pd.DataFrame:
+        cells = [
+            pd.DataFrame(ablation_rows(depths=(depth,))).assign(architecture=architecture, normalization=normalization)
+            for architecture, normalization, depth in networks
+        ]
+        return pd.concat(cells, ignore_index=True)
+
+    assert draw_barriers(study(("resnet20", "batch", 20), ("resnet20", "layer", 20)))
+    assert ticks == [["batch", "layer"]] * 2
+    ticks.clear()
+    assert draw_barriers(study(*((f"vgg{depth}", norm, depth) for norm in ("batch", "none") for depth in (19, 11))))
+    assert ticks == [["11", "19"]] * 4
+    ticks.clear()
+    names = ["mlp", "resnet18", "resnet20", "resnet50", "wide-resnet50-2"]
+    assert draw_barriers(study(*((name, "batch", depth) for name in names for depth in (2, 4))))
+    assert ticks == [[f"{name}, depth {depth}" for name in names for depth in (2, 4)]] * 2
 
 
 def test_panels_tell_the_epoch_of_their_cell_and_stand_in_its_order():
@@ -161,9 +185,9 @@ def test_a_study_without_a_barrier_claims_nothing(ablation: pd.DataFrame):
 def test_the_axis_is_what_the_study_varies(ablation: pd.DataFrame):
     assert main_factor(ablation) == "depth"
     assert main_factor(ablation.assign(width=range(len(ablation)), depth=1)) == "width"
-    assert set(label_series(ablation, "depth")) == {""}
+    assert set(label_points(ablation, "depth")) == {""}
     two = pd.concat([ablation, ablation.assign(dataset="mnist", width=64)], ignore_index=True)
-    assert set(label_series(two, "depth")) == {"digits, width 128", "mnist, width 64"}
+    assert set(label_points(two, "depth")) == {"digits", "mnist"}
 
 
 def test_the_summary_has_a_row_per_cell_and_path_and_gaps_as_gaps(ablation: pd.DataFrame):
