@@ -102,7 +102,8 @@ def outputs(network: nn.Module, state: dict[str, Tensor], inputs: tuple[Tensor, 
     with mode(network, training=False), kept_random_state(), torch.no_grad():
         dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
         loose = {k: b.to(dtype) for k, b in network.named_buffers() if k not in state and b.is_floating_point()}
-        result = compute(network, {**loose, **state}, *inputs)
+        # Copies, since a forward pass may write to what it is given.
+        result = compute(network, {**loose, **state}, *(x.clone() for x in inputs))
     return list(_tensors(result))
 
 

@@ -221,6 +221,10 @@ def _groups_of(user: Node, weight: Node) -> int:
     return 0
 
 
+NAMESPACES = ("aten", "prims")
+"""Whose operations the rules are of: another's may have the same name and do something else."""
+
+
 class Visitor:
     """Walks a graph once, collecting demands; `values` then holds the layout of every result."""
 
@@ -332,7 +336,11 @@ class Visitor:
         return [self._layout(a) for a in args if isinstance(a, Node)]
 
     def _apply(self, name: str, node: Node) -> Value:
+        if getattr(node.target, "namespace", "aten") not in NAMESPACES:
+            raise _NotCovered
         shape = _shapes(node.meta["val"])[0]
+        if 0 in shape or any(0 in self._layout(n).shape for n in node.all_input_nodes):
+            raise _NotCovered
         if name in ELEMENTWISE:
             return combine(self.demands, self._tensors([*node.args, *node.kwargs.values()]), shape)
         if name in DROPOUTS:

@@ -32,6 +32,8 @@ _LETTERS = "abcdefghijklmnopqrstuvw"
 @rule("linear")
 def _linear(visitor: Visitor, node: Node) -> Value:
     x, weight = light_layout_of(visitor, node.args[0]), light_layout_of(visitor, node.args[1])
+    if len(weight.shape) != 2:
+        raise not_covered()
     batch = _LETTERS[: len(x.shape) - 1]
     out = contract(visitor.demands, [(x, batch + "x"), (weight, "yx")], batch + "y")
     bias = argument(node, 2, "bias", None)
@@ -133,6 +135,13 @@ def _grouped_rows(visitor: Visitor, weight: Layout, inner: Nodes, groups: int, t
     """
     demands = visitor.demands
     own = [f for f in weight.fields if f.dims == (0, 1)]
+    if own:
+        assert own[0].nodes is not None
+        by_group = own[0].nodes.reshape(groups, -1, weight.shape[1])
+        if (by_group != by_group[:, :1]).any():
+            # Not one order of columns for each group, as `grouped_layout` has it: a weight that is computed.
+            weight = alone(demands, weight, 0)
+            own = []
     rows = channel_nodes(visitor, Layout(weight.shape, tuple(f for f in weight.fields if f not in own)), 0)[0]
     n_columns = weight.shape[1]
     if own:

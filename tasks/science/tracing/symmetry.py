@@ -132,10 +132,10 @@ class _Problem:
         self.event, self.child, self.parent = edges
         if edges.shape[1]:
             again = (np.diff(self.event) == 0) & (np.diff(self.child) == 0)
-            twice = np.flatnonzero(again)
-            self.hold(
-                np.concatenate([self.child[twice], self.parent[twice], self.parent[twice + 1]]), "has two parents"
-            )
+            ambiguous = np.append(again, False) | np.append(False, again)
+            self.hold(np.concatenate([self.child[ambiguous], self.parent[ambiguous]]), "has two parents")
+            # Both ends are held, so nothing is left to demand of these.
+            self.event, self.child, self.parent = edges[:, ~ambiguous]
 
     def _collect_places(self, demands: Demands) -> None:
         sizes = [p.size for p in demands.places]

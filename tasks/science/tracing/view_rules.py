@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -40,7 +41,10 @@ from tasks.science.tracing.operations import (
 
 @rule("view", "_unsafe_view", "reshape")
 def _view(visitor: Visitor, node: Node) -> Value:
-    return reshape(visitor.demands, light_layout_of(visitor, node.args[0]), result_shape(node))
+    x = light_layout_of(visitor, node.args[0])
+    if math.prod(x.shape) != math.prod(result_shape(node)):
+        raise not_covered()  # The bytes seen as another type.
+    return reshape(visitor.demands, x, result_shape(node))
 
 
 @rule("permute")

@@ -184,6 +184,32 @@ class GroupedFlipped(_Grouped):
         return self.c(x + self.g(x.flip(1)))
 
 
+@case((2, 3, 6, 6), 2, 4, 4, 4)
+class GroupedFlatWeight(_Grouped):
+    """The weight of a grouped convolution is kept flat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(8 * 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        return self.c(F.conv2d(x, self.w.view(8, 4, 1, 1), groups=2).relu())
+
+
+@case((2, 3, 6, 6), 2, 3, 4, 4, 4)
+class GroupedMixture(_Grouped):
+    """The weight of a grouped convolution is a mixture of experts' weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts, self.share = nn.Parameter(torch.randn(3, 8, 4, 3, 3)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = torch.einsum("e,eoikl->oikl", self.share.softmax(0), self.experts)
+        return self.c(F.conv2d(self.a(x).relu(), w, groups=2).relu())
+
+
 @case((2, 8, 6, 6), 4, 4)
 class GroupedInput(Net):
     """Groups that read the data stay; their outputs move."""

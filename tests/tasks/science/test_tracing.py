@@ -452,6 +452,61 @@ def test_fixed_axes_state_their_reason() -> None:
     assert "fixed  8  a.weight:0, a.bias:0" in repr(spec)
 
 
+@torch.library.custom_op("repairlab_test::linear", mutates_args=())
+def _namesake(x: Tensor, weight: Tensor) -> Tensor:
+    return x @ weight
+
+
+@_namesake.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.empty(x.shape)
+
+
+class _Wrapped(nn.Module):
+    """Something odd between two layers."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.a, self.w, self.c = nn.Linear(4, 8), nn.Parameter(torch.randn(8, 8)), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.function(self.a(x).relu(), self.w))
+
+
+def _overwrite(x: Tensor, _: Tensor) -> Tensor:
+    x[:, :4] = x[:, 4:]
+    return x
+
+
+ODD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "namesake": _namesake,
+    "overwritten": _overwrite,
+    "vector": lambda x, w: x + F.linear(x, w[0])[:, None],
+    "empty": lambda x, w: x + F.pad(x[:, :0] @ w[:0], (0, 0)),
+    "bytes": lambda x, w: x * w.view(torch.uint8).float().mean(),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_has_no_rule_is_held_and_never_an_error(name: str) -> None:
+    """An operation of another library by a known name, overlapping writes, sizes 0, bytes seen as another type."""
+    torch.manual_seed(0)
+    network, inputs = _Wrapped(ODD[name]), (torch.randn(2, 4),)
+    spec = trace_permutation_spec(network, inputs, check=False)
+    assert largest_error(network, inputs, spec) <= TOLERANCE
+    assert repr(trace_permutation_spec(network, inputs)) == repr(spec)
+
+
+def test_a_network_that_writes_to_its_input_is_checked_on_copies() -> None:
+    network = _Wrapped(lambda x, _: x)
+    network.forward = lambda x: network.c(network.a(x.mul_(0.5)).relu())  # type: ignore[method-assign]
+    x = torch.randn(2, 4, dtype=torch.float64)
+    before = x.clone()
+    assert [axis.size for axis in trace_permutation_spec(network, (x,)).axes] == [8]
+    assert torch.equal(x, before)
+
+
 def test_dead_parameters_are_listed_and_not_claimed() -> None:
     spec = trace_permutation_spec(Auxiliary(), (torch.randn(2, 4),))
     assert not any(s.key.startswith("dead") for a in spec.axes for s in a.slots)
