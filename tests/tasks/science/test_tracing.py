@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import sys
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -458,7 +459,7 @@ def _namesake(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @_namesake.register_fake
-def _(x: Tensor, weight: Tensor) -> Tensor:
+def _(x: Tensor, _weight: Tensor) -> Tensor:
     return torch.empty(x.shape)
 
 
