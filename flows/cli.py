@@ -126,6 +126,12 @@ def run(
     ensembles: Annotated[
         bool | None, typer.Option("--ensembles/--no-ensembles", help="Every pair with its outputs averaged as well")
     ] = None,
+    logit_shifts: Annotated[
+        bool | None,
+        typer.Option(
+            "--logit-shifts/--no-logit-shifts", help="Of data in halves, endpoints with half of their logits shifted"
+        ),
+    ] = None,
     runner: RunnerOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop")] = False,
     yes: Annotated[bool, typer.Option("--yes", help=f"Start what takes more than {LONG_HOURS} hours")] = False,
@@ -162,6 +168,7 @@ def run(
             sweep=_sweeps(sweep),
             controls=controls,
             ensembles=ensembles,
+            logit_shifts=logit_shifts,
         )
         request = options.resolve(lambda name: describe_dataset(name, settings.data_dir))
         target = Store(settings.store)

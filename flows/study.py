@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as Folder
+from typing import get_args
 
 from prefect import flow
 
@@ -39,12 +40,14 @@ from tasks.interpolate import interpolate
 from tasks.repair import repair
 from tasks.science.correction_table import CORRECTIONS
 from tasks.science.request import Request
-from tasks.science.specs import Cell, Endpoint, Measurement, Merge, Path
+from tasks.science.specs import Cell, Endpoint, Measurement, Merge, Path, ShiftMethod
+from tasks.shift import shift
 from tasks.train import train, train_parent
 
 PATH_TASKS = {
     **{("weights", name): interpolate if name == "none" else repair for name in CORRECTIONS},
     ("ensemble", "none"): ensemble,
+    **{(method, "none"): shift for method in get_args(ShiftMethod)},
 }
 """What measures a path, by its method and correction."""
 
@@ -159,7 +162,7 @@ def measure_paths(
 ) -> list[Submitted]:
     """Submits a cell's missing paths, by method, correction and measurement, as many to a task as fill it."""
     groups: dict[tuple[str, str, Measurement], list[Path]] = {}
-    # Measurements that differ in their statistics alone share their ensembles.
+    # Measurements that differ in their statistics alone share their ensembles and logit shifts.
     for path in {path.id: path for path in paths}.values():
         if not has_path(store, path):
             groups.setdefault((path.method, path.correction, path.measurement), []).append(path)

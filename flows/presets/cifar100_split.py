@@ -18,6 +18,7 @@ PRESET = Preset(
     n_seeds=6,
     controls=True,
     ensembles=True,
+    logit_shifts=True,
     corrections=("none", "repair", "reset"),
     measurement=override(DEFAULT_MEASUREMENT, alphas=21),
     sizes={"smoke": smoke([GRID], n_seeds=4)},

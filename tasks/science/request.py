@@ -6,13 +6,13 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from tasks.science.correction_table import check_correction, is_defined
 from tasks.science.identity import safe_name, spec_id
 from tasks.science.matchers import parse_matcher
 from tasks.science.recipe import Recipe
-from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member, Merge, Path
+from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member, Merge, Path, ShiftMethod
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Request:
     """Whether the first pair of every cell is measured under a random permutation, and its A against itself."""
     ensembles: bool = False
     """Whether every pair is measured with its outputs averaged as well."""
+    logit_shifts: bool = False
+    """Whether, where data are in halves, every pair's endpoints are measured with half of their logits shifted."""
 
     def __post_init__(self) -> None:
         for name in ("cells", "seeds", "matchers", "corrections", "measurements", "swept"):
@@ -79,7 +81,8 @@ class Request:
         return list(dict.fromkeys(merges))
 
     def paths(self, merges: Sequence[Merge]) -> list[Path]:
-        """Every correction and measurement on those of `merges` that it is defined for; and the ensembles."""
+        """Every correction and measurement on those of `merges` that it is defined for; and the ensembles and logit
+        shifts."""
         found: list[Path] = []
         for measurement in self.measurements:
             seen = [merge for merge in merges if merge.samples == measurement.samples]
@@ -89,9 +92,16 @@ class Request:
                 for merge in seen
                 if self._defines(correction, merge.cell)
             ]
+            direct = [merge for merge in seen if merge.matcher == "none"]
             if self.ensembles:
-                direct = [merge for merge in seen if merge.matcher == "none"]
                 found += [Path(merge, "none", measurement, "ensemble") for merge in direct]
+            if self.logit_shifts:
+                found += [
+                    Path(merge, "none", measurement, method)
+                    for method in get_args(ShiftMethod)
+                    for merge in direct
+                    if merge.cell.data.halves
+                ]
         return found
 
     def corrections_of(self, cell: Cell) -> tuple[str, ...]:

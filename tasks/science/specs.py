@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -63,8 +63,12 @@ class DataSpec:
         return list(product(first, second))
 
 
-Method = Literal["weights", "ensemble"]
-"""What a path averages."""
+ShiftMethod = Literal["logit-shift", "logit-shift/chosen=test"]
+"""Of which images the constant on half of an endpoint's logits is the best: of train images that the endpoint was not
+trained on, or of the test images that it is judged by."""
+
+Method = Literal["weights", "ensemble", ShiftMethod]
+"""What a path averages; or that it averages nothing, and has its two ends alone, their logits shifted."""
 
 
 @dataclass(frozen=True)
@@ -319,7 +323,8 @@ class Merge:
 @dataclass(frozen=True)
 class Path:
     """The curve of one merge under one correction, over one measurement. With the method `ensemble` outputs are
-    averaged instead of weights: so there is no matcher and no correction."""
+    averaged instead of weights, and with a logit shift each end is an endpoint with a constant on half of its logits:
+    so there is no matcher and no correction."""
 
     merge: Merge
     correction: str
@@ -334,6 +339,16 @@ class Path:
                 "an ensemble averages outputs, which no matcher or correction changes, got "
                 f"{self.merge.matcher} and {self.correction}"
             )
+        if self.method in get_args(ShiftMethod):
+            if (self.merge.matcher, self.correction) != ("none", "none"):
+                raise ValueError(
+                    "a logit shift is of endpoints as they are, which no matcher or correction changes, got "
+                    f"{self.merge.matcher} and {self.correction}"
+                )
+            if not cell.data.halves:
+                raise ValueError(
+                    f"a logit shift undoes the skew of halves of the data, and {cell.data.name} is not in halves"
+                )
         check_correction(self.correction, cell.normalization, cell.architecture)
         if self.merge.samples != self.measurement.samples:
             raise ValueError(
@@ -343,14 +358,15 @@ class Path:
 
     @property
     def id(self) -> str:
-        if self.method == "ensemble":  # It needs no statistics, so all choices of them share it.
+        if self.method != "weights":  # It needs no statistics, so all choices of them share it.
             spec = {
                 "merge": self.merge.id,
                 "method": self.method,
-                "alphas": self.measurement.alphas,
                 "evaluation": self.measurement.evaluation,
                 "data": self.merge.cell.data.fingerprint,
             }
+            if self.method == "ensemble":
+                spec["alphas"] = self.measurement.alphas
             return spec_id(("evaluate",), spec)
         spec: dict[str, Any] = {
             "merge": self.merge.id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from infra.paths import request_key
 from infra.storage import Store
@@ -13,8 +14,9 @@ from tasks.gather import gather
 from tasks.interpolate import interpolate
 from tasks.repair import repair
 from tasks.science.request import Request
-from tasks.science.specs import Cell, Measurement, Merge
+from tasks.science.specs import Cell, Measurement, Merge, ShiftMethod
 from tasks.science.specs import Path as Curve
+from tasks.shift import shift
 from tasks.train import train
 
 NOWHERE = Path("/nonexistent")
@@ -61,6 +63,7 @@ def measure_all(store: Store, request: Request, paths: list[Curve] | None = None
             (("weights", "none"), interpolate),
             (("weights", "repair"), repair),
             (("ensemble", "none"), ensemble),
+            *(((method, "none"), shift) for method in get_args(ShiftMethod)),
         ):
             wanted = [path for path in paths if (path.method, path.correction) == measured and path.merge.cell == cell]
             verb.fn(wanted, store.url, NOWHERE)

@@ -129,6 +129,39 @@ def test_tables_of_a_data_set_in_halves_tell_which_half(store: Store, cell: Cell
     assert accuracy["low"].notna().all()
 
 
+def test_shifted_endpoints_stand_beside_paths_and_ensembles_and_take_part_in_no_barrier(
+    store: Store, cell: Cell, blobs, monkeypatch
+):
+    halved = dataclasses.replace(blobs, spec=dataclasses.replace(blobs.spec, halves=True))
+    for module in ("tasks.train", "tasks.align", "tasks.pairs", "tasks.ensemble", "tasks.shift"):
+        monkeypatch.setattr(f"{module}.load_dataset", lambda _name, _folder: halved)
+    plain = make_request(dataclasses.replace(cell, data=halved.spec), n_seeds=4)
+    run_all(store, plain)
+    before = read_all(store)
+    run_all(store, dataclasses.replace(plain, ensembles=True, logit_shifts=True))
+    tables = read_all(store)
+    for name in ("barriers", "ablation", "contrasts"):
+        pd.testing.assert_frame_equal(tables[name], before[name])
+    paths = tables["paths"]
+    shifted = paths[paths["method"].str.startswith("logit-shift")]
+    assert set(shifted["method"]) == {"logit-shift", "logit-shift/chosen=test"}
+    assert set(shifted["alpha"]) == {0.0, 1.0}
+    assert len(shifted) == 2 * 2 * 2 * 4
+    # Of one endpoint there is one shift, whoever its partner.
+    ends = shifted.assign(seed=shifted["seed_a"].where(shifted["alpha"] == 0, shifted["seed_b"]))
+    assert (ends.groupby(["method", "seed", "split"])["loss"].nunique() == 1).all()
+    key = ["merge_id", "alpha", "split"]
+    on_test, held_out, raw = (
+        paths[(paths["method"] == method) & (paths["matcher"] == "none") & paths["alpha"].isin([0, 1])]
+        .query("split == 'test' and correction == 'none'")
+        .set_index(key)["loss"]
+        .sort_index()
+        for method in ("logit-shift/chosen=test", "logit-shift", "weights")
+    )
+    assert (on_test <= held_out).all()
+    assert (on_test <= raw).all()
+
+
 def test_barriers_are_what_the_curves_say(tables):
     paths, barriers = tables["paths"], tables["barriers"]
     row = barriers[(barriers["correction"] == "repair") & (barriers["split"] == "test")].iloc[0]

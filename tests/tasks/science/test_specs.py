@@ -214,3 +214,22 @@ def test_an_ensemble_is_shared_by_all_choices_of_statistics_and_takes_no_matcher
     assert Path(every.merge, "none", every.measurement).id != every.id
     with pytest.raises(ValueError, match="an ensemble averages outputs, which no matcher or correction changes, got"):
         ensemble(Measurement("m"), "activation")
+
+
+def test_a_logit_shift_is_of_the_endpoints_alone_whatever_alphas_and_statistics_there_are(cell: Cell):
+    a, b = Member(0, "a", "1"), Member(1, "b", "2")
+    halved = dataclasses.replace(cell, data=dataclasses.replace(cell.data, halves=True))
+
+    def shifted(measurement: Measurement, of: Cell = halved, matcher: str = "none", on: str = "") -> Path:
+        merge = Merge(of, a, b, matcher, measurement.samples)
+        return Path(merge, "none", measurement, "logit-shift/chosen=test" if on == "test" else "logit-shift")
+
+    every = shifted(Measurement("m"))
+    assert shifted(Measurement("few", 25, statistics=20, draw=3)).id == every.id
+    others = [shifted(Measurement("part", evaluation=10)), shifted(Measurement("m"), on="test")]
+    others += [Path(every.merge, "none", every.measurement, method) for method in ("weights", "ensemble")]
+    assert len({path.id for path in [every, *others]}) == 5
+    with pytest.raises(ValueError, match="a logit shift is of endpoints as they are, which no matcher or correction"):
+        shifted(Measurement("m"), matcher="activation")
+    with pytest.raises(ValueError, match="a logit shift undoes the skew of halves of the data, and blobs is not in"):
+        shifted(Measurement("m"), of=cell)
