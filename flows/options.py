@@ -49,6 +49,9 @@ class OwnStudy(BaseModel):
     logit_shifts: bool = Field(
         False, description="Whether, where data are in halves, endpoints are measured with half of their logits shifted"
     )
+    joint_training: bool = Field(
+        False, description="Whether, where data are in halves, every seed is trained on both halves as well"
+    )
 
     def preset(self) -> Preset:
         """ValueError for a word or number that cannot be."""
@@ -76,6 +79,7 @@ class OwnStudy(BaseModel):
             controls=self.controls,
             ensembles=self.ensembles,
             logit_shifts=self.logit_shifts,
+            joint_training=self.joint_training,
         )
 
     def _recipe(self) -> Recipe:
@@ -168,6 +172,9 @@ class StudyOptions(BaseModel):
     logit_shifts: bool | None = Field(
         None, description="Whether, where data are in halves, endpoints are measured with half of their logits shifted"
     )
+    joint_training: bool | None = Field(
+        None, description="Whether, where data are in halves, every seed is trained on both halves as well"
+    )
 
     @property
     def preset(self) -> Preset:
@@ -194,6 +201,7 @@ class StudyOptions(BaseModel):
             controls=self.controls,
             ensembles=self.ensembles,
             logit_shifts=self.logit_shifts,
+            joint_training=self.joint_training,
         )
 
     def _given(self, *names: str) -> dict[str, Any]:

@@ -129,37 +129,44 @@ def test_tables_of_a_data_set_in_halves_tell_which_half(store: Store, cell: Cell
     assert accuracy["low"].notna().all()
 
 
-def test_shifted_endpoints_stand_beside_paths_and_ensembles_and_take_part_in_no_barrier(
+def test_of_data_in_halves_shifted_logits_ensembles_and_joint_training_stand_beside_the_paths_in_one_table(
     store: Store, cell: Cell, blobs, monkeypatch
 ):
     halved = dataclasses.replace(blobs, spec=dataclasses.replace(blobs.spec, halves=True))
-    for module in ("tasks.train", "tasks.align", "tasks.pairs", "tasks.ensemble", "tasks.shift"):
-        monkeypatch.setattr(f"{module}.load_dataset", lambda _name, _folder: halved)
-    plain = make_request(dataclasses.replace(cell, data=halved.spec), n_seeds=4)
+    for name in ("train", "align", "pairs", "ensemble", "joint", "shift"):
+        monkeypatch.setattr(f"tasks.{name}.load_dataset", lambda _name, _folder: halved)
+    split = dataclasses.replace(cell, data=halved.spec)
+    plain = make_request(split, n_seeds=4)
     run_all(store, plain)
     before = read_all(store)
-    run_all(store, dataclasses.replace(plain, ensembles=True, logit_shifts=True))
+    run_all(store, dataclasses.replace(plain, ensembles=True, logit_shifts=True, joint_training=True))
     tables = read_all(store)
-    for name in ("barriers", "ablation", "contrasts"):
+    for name in ("merges", "barriers", "ablation", "contrasts", "width_laws", "paper"):
         pd.testing.assert_frame_equal(tables[name], before[name])
     paths = tables["paths"]
-    shifted = paths[paths["method"].str.startswith("logit-shift")]
-    assert set(shifted["method"]) == {"logit-shift", "logit-shift/chosen=test"}
-    assert set(shifted["alpha"]) == {0.0, 1.0}
-    assert len(shifted) == 2 * 2 * 2 * 4
-    # Of one endpoint there is one shift, whoever its partner.
-    ends = shifted.assign(seed=shifted["seed_a"].where(shifted["alpha"] == 0, shifted["seed_b"]))
+    assert set(paths["cell_id"]) == {split.id}
+    ends = paths[paths["method"].isin(["logit-shift", "logit-shift/chosen=test", "joint"])]
+    assert set(ends["alpha"]) == {0.0, 1.0}
+    assert (ends.groupby("method").size() == 2 * 2 * 4).all()
+    # Each seed has one network, whoever its partner.
+    ends = ends.assign(seed=ends["seed_a"].where(ends["alpha"] == 0, ends["seed_b"]))
     assert (ends.groupby(["method", "seed", "split"])["loss"].nunique() == 1).all()
-    key = ["merge_id", "alpha", "split"]
-    on_test, held_out, raw = (
-        paths[(paths["method"] == method) & (paths["matcher"] == "none") & paths["alpha"].isin([0, 1])]
-        .query("split == 'test' and correction == 'none'")
-        .set_index(key)["loss"]
-        .sort_index()
-        for method in ("logit-shift/chosen=test", "logit-shift", "weights")
-    )
-    assert (on_test <= held_out).all()
-    assert (on_test <= raw).all()
+    loss = {
+        method: of_method.set_index(["merge_id", "alpha"])["loss"].sort_index()
+        for method, of_method in paths.query(
+            "split == 'test' and matcher == 'none' and correction == 'none' and alpha in (0, 1)"
+        ).groupby("method")
+    }
+    assert (loss["logit-shift/chosen=test"] <= loss["logit-shift"]).all()
+    assert (loss["logit-shift/chosen=test"] <= loss["weights"]).all()
+    np.testing.assert_allclose(loss["ensemble"], loss["weights"], rtol=1e-6)
+    # What joint training has left is in the tables as endpoints of a cell on whole data.
+    whole = tables["endpoints"].query("train_subset == 'all'").set_index("seed")
+    assert whole.index.sort_values().tolist() == [0, 1, 2, 3]
+    assert set(whole["cell_id"]) == set(tables["cells"].query("not data_halves")["cell_id"]) == {split.joint.id}
+    assert (whole["n_train_examples"] == len(halved.train)).all()
+    joint = ends.query("method == 'joint' and split == 'test'").drop_duplicates("seed").set_index("seed")
+    pd.testing.assert_series_equal(joint["loss"].sort_index(), whole["test_loss"].sort_index(), check_names=False)
 
 
 def test_barriers_are_what_the_curves_say(tables):
