@@ -9,9 +9,9 @@ upper half. Its slope in s is the mean of sigmoid(l + s) less the share of image
 at the best shift the network expects the upper half as often as it comes.
 
 Source: the authors of REPAIR saved two sweeps of such a constant (`adjusted_v1a` and `adjusted_v1b`), and show the
-smallest test loss of each. Without a shift their losses are those of the two endpoints, on both splits, so it is the
-endpoints that are shifted there, neither the merged network nor the ensemble; which half of the classes is shifted was
-not published, and only the sign of s depends on it.
+smallest test loss of each. Where the constant passes 0, losses and accuracies of both splits pass through those of the
+two endpoints: so it is the endpoints that are shifted there, neither the merged network nor the ensemble. Which half of
+the classes is shifted was not published, and only the sign of s depends on it.
 Deviates: the best shift is solved for instead of looked up in a sweep of 31; and, unless that is asked for, it is
 chosen on images of the train split that the endpoint was not trained on, instead of on the test images it is judged by.
 """
