@@ -126,6 +126,18 @@ def run(
     ensembles: Annotated[
         bool | None, typer.Option("--ensembles/--no-ensembles", help="Every pair with its outputs averaged as well")
     ] = None,
+    logit_shifts: Annotated[
+        bool | None,
+        typer.Option(
+            "--logit-shifts/--no-logit-shifts", help="Of data in halves, endpoints with half of their logits shifted"
+        ),
+    ] = None,
+    joint_training: Annotated[
+        bool | None,
+        typer.Option(
+            "--joint-training/--no-joint-training", help="Of data in halves, every seed on both halves as well"
+        ),
+    ] = None,
     runner: RunnerOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop")] = False,
     yes: Annotated[bool, typer.Option("--yes", help=f"Start what takes more than {LONG_HOURS} hours")] = False,
@@ -162,6 +174,8 @@ def run(
             sweep=_sweeps(sweep),
             controls=controls,
             ensembles=ensembles,
+            logit_shifts=logit_shifts,
+            joint_training=joint_training,
         )
         request = options.resolve(lambda name: describe_dataset(name, settings.data_dir))
         target = Store(settings.store)
@@ -222,7 +236,7 @@ def studies(
         request = preset.request(published_shape)
         typer.echo(f"{preset.name}: {preset.question}")
         typer.echo(
-            f"    {len(request.cells) * preset.n_seeds} endpoints, {request.n_pairs} pairs, "
+            f"    {len(request.trained_cells) * preset.n_seeds} endpoints, {request.n_pairs} pairs, "
             f"{request_flops(request) / rate / 3600:.2g} core-hours here; data {', '.join(preset.datasets)}"
         )
         recipes = dict.fromkeys((*preset.default_recipes, *preset.recipes))

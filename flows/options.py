@@ -46,6 +46,12 @@ class OwnStudy(BaseModel):
     sweep: dict[str, list[Any]] = Field({}, description="Fields of the recipe or measurement, with their values")
     controls: bool = Field(True, description="Whether one pair of every cell is measured as a control")
     ensembles: bool = Field(False, description="Whether every pair is also measured with its outputs averaged")
+    logit_shifts: bool = Field(
+        False, description="Whether, where data are in halves, endpoints are measured with half of their logits shifted"
+    )
+    joint_training: bool = Field(
+        False, description="Whether, where data are in halves, every seed is trained on both halves as well"
+    )
 
     def preset(self) -> Preset:
         """ValueError for a word or number that cannot be."""
@@ -72,6 +78,8 @@ class OwnStudy(BaseModel):
             sweep={name: tuple(values) for name, values in self.sweep.items()},
             controls=self.controls,
             ensembles=self.ensembles,
+            logit_shifts=self.logit_shifts,
+            joint_training=self.joint_training,
         )
 
     def _recipe(self) -> Recipe:
@@ -161,6 +169,12 @@ class StudyOptions(BaseModel):
         None, description="Whether one pair of every cell is measured at random and against itself"
     )
     ensembles: bool | None = Field(None, description="Whether every pair is also measured with its outputs averaged")
+    logit_shifts: bool | None = Field(
+        None, description="Whether, where data are in halves, endpoints are measured with half of their logits shifted"
+    )
+    joint_training: bool | None = Field(
+        None, description="Whether, where data are in halves, every seed is trained on both halves as well"
+    )
 
     @property
     def preset(self) -> Preset:
@@ -186,6 +200,8 @@ class StudyOptions(BaseModel):
             sweep=self.sweep,
             controls=self.controls,
             ensembles=self.ensembles,
+            logit_shifts=self.logit_shifts,
+            joint_training=self.joint_training,
         )
 
     def _given(self, *names: str) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def missing_parents(store: Store, request: Request) -> list[list[Endpoint]]:
 def trainings_to_go(store: Store, request: Request) -> list[Cell]:
     """A cell for every training that is still to be run, of parents too: at the last epoch that it is wanted at."""
     to_go = [_latest(parent.cell for parent in parents) for parents in missing_parents(store, request)]
-    for cells in group_checkpoints(request.cells).values():
+    for cells in group_checkpoints(request.trained_cells).values():
         missing: dict[int, list[Cell]] = {}
         for cell in cells:
             for seed in missing_seeds(store, cell, request.seeds):
@@ -136,6 +136,12 @@ def trained_members(store: Store, request: Request, cell: Cell) -> list[Member]:
     return [as_member(endpoint, record) for endpoint, record in found if record and record["status"] == "trained"]
 
 
+def joint_members(store: Store, request: Request, cell: Cell) -> list[Member]:
+    """The endpoints trained on both halves of the data of a cell, where it has halves and such were asked for."""
+    joint = request.joint_cell(cell)
+    return [] if joint is None else trained_members(store, request, joint)
+
+
 @dataclass(frozen=True)
 class Plan:
     """`n_endpoints` and `n_pairs` are what the request asks for; `n_missing_*` what has to be made for it, and
@@ -177,12 +183,14 @@ def make_plan(store: Store, request: Request, n_workers: int) -> Plan:
         n_missing_endpoints += n_endpoints
         n_missing_pairs += n_of_cell
         measuring += measuring_flops(request, cell, n_of_cell)
+    for cell in set(request.trained_cells) - set(request.cells):
+        n_missing_endpoints += len(missing_seeds(store, cell, request.seeds))
     for cell in trainings_to_go(store, request):
         training += training_flops(cell)
         seconds += training_seconds(cell, rate)
     seconds += measuring / rate
     return Plan(
-        n_endpoints=len(request.cells) * len(request.seeds),
+        n_endpoints=len(request.trained_cells) * len(request.seeds),
         n_pairs=request.n_pairs,
         n_missing_endpoints=n_missing_endpoints,
         n_missing_pairs=n_missing_pairs,
@@ -208,7 +216,7 @@ def measuring_flops(request: Request, cell: Cell, n_pairs: int) -> float:
 
 def request_flops(request: Request) -> float:
     """The arithmetic of a whole request, were nothing of it there yet."""
-    trained = [_latest(cells) for cells in group_checkpoints(request.cells).values()]
+    trained = [_latest(cells) for cells in group_checkpoints(request.trained_cells).values()]
     training = len(request.seeds) * sum(training_flops(cell) for cell in trained)
     training += sum(training_flops(_latest(p.cell for p in parents)) for parents in parents_of(request.cells))
     return training + sum(measuring_flops(request, cell, len(cell.data.pairs(request.seeds))) for cell in request.cells)
@@ -225,7 +233,8 @@ def _count_missing(store: Store, request: Request, cell: Cell) -> tuple[int, int
     usable = [seed for seed, record in records.items() if record is None or record["status"] == "trained"]
     merges = [merge for merge in request.merges(cell, trained_members(store, request, cell)) if not merge.control]
     unmatched = [merge for merge in merges if not has_match(store, merge)]
-    unmeasured = [path.merge for path in request.paths(merges) if not has_path(store, path)]
+    paths = request.paths(merges, joint_members(store, request, cell))
+    unmeasured = [path.merge for path in paths if not has_path(store, path)]
     incomplete = {(merge.a.seed, merge.b.seed) for merge in unmatched + unmeasured}
     n_done = len({(merge.a.seed, merge.b.seed) for merge in merges}) - len(incomplete)
     return sum(record is None for record in records.values()), len(cell.data.pairs(usable)) - n_done

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as Folder
+from typing import get_args
 
 from prefect import flow
 
@@ -18,6 +19,7 @@ from flows.options import StudyOptions
 from flows.plan import (
     group_checkpoints,
     group_size,
+    joint_members,
     missing_parents,
     path_seconds,
     trained_members,
@@ -36,15 +38,19 @@ from tasks.datasets import load_dataset
 from tasks.ensemble import ensemble
 from tasks.gather import gather
 from tasks.interpolate import interpolate
+from tasks.joint import evaluate_joint
 from tasks.repair import repair
 from tasks.science.correction_table import CORRECTIONS
 from tasks.science.request import Request
-from tasks.science.specs import Cell, Endpoint, Measurement, Merge, Path
+from tasks.science.specs import Cell, Endpoint, Measurement, Merge, Path, ShiftMethod
+from tasks.shift import shift
 from tasks.train import train, train_parent
 
 PATH_TASKS = {
     **{("weights", name): interpolate if name == "none" else repair for name in CORRECTIONS},
     ("ensemble", "none"): ensemble,
+    ("joint", "none"): evaluate_joint,
+    **{(method, "none"): shift for method in get_args(ShiftMethod)},
 }
 """What measures a path, by its method and correction."""
 
@@ -77,22 +83,23 @@ def study(options: StudyOptions, store_url: str, data_dir: Folder) -> StudyResul
         work = Work(stages)
         training = train_endpoints(work, request, store, data_dir)
         failures: dict[str, str] = {}
-        matching: list[tuple[list[Merge], list[Submitted]]] = []
+        matching: list[tuple[Cell, list[Merge], list[Submitted]]] = []
         for cells, groups in training:
             for seeds, submitted in groups:
                 if failure := work.wait(submitted).failure:
                     failures |= {Endpoint(cell, seed).id: failure for cell in cells for seed in seeds}
             trained = [submitted for _, submitted in groups]
-            for cell in cells:
+            for cell in (cell for cell in cells if cell in request.cells):
                 merges = request.merges(cell, trained_members(store, request, cell))
-                matching.append((merges, align_pairs(work, merges, trained, store, data_dir)))
+                matching.append((cell, merges, align_pairs(work, merges, trained, store, data_dir)))
         measuring: list[Submitted] = []
-        for merges, aligning in matching:
+        for cell, merges, aligning in matching:
             for submitted in aligning:
                 for stopped in work.wait(submitted).result or []:
                     work.report(stopped)
             usable = [merge for merge in merges if has_match(store, merge)]
-            measuring += measure_paths(work, request.paths(usable), aligning, store, data_dir)
+            paths = request.paths(usable, joint_members(store, request, cell))
+            measuring += measure_paths(work, paths, aligning, store, data_dir)
         for submitted in measuring:
             work.wait(submitted)
     tables = gather.with_options(task_run_name=f"gather {request.study}")(request.study, store_url, failures)
@@ -115,7 +122,7 @@ def train_endpoints(
         name = f"train {states[0].cell.at(None).label}, seed {states[0].seed}, to spawn from"
         parents.append(work.submit(train_parent, name, len(states), states, store.url, data_dir))
     training: list[tuple[list[Cell], list[tuple[list[int], Submitted]]]] = []
-    groups = group_checkpoints(request.cells)
+    groups = group_checkpoints(request.trained_cells)
     # Children last, and each group the longest first.
     for end in sorted(groups, key=lambda cell: (cell.spawn is None, training_seconds(cell)), reverse=True):
         if end.spawn is not None:
@@ -159,7 +166,7 @@ def measure_paths(
 ) -> list[Submitted]:
     """Submits a cell's missing paths, by method, correction and measurement, as many to a task as fill it."""
     groups: dict[tuple[str, str, Measurement], list[Path]] = {}
-    # Measurements that differ in their statistics alone share their ensembles.
+    # Measurements that differ in their statistics alone share their ensembles and logit shifts.
     for path in {path.id: path for path in paths}.values():
         if not has_path(store, path):
             groups.setdefault((path.method, path.correction, path.measurement), []).append(path)

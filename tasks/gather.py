@@ -25,7 +25,7 @@ from tasks.comparison import tabulate_comparison
 from tasks.contrasts import tabulate_contrasts
 from tasks.science.identity import REVISIONS, SCHEMA_VERSION
 from tasks.science.request import Request
-from tasks.science.specs import Cell, Endpoint, Merge, Path
+from tasks.science.specs import Cell, Endpoint, Member, Merge, Path
 from tasks.sweep import Sweep
 from tasks.width_laws import tabulate_width_laws
 
@@ -91,28 +91,32 @@ def build_tables(
     paths: dict[tuple[str, str, str, str], Path] = {}
     groups: dict[tuple[str, ...], Record] = {}
     for request in requests:
-        for cell in request.cells:
+        trained: dict[Cell, list[Member]] = {}
+        for cell in request.trained_cells:
             columns = _cell_columns(study, cell)
             time = {name: getattr(cell, name) for name in schema.TIME}
             described = _described(cell.recipe, "recipe") | _described(cell.data, "data")
             cells.setdefault(cell.id, columns | time | described)
-            trained = []
+            trained[cell] = []
             for endpoint in request.endpoints(cell):
                 record = read_endpoint(store, endpoint)
                 if record is None:
                     record = {"status": "failed", "message": failures.get(endpoint.id, NOT_YET)}
                 elif record["status"] == "trained":
-                    trained.append(as_member(endpoint, record))
+                    trained[cell].append(as_member(endpoint, record))
                 endpoints[endpoint.id] = columns | _endpoint_columns(endpoint, record)
-            found = request.merges(cell, trained)
+        for cell in request.cells:
+            found, joint = request.merges(cell, trained[cell]), request.joint_cell(cell)
             merges |= {merge.id: merge for merge in found}
             paths |= {
                 (path.merge.id, path.method, path.correction, path.measurement.name): path
-                for path in request.paths(found)
+                for path in request.paths(found, [] if joint is None else trained[joint])
             }
             names = [measurement.name for measurement in request.measurements]
             for key in product(request.matchers, request.corrections_of(cell), names):
-                groups[cell.id, *key] = columns | dict(zip(("matcher", "correction", "measurement"), key, strict=True))
+                groups[cell.id, *key] = _cell_columns(study, cell) | dict(
+                    zip(("matcher", "correction", "measurement"), key, strict=True)
+                )
     matched = [merge for merge in merges.values() if merge.matcher != "none" and has_match_rows(store, merge)]
     measured = [path for path in paths.values() if has_path(store, path)]
     pairs = pd.DataFrame([_pair_columns(study, merge) for merge in merges.values()], columns=list(schema.PAIR))
@@ -132,11 +136,13 @@ def build_tables(
     of_pairs = frames["barriers"][frames["barriers"]["kind"] == "pair"]
     frames["ablation"] = summarise(list(groups.values()), frames["paths"], frames["barriers"], frames["endpoints"])
     measurements = {path.measurement.name: path.measurement for path in measured}
+    # Cells of joint training have no pairs.
+    paired = frames["cells"][frames["cells"]["cell_id"].isin({key[0] for key in groups})]
     # What was published was trained to the end, every seed on its own.
-    published_alike = frames["cells"][list(schema.TIME)].isna().all(axis=1)
-    frames["paper"] = tabulate_comparison(frames["cells"][published_alike], frames["ablation"], measurements)
-    frames["contrasts"] = tabulate_contrasts(frames["cells"], of_pairs)
-    frames["width_laws"] = tabulate_width_laws(frames["cells"], frames["ablation"])
+    published_alike = paired[list(schema.TIME)].isna().all(axis=1)
+    frames["paper"] = tabulate_comparison(paired[published_alike], frames["ablation"], measurements)
+    frames["contrasts"] = tabulate_contrasts(paired, of_pairs)
+    frames["width_laws"] = tabulate_width_laws(paired, frames["ablation"])
     complete = {table.name: _complete(frames[table.name], table) for table in schema.TABLES}
     return complete, Sweep.of(requests, merges.values())
 

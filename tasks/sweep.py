@@ -58,7 +58,7 @@ class Sweep:
         asked = list(requests)
         return cls(
             tuple(dict.fromkeys(name for request in asked for name in request.swept)),
-            {cell.id: cell for request in asked for cell in request.cells},
+            {cell.id: cell for request in asked for cell in request.trained_cells},
             {merge.id: merge.samples if merge.choice.needs_data else None for merge in merges},
             {measurement.name: measurement for request in asked for measurement in request.measurements},
         )

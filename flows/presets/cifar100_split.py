@@ -18,6 +18,8 @@ PRESET = Preset(
     n_seeds=6,
     controls=True,
     ensembles=True,
+    logit_shifts=True,
+    joint_training=True,
     corrections=("none", "repair", "reset"),
     measurement=override(DEFAULT_MEASUREMENT, alphas=21),
     sizes={"smoke": smoke([GRID], n_seeds=4)},

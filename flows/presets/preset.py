@@ -62,11 +62,12 @@ class Preset:
     """A study by its name.
 
     `controls`: whether one pair of every cell is measured under them. `ensembles`: whether every pair is also measured
-    with its outputs averaged. `figure`: of the paper, by the name its file
-    has in the authors' repository; empty for one of our own. `ran`: what of it was run with this package, and on which
-    data. `sweep`: fields of recipes or measurements that it varies, or `epoch`, at which weights are taken.
-    `checkpoints`: such epochs, and `spawns`: parents (`Cell.spawn`) that every cell is spawned from, of which a recipe
-    has those that it reaches.
+    with its outputs averaged. `logit_shifts`: whether, where data are in halves, endpoints are measured with half of
+    their logits shifted. `joint_training`: whether, there too, every seed is trained on both halves as well. `figure`:
+    of the paper, by the name its file has in the authors' repository; empty for one of our own. `ran`: what of it was
+    run with this package, and on which data. `sweep`: fields of recipes or measurements that it varies, or `epoch`, at
+    which weights are taken. `checkpoints`: such epochs, and `spawns`: parents (`Cell.spawn`) that every cell is spawned
+    from, of which a recipe has those that it reaches.
     """
 
     name: str
@@ -82,6 +83,8 @@ class Preset:
     spawns: tuple[tuple[int, int], ...] = ()
     controls: bool = False
     ensembles: bool = False
+    logit_shifts: bool = False
+    joint_training: bool = False
     figure: str = ""
     ran: str = "not run"
 
@@ -138,6 +141,8 @@ class Preset:
         sweep: Mapping[str, Sequence[Any]] | None = None,
         controls: bool | None = None,
         ensembles: bool | None = None,
+        logit_shifts: bool | None = None,
+        joint_training: bool | None = None,
     ) -> Request:
         """What is asked of the study when some of its own values are replaced; `describe` looks a data set up.
 
@@ -192,6 +197,8 @@ class Preset:
             swept=tuple(dict.fromkeys([*swept, *self.times])),
             controls=self.controls if controls is None else controls,
             ensembles=self.ensembles if ensembles is None else ensembles,
+            logit_shifts=self.logit_shifts if logit_shifts is None else logit_shifts,
+            joint_training=self.joint_training if joint_training is None else joint_training,
         )
 
     def _times(

@@ -77,6 +77,11 @@ def subset(fingerprint: str, split: str, n_examples: int, n_images: int | None, 
     return torch.from_numpy(stream("subset", fingerprint, split, draw).permutation(n_examples)[:n_images])
 
 
+def n_lower_classes(n_classes: int) -> int:
+    """How many of `n_classes`, from the first on, are the lower half of the classes; the others are the upper."""
+    return (n_classes + 1) // 2
+
+
 def half(labels: Tensor, spec: DataSpec, train_subset: TrainSubset) -> Tensor:
     """Which examples lie in the first or second half of a train split with these `labels` (n_examples,): their indices,
     ascending, int64.
@@ -90,7 +95,7 @@ def half(labels: Tensor, spec: DataSpec, train_subset: TrainSubset) -> Tensor:
     chosen: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
     for label in range(spec.n_classes):
         of_class = shuffled[by_label == label]
-        share = MAJORITY if 2 * label < spec.n_classes else 1 - MAJORITY
+        share = MAJORITY if label < n_lower_classes(spec.n_classes) else 1 - MAJORITY
         n_first = round(share * len(of_class))
         chosen.append(of_class[:n_first] if train_subset == "first" else of_class[n_first:])
     return torch.from_numpy(np.sort(np.concatenate(chosen)))

@@ -6,13 +6,13 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from tasks.science.correction_table import check_correction, is_defined
 from tasks.science.identity import safe_name, spec_id
 from tasks.science.matchers import parse_matcher
 from tasks.science.recipe import Recipe
-from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member, Merge, Path
+from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member, Merge, Path, ShiftMethod
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Request:
     """Whether the first pair of every cell is measured under a random permutation, and its A against itself."""
     ensembles: bool = False
     """Whether every pair is measured with its outputs averaged as well."""
+    logit_shifts: bool = False
+    """Whether, where data are in halves, every pair's endpoints are measured with half of their logits shifted."""
+    joint_training: bool = False
+    """Whether, where data are in halves, every seed is trained on both halves at once as well, and measured beside the
+    pairs."""
 
     def __post_init__(self) -> None:
         for name in ("cells", "seeds", "matchers", "corrections", "measurements", "swept"):
@@ -61,6 +66,16 @@ class Request:
         """Over all cells; each is measured under every matcher and correction."""
         return sum(len(cell.data.pairs(self.seeds)) for cell in self.cells)
 
+    def joint_cell(self, cell: Cell) -> Cell | None:
+        """What is trained on both halves beside `cell`; None where nothing is."""
+        return cell.joint if self.joint_training and cell.data.halves else None
+
+    @property
+    def trained_cells(self) -> tuple[Cell, ...]:
+        """All that endpoints are trained of: the cells, and their joint ones, which make no pairs of their own."""
+        joint = [joint for cell in self.cells if (joint := self.joint_cell(cell)) is not None]
+        return tuple(dict.fromkeys([*self.cells, *joint]))
+
     def endpoints(self, cell: Cell) -> list[Endpoint]:
         return [Endpoint(cell, seed) for seed in self.seeds]
 
@@ -78,9 +93,12 @@ class Request:
                 merges += [Merge(cell, a, a, matcher, samples, permuted_self=True) for matcher in moving]
         return list(dict.fromkeys(merges))
 
-    def paths(self, merges: Sequence[Merge]) -> list[Path]:
-        """Every correction and measurement on those of `merges` that it is defined for; and the ensembles."""
+    def paths(self, merges: Sequence[Merge], joint: Sequence[Member] = ()) -> list[Path]:
+        """Every correction and measurement on those of `merges` that it is defined for; and the ensembles, logit shifts
+        and joint training. `joint` are the trained endpoints of the joint cell, where `merges` are of a cell with one.
+        """
         found: list[Path] = []
+        whole = {member.seed: member for member in joint}
         for measurement in self.measurements:
             seen = [merge for merge in merges if merge.samples == measurement.samples]
             found += [
@@ -89,9 +107,21 @@ class Request:
                 for merge in seen
                 if self._defines(correction, merge.cell)
             ]
+            direct = [merge for merge in seen if merge.matcher == "none"]
             if self.ensembles:
-                direct = [merge for merge in seen if merge.matcher == "none"]
                 found += [Path(merge, "none", measurement, "ensemble") for merge in direct]
+            if self.logit_shifts:
+                found += [
+                    Path(merge, "none", measurement, method)
+                    for method in get_args(ShiftMethod)
+                    for merge in direct
+                    if merge.cell.data.halves
+                ]
+            found += [
+                Path(merge, "none", measurement, "joint", (whole[merge.a.seed], whole[merge.b.seed]))
+                for merge in direct
+                if merge.a.seed in whole and merge.b.seed in whole
+            ]
         return found
 
     def corrections_of(self, cell: Cell) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -63,8 +63,13 @@ class DataSpec:
         return list(product(first, second))
 
 
-Method = Literal["weights", "ensemble"]
-"""What a path averages."""
+ShiftMethod = Literal["logit-shift", "logit-shift/chosen=test"]
+"""Of which images the constant on half of an endpoint's logits is the best: of train images that the endpoint was not
+trained on, or of the test images that it is judged by."""
+
+Method = Literal["weights", "ensemble", "joint", ShiftMethod]
+"""What a path averages; or that it averages nothing and has its two ends alone: the endpoints with their logits
+shifted, or networks trained on both halves of the data in place of one."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,11 @@ class Cell:
                 f"{self.data.name} is in halves, and a child is trained on the images of its parent: nothing is "
                 "spawned there"
             )
+
+    @property
+    def joint(self) -> Cell:
+        """The same training on both halves at once, of a cell whose data are in halves: the same images, whole."""
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, halves=False))
 
     @property
     def label(self) -> str:
@@ -319,12 +329,15 @@ class Merge:
 @dataclass(frozen=True)
 class Path:
     """The curve of one merge under one correction, over one measurement. With the method `ensemble` outputs are
-    averaged instead of weights: so there is no matcher and no correction."""
+    averaged instead of weights, and with a logit shift each end is an endpoint with a constant on half of its logits:
+    so there is no matcher and no correction. With the method `joint` the ends are `joint`, what the pair is set beside:
+    the endpoints of `Cell.joint` with the seeds of A and B."""
 
     merge: Merge
     correction: str
     measurement: Measurement
     method: Method = "weights"
+    joint: tuple[Member, ...] = ()
 
     def __post_init__(self) -> None:
         cell = self.merge.cell
@@ -333,6 +346,20 @@ class Path:
             raise ValueError(
                 "an ensemble averages outputs, which no matcher or correction changes, got "
                 f"{self.merge.matcher} and {self.correction}"
+            )
+        if self.method == "joint" or self.method in get_args(ShiftMethod):
+            if (self.merge.matcher, self.correction) != ("none", "none"):
+                raise ValueError(
+                    f"the method {self.method} merges nothing, so there is nothing to match or correct, got "
+                    f"{self.merge.matcher} and {self.correction}"
+                )
+            if not cell.data.halves:
+                raise ValueError(f"the method {self.method} needs data in halves, and {cell.data.name} is not")
+        joint_seeds = (self.merge.a.seed, self.merge.b.seed) if self.method == "joint" else ()
+        if tuple(member.seed for member in self.joint) != joint_seeds:
+            raise ValueError(
+                f"the method {self.method} needs endpoints trained on both halves with seeds {joint_seeds}, "
+                f"got {tuple(member.seed for member in self.joint)}"
             )
         check_correction(self.correction, cell.normalization, cell.architecture)
         if self.merge.samples != self.measurement.samples:
@@ -343,16 +370,19 @@ class Path:
 
     @property
     def id(self) -> str:
-        if self.method == "ensemble":  # It needs no statistics, so all choices of them share it.
-            spec = {
+        if self.method != "weights":  # It needs no statistics, so all choices of them share it.
+            spec: dict[str, Any] = {
                 "merge": self.merge.id,
                 "method": self.method,
-                "alphas": self.measurement.alphas,
                 "evaluation": self.measurement.evaluation,
                 "data": self.merge.cell.data.fingerprint,
             }
+            if self.method == "ensemble":
+                spec["alphas"] = self.measurement.alphas
+            if self.joint:
+                spec["joint"] = [member.weights_sha256 for member in self.joint]
             return spec_id(("evaluate",), spec)
-        spec: dict[str, Any] = {
+        spec = {
             "merge": self.merge.id,
             "correction": self.correction,
             "measurement": self.measurement,

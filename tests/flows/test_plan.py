@@ -67,6 +67,17 @@ def test_a_plan_counts_pairs_across_halves_alone_and_half_the_images_of_a_traini
     assert training_flops(split.cells[0]) == training_flops(whole.cells[0]) / 2
 
 
+def test_a_plan_counts_joint_training_beside_halves_as_trainings_without_pairs(store: Store, tmp_path: Path):
+    asked = {"study": "mlp-width", "dataset": ["cifar100_split"], "width": [32], "seeds": 4}
+    apart, joint = (request_of(tmp_path, **asked, joint_training=wanted) for wanted in (False, True))
+    plans = [make_plan(store, request, 1) for request in (apart, joint)]
+    assert [(plan.n_endpoints, plan.n_missing_endpoints) for plan in plans] == [(4, 4), (8, 8)]
+    assert [(plan.n_pairs, plan.n_missing_pairs) for plan in plans] == [(4, 4)] * 2
+    # Whole data are twice the images of a half.
+    assert plans[1].training_flops == 3 * plans[0].training_flops
+    assert request_flops(joint) - request_flops(apart) == plans[1].training_flops - plans[0].training_flops
+
+
 def test_more_workers_take_fewer_hours(store: Store, tmp_path: Path):
     request = request_of(tmp_path, study="digits-depth")
     assert make_plan(store, request, 8).hours < make_plan(store, request, 1).hours / 4

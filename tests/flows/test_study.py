@@ -13,10 +13,11 @@ from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.options import StudyOptions
 from flows.presets import PRESETS
-from flows.study import UnfinishedError, label_seeds, run_study
+from flows.study import PATH_TASKS, UnfinishedError, label_seeds, run_study
 from infra.settings import Settings
 from infra.storage import Store
 from tasks import schema
+from tasks.datasets import DATASETS
 from tasks.science import training
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.xdist_group("prefect")]
@@ -61,6 +62,21 @@ def test_a_study_runs_to_its_tables_and_a_second_run_makes_nothing(store: Store)
     trained = set(snapshot(store)) - set(before)
     assert sum(key.startswith("endpoints/") for key in trained) == 1
     assert sum(key.startswith("permutations/") for key in trained) == 3
+
+
+def test_of_data_in_halves_joint_training_is_run_beside_the_halves_and_nothing_of_it_twice(store: Store, monkeypatch):
+    monkeypatch.setitem(DATASETS, "halved", dataclasses.replace(DATASETS["digits"], halves=True))
+    asked = {"dataset": ["halved"], "depth": [2], "seeds": 2, "alphas": 3}
+    asked |= dict.fromkeys(("ensembles", "logit_shifts", "joint_training"), True)
+    run(store, **asked)
+    tables = tables_of(store)
+    assert sorted(tables["endpoints"]["train_subset"]) == ["all", "all", "first", "second"]
+    assert (tables["endpoints"]["status"] == "trained").all()
+    assert len(tables["merges"].query("kind == 'pair'")) == 2
+    assert set(tables["paths"]["method"]) == {method for method, _ in PATH_TASKS}
+    before = snapshot(store)
+    run(store, **asked)
+    assert snapshot(store) == before
 
 
 def test_a_study_over_time_trains_each_seed_once(store: Store, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from infra.paths import request_key
 from infra.storage import Store
@@ -11,10 +12,12 @@ from tasks.artifacts import as_member, read_endpoint
 from tasks.ensemble import ensemble
 from tasks.gather import gather
 from tasks.interpolate import interpolate
+from tasks.joint import evaluate_joint
 from tasks.repair import repair
 from tasks.science.request import Request
-from tasks.science.specs import Cell, Measurement, Merge
+from tasks.science.specs import Cell, Measurement, Member, Merge, ShiftMethod
 from tasks.science.specs import Path as Curve
+from tasks.shift import shift
 from tasks.train import train
 
 NOWHERE = Path("/nonexistent")
@@ -31,18 +34,29 @@ def make_request(*cells: Cell, n_seeds: int = 3, alphas: int = 5) -> Request:
     )
 
 
+def members_of(store: Store, request: Request, cell: Cell) -> list[Member]:
+    records = [(endpoint, read_endpoint(store, endpoint)) for endpoint in request.endpoints(cell)]
+    return [as_member(e, record) for e, record in records if record and record["status"] == "trained"]
+
+
 def merges_of(store: Store, request: Request) -> list[Merge]:
-    merges: list[Merge] = []
+    return [merge for cell in request.cells for merge in request.merges(cell, members_of(store, request, cell))]
+
+
+def paths_of(store: Store, request: Request) -> list[Curve]:
+    paths: list[Curve] = []
     for cell in request.cells:
-        records = [(endpoint, read_endpoint(store, endpoint)) for endpoint in request.endpoints(cell)]
-        trained = [as_member(e, record) for e, record in records if record and record["status"] == "trained"]
-        merges += request.merges(cell, trained)
-    return merges
+        joint = request.joint_cell(cell)
+        paths += request.paths(
+            request.merges(cell, members_of(store, request, cell)),
+            members_of(store, request, joint) if joint is not None else [],
+        )
+    return paths
 
 
 def train_all(store: Store, request: Request) -> None:
     store.create(request_key(request.study, request.id), request.to_json().encode())
-    for cell in request.cells:
+    for cell in request.trained_cells:
         train.fn(cell, request.seeds, store.url, NOWHERE)
 
 
@@ -55,12 +69,14 @@ def align_all(store: Store, request: Request) -> list[str]:
 
 
 def measure_all(store: Store, request: Request, paths: list[Curve] | None = None) -> None:
-    paths = request.paths(merges_of(store, request)) if paths is None else paths
+    paths = paths_of(store, request) if paths is None else paths
     for cell in request.cells:
         for measured, verb in (
             (("weights", "none"), interpolate),
             (("weights", "repair"), repair),
             (("ensemble", "none"), ensemble),
+            (("joint", "none"), evaluate_joint),
+            *(((method, "none"), shift) for method in get_args(ShiftMethod)),
         ):
             wanted = [path for path in paths if (path.method, path.correction) == measured and path.merge.cell == cell]
             verb.fn(wanted, store.url, NOWHERE)

@@ -129,6 +129,46 @@ def test_tables_of_a_data_set_in_halves_tell_which_half(store: Store, cell: Cell
     assert accuracy["low"].notna().all()
 
 
+def test_of_data_in_halves_shifted_logits_ensembles_and_joint_training_stand_beside_the_paths_in_one_table(
+    store: Store, cell: Cell, blobs, monkeypatch
+):
+    halved = dataclasses.replace(blobs, spec=dataclasses.replace(blobs.spec, halves=True))
+    for name in ("train", "align", "pairs", "ensemble", "joint", "shift"):
+        monkeypatch.setattr(f"tasks.{name}.load_dataset", lambda _name, _folder: halved)
+    split = dataclasses.replace(cell, data=halved.spec)
+    plain = make_request(split, n_seeds=4)
+    run_all(store, plain)
+    before = read_all(store)
+    run_all(store, dataclasses.replace(plain, ensembles=True, logit_shifts=True, joint_training=True))
+    tables = read_all(store)
+    for name in ("merges", "barriers", "ablation", "contrasts", "width_laws", "paper"):
+        pd.testing.assert_frame_equal(tables[name], before[name])
+    paths = tables["paths"]
+    assert set(paths["cell_id"]) == {split.id}
+    ends = paths[paths["method"].isin(["logit-shift", "logit-shift/chosen=test", "joint"])]
+    assert set(ends["alpha"]) == {0.0, 1.0}
+    assert (ends.groupby("method").size() == 2 * 2 * 4).all()
+    # Each seed has one network, whoever its partner.
+    ends = ends.assign(seed=ends["seed_a"].where(ends["alpha"] == 0, ends["seed_b"]))
+    assert (ends.groupby(["method", "seed", "split"])["loss"].nunique() == 1).all()
+    loss = {
+        method: of_method.set_index(["merge_id", "alpha"])["loss"].sort_index()
+        for method, of_method in paths.query(
+            "split == 'test' and matcher == 'none' and correction == 'none' and alpha in (0, 1)"
+        ).groupby("method")
+    }
+    assert (loss["logit-shift/chosen=test"] <= loss["logit-shift"]).all()
+    assert (loss["logit-shift/chosen=test"] <= loss["weights"]).all()
+    np.testing.assert_allclose(loss["ensemble"], loss["weights"], rtol=1e-6)
+    # What joint training has left is in the tables as endpoints of a cell on whole data.
+    whole = tables["endpoints"].query("train_subset == 'all'").set_index("seed")
+    assert whole.index.sort_values().tolist() == [0, 1, 2, 3]
+    assert set(whole["cell_id"]) == set(tables["cells"].query("not data_halves")["cell_id"]) == {split.joint.id}
+    assert (whole["n_train_examples"] == len(halved.train)).all()
+    joint = ends.query("method == 'joint' and split == 'test'").drop_duplicates("seed").set_index("seed")
+    pd.testing.assert_series_equal(joint["loss"].sort_index(), whole["test_loss"].sort_index(), check_names=False)
+
+
 def test_barriers_are_what_the_curves_say(tables):
     paths, barriers = tables["paths"], tables["barriers"]
     row = barriers[(barriers["correction"] == "repair") & (barriers["split"] == "test")].iloc[0]

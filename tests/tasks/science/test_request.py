@@ -86,6 +86,34 @@ def test_pairs_of_a_data_set_in_halves_lie_across_with_a_of_the_first(cell: Cell
         make_request(halved, seeds=(0, 2))
 
 
+def test_logit_shifts_are_asked_for_where_data_are_in_halves_alone(cell: Cell):
+    halved = dataclasses.replace(cell, data=dataclasses.replace(cell.data, halves=True))
+    request = make_request(halved, cells=(cell, halved), logit_shifts=True)
+    members = [Member(seed, f"e{seed}", str(seed)) for seed in (0, 1)]
+    paths = [path for each in request.cells for path in request.paths(request.merges(each, members))]
+    shifted = [path for path in paths if path.method != "weights"]
+    assert [path.method for path in shifted] == ["logit-shift", "logit-shift/chosen=test"]
+    assert {path.merge.cell for path in shifted} == {halved}
+    plain = make_request(halved, cells=(cell, halved))
+    assert [path.id for each in plain.cells for path in plain.paths(plain.merges(each, members))] == [
+        path.id for path in paths if path.method == "weights"
+    ]
+
+
+def test_joint_training_is_set_beside_those_pairs_whose_seeds_both_learned_on_whole_data(cell: Cell):
+    halved = dataclasses.replace(cell, data=dataclasses.replace(cell.data, halves=True))
+    request = make_request(halved, seeds=(0, 1, 2, 3), joint_training=True)
+    assert request.trained_cells == (halved, halved.joint)
+    members = [Member(seed, f"e{seed}", str(seed)) for seed in range(4)]
+    joint = [Member(seed, f"j{seed}", f"j{seed}") for seed in (0, 1, 3)]
+    merges = request.merges(halved, members)
+    beside = [path for path in request.paths(merges, joint) if path.method == "joint"]
+    assert [[member.endpoint_id for member in path.joint] for path in beside] == [["j0", "j1"], ["j0", "j3"]]
+    assert all(path.method != "joint" for path in request.paths(merges))
+    for plain in (make_request(halved), make_request(cell, joint_training=True)):
+        assert plain.trained_cells == plain.cells
+
+
 def test_one_choice_of_a_matcher_has_one_text(cell: Cell):
     assert make_request(cell, matchers=("weight/restarts=3",)).matchers == ("weight",)
 

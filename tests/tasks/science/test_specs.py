@@ -214,3 +214,50 @@ def test_an_ensemble_is_shared_by_all_choices_of_statistics_and_takes_no_matcher
     assert Path(every.merge, "none", every.measurement).id != every.id
     with pytest.raises(ValueError, match="an ensemble averages outputs, which no matcher or correction changes, got"):
         ensemble(Measurement("m"), "activation")
+
+
+def test_a_logit_shift_is_of_the_endpoints_alone_whatever_alphas_and_statistics_there_are(cell: Cell):
+    a, b = Member(0, "a", "1"), Member(1, "b", "2")
+    halved = dataclasses.replace(cell, data=dataclasses.replace(cell.data, halves=True))
+
+    def shifted(measurement: Measurement, of: Cell = halved, matcher: str = "none", on: str = "") -> Path:
+        merge = Merge(of, a, b, matcher, measurement.samples)
+        return Path(merge, "none", measurement, "logit-shift/chosen=test" if on == "test" else "logit-shift")
+
+    every = shifted(Measurement("m"))
+    assert shifted(Measurement("few", 25, statistics=20, draw=3)).id == every.id
+    others = [shifted(Measurement("part", evaluation=10)), shifted(Measurement("m"), on="test")]
+    others += [Path(every.merge, "none", every.measurement, method) for method in ("weights", "ensemble")]
+    assert len({path.id for path in [every, *others]}) == 5
+    with pytest.raises(ValueError, match="the method logit-shift merges nothing, so there is nothing to match or"):
+        shifted(Measurement("m"), matcher="activation")
+    with pytest.raises(ValueError, match="the method logit-shift needs data in halves, and blobs is not"):
+        shifted(Measurement("m"), of=cell)
+
+
+def test_a_joint_cell_is_on_the_same_images_whole_and_trains_other_endpoints(cell: Cell):
+    halved = dataclasses.replace(cell, data=dataclasses.replace(cell.data, halves=True))
+    assert halved.joint == cell
+    assert [Endpoint(halved.joint, seed).train_subset for seed in (0, 1)] == ["all", "all"]
+    assert Endpoint(halved.joint, 0).id != Endpoint(halved, 0).id
+
+
+def test_what_is_set_beside_a_pair_of_joint_training_is_keyed_by_its_weights_and_has_the_pairs_seeds(cell: Cell):
+    halved = dataclasses.replace(cell, data=dataclasses.replace(cell.data, halves=True))
+    a, b = Member(0, "a", "1"), Member(1, "b", "2")
+
+    def joint(*members: Member, measurement: Measurement | None = None, of: Cell = halved) -> Path:
+        measurement = measurement or Measurement("m")
+        return Path(Merge(of, a, b, "none", measurement.samples), "none", measurement, "joint", members)
+
+    every = joint(Member(0, "c", "3"), Member(1, "d", "4"))
+    assert joint(*every.joint, measurement=Measurement("few", 25, statistics=20)).id == every.id
+    assert joint(*every.joint, measurement=Measurement("part", evaluation=10)).id != every.id
+    assert joint(Member(0, "c", "3"), Member(1, "d", "5")).id != every.id
+    for wrong in ((), every.joint[:1], every.joint[::-1]):
+        with pytest.raises(ValueError, match=r"needs endpoints trained on both halves with seeds \(0, 1\), got"):
+            joint(*wrong)
+    with pytest.raises(ValueError, match=r"the method weights needs endpoints trained on both halves with seeds \(\)"):
+        Path(every.merge, "none", every.measurement, "weights", every.joint)
+    with pytest.raises(ValueError, match="the method joint needs data in halves, and blobs is not"):
+        joint(*every.joint, of=cell)
