@@ -52,6 +52,12 @@ class Request:
         for cell in self.cells:
             if not cell.data.pairs(self.seeds):
                 raise ValueError(f"{cell.data.name}: seeds {self.seeds} are all of one half, and pairs lie across")
+        if (self.logit_shifts or self.joint_training) and not any(cell.data.halves for cell in self.cells):
+            names = ", ".join(dict.fromkeys(cell.data.name for cell in self.cells))
+            raise ValueError(
+                f"logit shifts and joint training are of data in halves, which {names} has not: "
+                "take --no-logit-shifts --no-joint-training, or --dataset cifar100_split"
+            )
         for correction in self.corrections:
             if not any(self._defines(correction, cell) for cell in self.cells):
                 # Some cell's reason stands for all.

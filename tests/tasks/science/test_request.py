@@ -110,8 +110,15 @@ def test_joint_training_is_set_beside_those_pairs_whose_seeds_both_learned_on_wh
     beside = [path for path in request.paths(merges, joint) if path.method == "joint"]
     assert [[member.endpoint_id for member in path.joint] for path in beside] == [["j0", "j1"], ["j0", "j3"]]
     assert all(path.method != "joint" for path in request.paths(merges))
-    for plain in (make_request(halved), make_request(cell, joint_training=True)):
-        assert plain.trained_cells == plain.cells
+    assert make_request(halved).trained_cells == (halved,)
+    # A cell of whole data is the joint cell of the halved one.
+    assert make_request(cell, cells=(cell, halved), joint_training=True).trained_cells == (cell, halved)
+
+
+@pytest.mark.parametrize("name", ["logit_shifts", "joint_training"])
+def test_what_is_of_data_in_halves_alone_is_refused_elsewhere(name: str, cell: Cell):
+    with pytest.raises(ValueError, match="are of data in halves, which blobs has not: take --no-logit-shifts"):
+        make_request(cell, **{name: True})
 
 
 def test_one_choice_of_a_matcher_has_one_text(cell: Cell):
