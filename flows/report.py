@@ -278,7 +278,7 @@ def section_starts(summary: pd.DataFrame) -> list[int]:
 
 def print_ablation(store: Store, request: Request, console: Console) -> None:
     """The claim and the ablation of what was asked for, on a terminal, in 80 columns where one factor is swept."""
-    study, cell_ids = request.study, [cell.id for cell in request.trained_cells]
+    study, cell_ids = request.study, [cell.id for cell in request.cells]
     ablation = read_table(store, table_key(study, "ablation"))
     names = [measurement.name for measurement in request.measurements]
     ablation = ablation[ablation["cell_id"].isin(cell_ids) & ablation["measurement"].isin(names)]
