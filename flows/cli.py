@@ -92,8 +92,12 @@ def _sweeps(values: list[str] | None) -> dict[str, list[Any]] | None:
 
 @app.command()
 def run(
-    study: Annotated[str, typer.Argument(help="Name of the study, or a file with one; `repairlab studies` lists them")],
+    study: Annotated[
+        str, typer.Argument(help="Name of the study, or a file with one; `repairlab studies` lists them")
+    ] = "own",
     store: StoreOption = None,
+    network: Annotated[str | None, typer.Option(help="package.module:function that makes a network of yours")] = None,
+    data: Annotated[str | None, typer.Option(help="Data set, or package.module:function that loads yours")] = None,
     size: Annotated[str | None, typer.Option(help="Another of the study's sizes: smoke, small or paper")] = None,
     dataset: Annotated[list[str] | None, typer.Option(help="Data set, repeatable or comma-separated")] = None,
     width: Annotated[list[str] | None, typer.Option(help="Width, repeatable or comma-separated")] = None,
@@ -143,6 +147,7 @@ def run(
     yes: Annotated[bool, typer.Option("--yes", help=f"Start what takes more than {LONG_HOURS} hours")] = False,
 ) -> None:
     """Run a study: train, align, interpolate, repair, and gather what was measured into tables."""
+    from flows.imports import resolve
     from flows.options import STUDY_FILE, StudyOptions, read_study
     from flows.plan import make_plan
     from tasks.artifacts import missing_seeds
@@ -155,6 +160,8 @@ def run(
         options = StudyOptions(
             study=own.name if own else study,
             own=own,
+            network=network,
+            data=data,
             size=size,
             dataset=_words(dataset),
             width=_numbers(width, "width"),
@@ -177,8 +184,8 @@ def run(
             logit_shifts=logit_shifts,
             joint_training=joint_training,
         )
-        request = options.resolve(lambda name: describe_dataset(name, settings.data_dir))
         target = Store(settings.store)
+        request = resolve(options, target, lambda name: describe_dataset(name, settings.data_dir))
         for cell in request.cells:
             if missing_seeds(target, cell, request.seeds):
                 check_trainable(cell.recipe, "cpu")
@@ -195,7 +202,7 @@ def run(
     from flows.report import print_ablation
     from flows.study import UnfinishedError, run_study
 
-    request = options.resolve(lambda name: load_dataset(name, settings.data_dir).spec)
+    request = resolve(options, target, lambda name: load_dataset(name, settings.data_dir).spec)
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, _stop)
     try:
@@ -304,6 +311,42 @@ def merge(
     print_merge(merge_files(options, sources), options, Console())
 
 
+@app.command(name="import")
+def import_endpoints(
+    files: Annotated[list[str], typer.Argument(help="Weights files, or patterns of them: safetensors, or torch files")],
+    network: Annotated[str, typer.Option(help="package.module:function that builds the network, or an architecture")],
+    data: Annotated[str, typer.Option(help="A known data set, or package.module:function that loads one")],
+    store: StoreOption = None,
+    study: Annotated[str, typer.Option(help="The study that they become the endpoints of")] = "imported",
+    known: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="FIELD=VALUE: what is known of their training; or width, depth, normalization"),
+    ] = None,
+    seed_from: Annotated[str, typer.Option(help="order: of the files; name: the last number in each")] = "order",
+) -> None:
+    """Bring networks that were trained elsewhere into a store, as the endpoints of a study that trains nothing."""
+    from flows.imports import ImportOptions, import_files, print_imports
+
+    with _checking_words():
+        settings = _settings(store=store)
+        options = ImportOptions(tuple(files), network, data, study, _facts(known), seed_from)
+        target = Store(settings.store)
+        target.check_writable()
+        trained = import_files(options, target, settings.data_dir)
+    print_imports(trained, options, Console())
+
+
+def _facts(texts: list[str] | None) -> dict[str, str]:
+    """`learning_rate=.1` as a field and its value."""
+    facts: dict[str, str] = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not (equals and value):
+            raise ValueError(f"--set takes FIELD=VALUE, got {text}")
+        facts[name] = value
+    return facts
+
+
 class WrongWordsError(Exception):
     """What was asked for cannot be; the message says what can."""
 
@@ -353,9 +396,9 @@ def _guarded(command: Callable[[], Any]) -> int:
 
 def _is_for_a_person(error: Exception) -> bool:
     """Whether an error's message is a sentence with the way out, to be shown without a traceback."""
-    from flows.own import OwnCodeError
     from infra.weights import WeightsError
     from tasks.science.merging import MergeError
+    from tasks.science.own import OwnCodeError
     from tasks.science.tracing import TraceError
 
     if isinstance(error, WeightsError | OwnCodeError | MergeError | TraceError):

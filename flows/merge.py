@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
-from flows.own import Data, build_own_network, find_function, load_known_data, load_own_data
 from infra.weights import SUFFIX, check_target, read_weights, write_weights
+from tasks.datasets import load_dataset
+from tasks.science.checks import is_own
 from tasks.science.correction_table import find_correction
 from tasks.science.evaluation import Evaluation, evaluate
-from tasks.science.examples import subset
+from tasks.science.examples import Dataset, subset
 from tasks.science.identity import weights_digest
 from tasks.science.matchers import parse_matcher
-from tasks.science.merging import Merged, MergeError, check_outputs, fit_state, in_float32, merge_networks
-from tasks.science.specs import State
+from tasks.science.merging import Merged, check_classes, fit_state, in_float32, merge_networks
+from tasks.science.own import build_own_network, find_function
 
 MOST_REASONS = 4
 """How many of the reasons why units stay are told."""
@@ -56,10 +56,10 @@ class MergeOptions:
     def find(self, data_dir: Path) -> Sources:
         """The functions and data that the words name. ValueError where there are none."""
         build = find_function(self.network, "--network")
-        if ":" in self.data:
-            load = find_function(self.data, "--data")
-            return Sources(build, lambda: load_own_data(load, self.data))
-        data = load_known_data(self.data, data_dir)
+        if is_own(self.data):
+            find_function(self.data, "--data")
+            return Sources(build, lambda: load_dataset(self.data, data_dir))
+        data = load_dataset(self.data, data_dir)
         return Sources(build, lambda: data)
 
 
@@ -68,7 +68,7 @@ class Sources:
     """What makes the network, and what loads the data."""
 
     build: Callable[[], Any]
-    load: Callable[[], Data]
+    load: Callable[[], Dataset]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class MergeReport:
 
     merged: Merged
     evaluations: dict[str, Evaluation]
-    data: Data
+    data: Dataset
     n_statistics: int
 
 
@@ -92,9 +92,9 @@ def merge_files(options: MergeOptions, sources: Sources) -> MergeReport:
     network = build_own_network(sources.build, options.network)
     data = sources.load()
     ends = {"A": in_float32(fit_state(network, read_a, "A")), "B": in_float32(fit_state(network, read_b, "B"))}
-    _check_classes(network.eval(), ends["A"], data)
-    chosen = subset(data.fingerprint, "train", len(data.train_images), options.statistics)
-    images = data.train_images if chosen is None else data.train_images[chosen]
+    check_classes(network.eval(), ends["A"], data.test.images, data.spec, "A")
+    chosen = subset(data.spec.fingerprint, "train", len(data.train), options.statistics)
+    images = data.train.images if chosen is None else data.train.images[chosen]
     merged = merge_networks(
         network,
         read_a,
@@ -121,27 +121,16 @@ def merge_files(options: MergeOptions, sources: Sources) -> MergeReport:
         "correction": options.correction,
         "extra": list(merged.extra),
         "function_error": merged.function_error,
-        "data": {"name": data.name, "fingerprint": data.fingerprint, "n_statistics": len(images)},
+        "data": {"name": data.spec.name, "fingerprint": data.spec.fingerprint, "n_statistics": len(images)},
         "versions": {"repairlab": importlib.metadata.version("repairlab"), "torch": torch.__version__},
     }
     write_weights(options.out, merged.corrected, header)
     return MergeReport(merged, evaluations, data, len(images))
 
 
-def _check_classes(network: nn.Module, state: State, data: Data) -> None:
-    shape = tuple(check_outputs(network, state, data.test.images, "A").shape)
-    enough = len(shape) == 2 and (shape[1] == data.n_classes or (shape[1] > data.n_classes and not data.exact))
-    if not enough:
-        wanted = f"{data.n_classes}" if data.exact else f"at least {data.n_classes}"
-        raise MergeError(
-            f"the network puts out shape {shape} for {shape[0]} images, and {data.name} has {wanted} classes: "
-            f"expected ({shape[0]}, {data.n_classes})"
-        )
-
-
 def print_merge(report: MergeReport, options: MergeOptions, console: Console) -> None:
     """What a person reads, in 80 columns."""
-    title = f"{len(report.data.test)} test examples of {report.data.name}, alpha {options.alpha:g}"
+    title = f"{len(report.data.test)} test examples of {report.data.spec.name}, alpha {options.alpha:g}"
     console.print(title, highlight=False, markup=False)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("weights", overflow="fold")
@@ -173,7 +162,7 @@ def _sentences(report: MergeReport, options: MergeOptions) -> list[str]:
     if spec.unreached:
         lines.append(f"stay: {len(spec.unreached)} tensors that no forward pass reads, {spec.unreached[0]} the first")
     layers = f", {merged.n_layers} layers corrected" if merged.n_layers else ""
-    lines.append(f"statistics: {report.n_statistics} of {len(report.data.train_images)} train images{layers}")
+    lines.append(f"statistics: {report.n_statistics} of {len(report.data.train)} train images{layers}")
     lines.append(f"written: {options.out}, {len(merged.corrected)} tensors")
     if merged.extra:
         lines.append(f"of these the network's own class lacks {len(merged.extra)}: {', '.join(merged.extra)}")

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows.presets import PRESETS, find_preset
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
+from tasks.science.checks import is_own
 from tasks.science.identity import safe_name
 from tasks.science.networks import find_architecture
 from tasks.science.recipe import Recipe
@@ -31,10 +32,12 @@ class OwnStudy(BaseModel):
 
     name: str = Field(description="Name of the study, under which its tables lie")
     question: str = Field("", description="What it asks, in a sentence")
-    dataset: Words = Field(description="Data sets")
-    architecture: Words = Field(description="Architectures")
-    normalization: Words = Field("none", description="Normalizations: each with every architecture")
-    width: Numbers = Field(1, description="Widths")
+    dataset: Words = Field(description="Data sets, or package.module:function that loads one's own")
+    architecture: Words = Field(description="Architectures, or package.module:function that makes one's own")
+    normalization: Words = Field(
+        [], description="Normalizations: each with every architecture; else none, or what one's own network has"
+    )
+    width: Numbers = Field([], description="Widths; else 1, or what one's own network has")
     depth: Numbers = Field([], description="Numbers of hidden layers, for MLPs")
     seeds: int = Field(4, description="Seeds of each cell")
     recipe: str | dict[str, Any] = Field(
@@ -58,19 +61,11 @@ class OwnStudy(BaseModel):
         safe_name(self.name)
         if self.name in PRESETS:
             raise ValueError(f"{self.name} is the name of a study that comes with repairlab: choose another")
-        networks = tuple((a, n) for a in _listed(self.architecture) for n in _listed(self.normalization))
-        for architecture, _ in networks:
-            if find_architecture(architecture).depth is None and not self.depth:
-                raise ValueError(f"{self.name}: an {architecture} needs a depth, its number of hidden layers")
         recipe = self._recipe()
-        grid = Grid(
-            tuple(_listed(self.dataset)), networks, tuple(_listed(self.width)), {recipe.name: recipe},
-            tuple(_listed(self.depth)),
-        )  # fmt: skip
         return Preset(
             name=self.name,
             question=self.question or f"What does {self.name} show?",
-            grids=(grid,),
+            grids=tuple(self._grid(architecture, recipe) for architecture in _listed(self.architecture)),
             n_seeds=self.seeds,
             matchers=tuple(_listed(self.matcher)),
             corrections=tuple(_listed(self.correction)),
@@ -80,6 +75,18 @@ class OwnStudy(BaseModel):
             ensembles=self.ensembles,
             logit_shifts=self.logit_shifts,
             joint_training=self.joint_training,
+        )
+
+    def _grid(self, architecture: str, recipe: Recipe) -> Grid:
+        own = is_own(architecture)
+        if not own and find_architecture(architecture).depth is None and not self.depth:
+            raise ValueError(f"{self.name}: an {architecture} needs a depth, its number of hidden layers")
+        return Grid(
+            tuple(_listed(self.dataset)),
+            tuple((architecture, word) for word in _listed(self.normalization) or ["" if own else "none"]),
+            tuple(_listed(self.width) or ([] if own else [1])),
+            {recipe.name: recipe},
+            tuple(_listed(self.depth)),
         )
 
     def _recipe(self) -> Recipe:
@@ -142,6 +149,8 @@ class StudyOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     study: str = Field(description="Name of the study")
+    network: str | None = Field(None, description="package.module:function that makes the network, of one's own")
+    data: str | None = Field(None, description="A data set, or package.module:function that loads one's own")
     own: OwnStudy | None = Field(None, description="The study itself, where it is not one that comes with repairlab")
     size: str | None = Field(None, description="Another of the study's sizes: smoke, small or paper")
     dataset: list[str] | None = Field(None, description="Data sets instead of the study's own")
@@ -176,21 +185,54 @@ class StudyOptions(BaseModel):
         None, description="Whether, where data are in halves, every seed is trained on both halves as well"
     )
 
-    @property
-    def preset(self) -> Preset:
-        """ValueError, naming those there are, for an unknown study or size."""
-        found = self.own.preset() if self.own is not None else find_preset(self.study)
+    def preset(self, find_imported: Callable[[str, tuple[str | None, ...]], Preset | None]) -> Preset:
+        """The study as it comes at its size. `find_imported` looks for what was imported under a name, knowing which
+        code is named here. ValueError, naming those there are, for an unknown study or size."""
+        if self.own is None and self.study not in PRESETS:
+            named = (self.network, self.data)
+            found = find_imported(self.study, named) or self._of_own_network() or find_preset(self.study)
+        elif self.network or self.data:
+            raise ValueError(f"--network and --data make a study of a name of its own, and {self.study} is another")
+        else:
+            found = self.own.preset() if self.own is not None else find_preset(self.study)
         return found.resized(self.size)
 
-    def resolve(self, describe: Callable[[str], DataSpec]) -> Request:
-        """The request these options make; `describe` looks a data set up by its name. ValueError for what cannot be."""
-        return self.preset.request(
+    def _of_own_network(self) -> Preset | None:
+        """The study that trains a person's own network, where one is named."""
+        if self.network is None and self.data is None:
+            return None
+        if self.network is None or self.data is None:
+            raise ValueError("--network and --data go together: what is trained, and what on")
+        if self.recipe is None:
+            raise ValueError(
+                f"nothing was imported as {self.study}, and to train {self.network} a recipe is needed: --recipe "
+                "resnet20-batch/r20-demo, or another of docs/recipes.md as family/name"
+            )
+        fields: dict[str, Any] = {
+            "name": self.study,
+            "dataset": self.data,
+            "architecture": self.network,
+            "normalization": self.normalization or [],
+            "recipe": self.recipe,
+        }
+        return OwnStudy(**fields).preset()
+
+    def resolve(
+        self,
+        describe: Callable[[str], DataSpec],
+        find_imported: Callable[[str, tuple[str | None, ...]], Preset | None] = lambda _study, _named: None,
+    ) -> Request:
+        """The request these options make; `describe` looks a data set up by its name, `find_imported` is as in
+        `preset`. ValueError for what cannot be."""
+        preset = self.preset(find_imported)
+        trains_own = self.network is not None and not preset.imported
+        return preset.request(
             describe,
             datasets=self.dataset,
             widths=self.width,
             depths=self.depth,
             n_seeds=self.seeds,
-            recipe=self.recipe,
+            recipe=None if trains_own else self.recipe,
             training=self._given("epochs", "precision"),
             architectures=self.architecture,
             normalizations=self.normalization,

@@ -93,7 +93,10 @@ def _count_forward(network: tuple[tuple[str, Any], ...], shape: tuple[int, int, 
     cell = Cell(data, recipe=Recipe("", 1, 1, 1.0, 0.0), **dict(network))
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        build_network(cell)(torch.empty((1, *shape), device="meta"))
+        module = build_network(cell)
+        # A person's own has weights, and is run.
+        device = next((tensor.device for tensor in module.parameters()), "cpu")
+        module(torch.zeros((1, *shape), device=device))
     return int(counter.get_total_flops())
 
 
@@ -230,6 +233,8 @@ def _count_missing(store: Store, request: Request, cell: Cell) -> tuple[int, int
     if cell.data.fingerprint == UNKNOWN_FINGERPRINT:
         return len(request.seeds), len(cell.data.pairs(request.seeds))
     records = {endpoint.seed: read_endpoint(store, endpoint) for endpoint in request.endpoints(cell)}
+    if cell.origin is not None:
+        records = {seed: record for seed, record in records.items() if record is not None}
     usable = [seed for seed, record in records.items() if record is None or record["status"] == "trained"]
     merges = [merge for merge in request.merges(cell, trained_members(store, request, cell)) if not merge.control]
     unmatched = [merge for merge in merges if not has_match(store, merge)]

@@ -15,6 +15,7 @@ from typing import get_args
 
 from prefect import flow
 
+from flows.imports import resolve
 from flows.options import StudyOptions
 from flows.plan import (
     group_checkpoints,
@@ -76,8 +77,8 @@ def study(options: StudyOptions, store_url: str, data_dir: Folder) -> StudyResul
 
     Raises UnfinishedError, after tables and report are written, where a task failed or a pair had to stop.
     """
-    request = options.resolve(lambda name: load_dataset(name, data_dir).spec)
     store = Store(store_url)
+    request = resolve(options, store, lambda name: load_dataset(name, data_dir).spec)
     store.create(request_key(request.study, request.id), request.to_json().encode())
     with show_stages() as stages:
         work = Work(stages)

@@ -38,3 +38,12 @@ def report_key(study: str) -> str:
 
 def figure_key(study: str, figure: str) -> str:
     return f"studies/{study}/figures/{figure}.png"
+
+
+def imports_prefix(study: str) -> str:
+    return f"studies/{study}/imported"
+
+
+def import_key(study: str, endpoint_id: str) -> str:
+    """Where it stands that an endpoint that was trained elsewhere belongs to a study."""
+    return f"{imports_prefix(study)}/{endpoint_id}.json"

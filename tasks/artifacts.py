@@ -27,7 +27,9 @@ def has_endpoint(store: Store, endpoint: Endpoint) -> bool:
 
 
 def save_endpoint(store: Store, endpoint: Endpoint, trained: Training, device: str) -> None:
-    """Stores a trained seed, unless somebody has in the meantime: then theirs stands."""
+    """Stores a trained seed, unless somebody has in the meantime: then theirs stands. Of one that was brought in nobody
+    knows how long it took, and how many steps were skipped."""
+    is_ours = endpoint.cell.origin is None
     header = {
         "kind": "endpoint",
         "spec": dataclasses.asdict(endpoint),
@@ -41,9 +43,9 @@ def save_endpoint(store: Store, endpoint: Endpoint, trained: Training, device: s
             "test_accuracy": trained.test.accuracy,
             "n_train_examples": trained.train.n_examples,
             "n_parameters": sum(parameter.numel() for parameter in build_network(endpoint.cell).parameters()),
-            "n_skipped_steps": trained.n_skipped_steps,
-            "train_seconds": trained.seconds,
-            "device": device,
+            "n_skipped_steps": trained.n_skipped_steps if is_ours else None,
+            "train_seconds": trained.seconds if is_ours else None,
+            "device": device if is_ours else None,
         },
         "versions": {"repairlab": importlib.metadata.version("repairlab"), "torch": torch.__version__},
     }
@@ -130,14 +132,19 @@ def save_rows(store: Store, table: Table, row_id: str, rows: Sequence[Mapping[st
 
 
 def missing_seeds(store: Store, cell: Cell, seeds: Iterable[int]) -> list[int]:
+    """The seeds whose endpoints are still to be trained: none where they were brought in."""
+    if cell.origin is not None:
+        return []
     return [seed for seed in seeds if not has_endpoint(store, Endpoint(cell, seed))]
 
 
 def missing_checkpoints(
     store: Store, cell: Cell, seeds: Iterable[int], epochs: Iterable[int | None]
 ) -> dict[int, list[int]]:
-    """By seed the epochs among `epochs`, at which endpoints of `cell` are wanted, that the store lacks; without the
-    seeds that lack none."""
+    """By seed the epochs among `epochs`, at which endpoints of `cell` are wanted, that are still to be trained, as in
+    `missing_seeds`; without the seeds that lack none."""
+    if cell.origin is not None:
+        return {}
     at_epochs = [cell.at(epoch) for epoch in epochs]
     missing = {
         seed: [at.last_epoch for at in at_epochs if not has_endpoint(store, Endpoint(at, seed))] for seed in seeds

@@ -19,8 +19,10 @@ import torchvision.datasets
 from numpy.typing import NDArray
 
 from tasks.published import Arrays, DataError, Files, IdxFiles, MatFiles, PickleFiles, Scale
+from tasks.science.checks import is_own
 from tasks.science.examples import Dataset, Examples
 from tasks.science.identity import stream
+from tasks.science.own import find_function, load_own_data
 from tasks.science.specs import DataSpec
 
 UNKNOWN_FINGERPRINT = "unknown"
@@ -72,6 +74,8 @@ DATASETS = {
 
 def describe_dataset(name: str, data_dir: Path) -> DataSpec:
     """What `name` is, from its files where they are there, else from what is published, its fingerprint unknown."""
+    if is_own(name):
+        return load_dataset(name, data_dir).spec
     known = _known(name)
     place = None
     if not known.readable or (known.files is not None and (place := known.files.find(data_dir)) is None):
@@ -90,14 +94,22 @@ def published_shape(name: str) -> DataSpec:
 def load_dataset(name: str, data_dir: Path) -> Dataset:
     """Both splits of `name`, normalised, in memory; read once per process, fetched where the files are not found.
 
-    Raises ValueError for a name that is not known, DataError where files are missing or damaged.
+    A name `package.module:function` is a person's own function, which loads them. Raises ValueError for a name that is
+    not known, DataError where files are missing or damaged, OwnCodeError where an own function does not return data.
     """
+    if is_own(name):
+        return _call_own(name)
     known = _known(name)
     if not known.readable:
         raise DataError(f"{name} can be planned on but not read yet: `--dataset` takes another, `--size smoke` its own")
     if known.files is None:
         return _read(name, None)
     return _read(name, known.files.find(data_dir) or known.files.fetch(data_dir))
+
+
+@functools.lru_cache(maxsize=2)
+def _call_own(place: str) -> Dataset:
+    return load_own_data(find_function(place, "--data"), place)
 
 
 @functools.lru_cache(maxsize=2)

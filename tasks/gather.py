@@ -95,11 +95,13 @@ def build_tables(
         for cell in request.trained_cells:
             columns = _cell_columns(study, cell)
             time = {name: getattr(cell, name) for name in schema.TIME}
-            described = _described(cell.recipe, "recipe") | _described(cell.data, "data")
+            described = _described_recipe(cell) | _described(cell.data, "data")
             cells.setdefault(cell.id, columns | time | described)
             trained[cell] = []
             for endpoint in request.endpoints(cell):
                 record = read_endpoint(store, endpoint)
+                if record is None and cell.origin is not None:
+                    continue  # Not every cell has as many.
                 if record is None:
                     record = {"status": "failed", "message": failures.get(endpoint.id, NOT_YET)}
                 elif record["status"] == "trained":
@@ -165,9 +167,19 @@ def _described(spec: Any, prefix: str) -> Record:
     return {name: "x".join(map(str, value)) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+def _described_recipe(cell: Cell) -> Record:
+    """The recipe as columns: of endpoints that were brought in what is known of it, else null."""
+    columns = _described(cell.recipe, "recipe")
+    if cell.origin is None:
+        return columns
+    known = {f"recipe_{name}" for name in cell.origin.known}
+    return {name: value if name in known else None for name, value in columns.items()}
+
+
 def _endpoint_columns(endpoint: Endpoint, record: Record) -> Record:
+    origin = "trained" if endpoint.cell.origin is None else "imported"
     where = {"endpoint_id": endpoint.id, "seed": endpoint.seed, "train_subset": endpoint.train_subset}
-    return where | {"checkpoint_epoch": endpoint.cell.epoch, "origin": "trained"} | record
+    return where | {"checkpoint_epoch": endpoint.cell.epoch, "origin": origin} | record
 
 
 def _pair_columns(study: str, merge: Merge) -> Record:

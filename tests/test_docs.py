@@ -45,16 +45,19 @@ def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the README calls my_package and rates.toml, and weights of two such networks, in the current folder."""
     folder = tmp_path / "my_package"
     folder.mkdir()
+    (tmp_path / "checkpoints").mkdir()
     (folder / "my_module.py").write_text(
         "import torch\nfrom torch.nn import Flatten, Linear, ReLU, Sequential\n\n"
         "images = torch.randn(50, 1, 8, 8)\n\n"
-        "def build():\n    return Sequential(Flatten(), Linear(64, 16), ReLU(), Linear(16, 10))\n"
+        "def build(width=16):\n    return Sequential(Flatten(), Linear(64, width), ReLU(), Linear(width, 10))\n\n"
+        "def load():\n    labels = torch.arange(50) % 10\n    return (images, labels), (images, labels)\n"
     )
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
     for name in "ab":
         for parameter in network.parameters():
             nn.init.normal_(parameter, std=0.1)
-        safetensors.torch.save_file(network.state_dict(), tmp_path / f"{name}.safetensors")
+        for place in (f"{name}.safetensors", f"checkpoints/seed_{ord(name)}.safetensors"):
+            safetensors.torch.save_file(network.state_dict(), tmp_path / place)
     (study,) = blocks("toml")
     (tmp_path / "rates.toml").write_text(study)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -63,9 +66,13 @@ def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("own_package")
 @pytest.mark.parametrize("words", [words for words in commands() if words[0].endswith("repairlab")])
 def test_every_command_of_the_readme_is_understood(words: list[str], tmp_path: Path, monkeypatch):
-    """Runs are only planned, everything else is run; what needs tables says that there are none."""
+    """Runs are only planned, what was imported among them; everything else is run, and what needs tables says that
+    there are none."""
     monkeypatch.chdir(tmp_path)
     arguments = words[1:]
+    for earlier in commands() if "imported" in arguments else []:
+        if "import" in earlier:
+            assert CliRunner().invoke(app, earlier[1:]).exit_code == 0
     if arguments[0] == "run" and "--dry-run" not in arguments:
         arguments = [*arguments, "--dry-run"]
     called = CliRunner().invoke(app, arguments)
@@ -76,7 +83,7 @@ def test_every_command_of_the_readme_is_understood(words: list[str], tmp_path: P
         assert called.output.strip()
 
 
-@pytest.mark.parametrize(("command", "n_least"), [("run", 10), ("merge", 8)])
+@pytest.mark.parametrize(("command", "n_least"), [("run", 10), ("merge", 8), ("import", 6)])
 def test_every_option_stands_in_the_readme(command: str, n_least: int):
     shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).output
     options = set(re.findall(r"--[a-z-]+", shown)) - {"--help"}

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from tasks.science.checks import is_own
 from tasks.science.matchers import parse_matcher, published_modules
 from tasks.science.networks import build_network, find_architecture
+from tasks.science.own_cells import describe_own_grid
 from tasks.science.recipe import Recipe
 from tasks.science.request import Request
-from tasks.science.specs import Cell, DataSpec, Measurement, override
+from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, override
 
 MAX_SEEDS = 10_000
 
@@ -23,7 +25,7 @@ MAX_VALUES = 10_000
 DEFAULT_MEASUREMENT = Measurement("default")
 
 Network = tuple[str, str]
-"""An architecture with a normalization."""
+"""An architecture with a normalization, which is empty where a person's own network says it by itself."""
 
 FACTORS = ("dataset", "architecture", "normalization", "width", "depth", "matcher", "correction", "seeds")
 """What a study varies by options of their own."""
@@ -36,7 +38,8 @@ _MEASUREMENT_FIELDS = [f.name for f in dataclasses.fields(Measurement) if f.name
 class Grid:
     """Every network at every width and depth on every data set.
 
-    An architecture of one depth is not varied over `depths`. `recipes` by the word that asks for them, the default
+    An architecture of one depth is not varied over `depths`; a person's own network has none, and no width, where none
+    are given. `recipes` by the word that asks for them, the default
     first.
     """
 
@@ -67,7 +70,7 @@ class Preset:
     of the paper, by the name its file has in the authors' repository; empty for one of our own. `ran`: what of it was
     run with this package, and on which data. `sweep`: fields of recipes or measurements that it varies, or `epoch`, at
     which weights are taken. `checkpoints`: such epochs, and `spawns`: parents (`Cell.spawn`) that every cell is spawned
-    from, of which a recipe has those that it reaches.
+    from, of which a recipe has those that it reaches. `imported`: the endpoints of a study that trains none.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Preset:
     ensembles: bool = False
     logit_shifts: bool = False
     joint_training: bool = False
+    imported: tuple[Endpoint, ...] = ()
     figure: str = ""
     ran: str = "not run"
 
@@ -151,8 +155,6 @@ class Preset:
         "last" is the end of training.
         Raises ValueError for a word or number that cannot be, before anything runs.
         """
-        if recipe is not None and recipe not in self.recipes:
-            raise ValueError(f"{self.name} has no recipe {recipe!r}; known: {', '.join(self.recipes)}")
         if n_seeds is not None and not 2 <= n_seeds <= MAX_SEEDS:
             raise ValueError(
                 f"seeds must be at least 2, so that there is a pair to interpolate, and at most {MAX_SEEDS}, "
@@ -161,23 +163,19 @@ class Preset:
         set_by_hand = {**(training or {}), **(measurement or {})}
         swept = {name: values for name, values in self.sweep.items() if name not in set_by_hand} | dict(sweep or {})
         of_recipes, of_measurements, epochs = _split_sweep(swept)
-        changes = _combinations(of_recipes)
-        cells: list[Cell] = []
-        for grid in self._grids(datasets, architectures, normalizations):
-            chosen = grid.recipes[recipe if recipe is not None else next(iter(grid.recipes))]
-            chosen = override(chosen, **(training or {}))
-            recipes = [override(chosen, **change) for change in changes]
-            times = [time for each in recipes for time in self._times(each, epochs)]
-            specs = [describe(name) for name in dict.fromkeys(grid.datasets)]
-            for data, (architecture, normalization), width in product(
-                specs, grid.networks, dict.fromkeys(widths or grid.widths)
-            ):
-                only_depth = find_architecture(architecture).depth
-                for depth in dict.fromkeys(depths or grid.depths) if only_depth is None else [only_depth]:
-                    cells += [
-                        Cell(data, architecture, normalization, width, depth, each, epoch, spawn)
-                        for each, epoch, spawn in times
-                    ]
+        factors = {
+            "dataset": datasets, "architecture": architectures, "normalization": normalizations, "width": widths,
+            "depth": depths,
+        }  # fmt: skip
+        if self.imported:
+            if recipe is not None or training or of_recipes or epochs is not None:
+                raise ValueError(f"the endpoints of {self.name} were imported: none is trained here, in whatever way")
+            cells = self._imported_cells(factors)
+            seeds = sorted({endpoint.seed for endpoint in self.imported if endpoint.cell in cells})[:n_seeds]
+        else:
+            recipes = self._recipes_of(recipe, training or {}, _combinations(of_recipes))
+            cells = self._trained_cells(describe, factors, recipes, epochs)
+            seeds = list(range(n_seeds if n_seeds is not None else self.n_seeds))
         chosen_matchers = tuple(dict.fromkeys(matchers or self.matchers))
         published = any(parse_matcher(matcher).options.get("reading") == "published" for matcher in chosen_matchers)
         # Cells that differ in what they are trained on or how have the same network.
@@ -190,16 +188,67 @@ class Preset:
         return Request(
             study=self.name,
             cells=tuple(dict.fromkeys(cells)),
-            seeds=tuple(range(n_seeds if n_seeds is not None else self.n_seeds)),
+            seeds=tuple(seeds),
             matchers=chosen_matchers,
             corrections=tuple(dict.fromkeys(corrections or self.corrections)),
             measurements=tuple(dict.fromkeys(override(base, **change) for change in _combinations(of_measurements))),
-            swept=tuple(dict.fromkeys([*swept, *self.times])),
+            swept=tuple(dict.fromkeys([*swept, *self.times, *self._varied(cells)])),
             controls=self.controls if controls is None else controls,
             ensembles=self.ensembles if ensembles is None else ensembles,
             logit_shifts=self.logit_shifts if logit_shifts is None else logit_shifts,
             joint_training=self.joint_training if joint_training is None else joint_training,
         )
+
+    def _recipes_of(
+        self, word: str | None, training: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]
+    ) -> Callable[[Grid], list[Recipe]]:
+        """What gives a grid's recipe of that word, its default for None, with `training` set and each of `changes`."""
+        if word is not None and word not in self.recipes:
+            raise ValueError(f"{self.name} has no recipe {word!r}; known: {', '.join(self.recipes)}")
+
+        def recipes(grid: Grid) -> list[Recipe]:
+            chosen = override(grid.recipes[word if word is not None else next(iter(grid.recipes))], **training)
+            return [override(chosen, **change) for change in changes]
+
+        return recipes
+
+    def _trained_cells(
+        self,
+        describe: Callable[[str], DataSpec],
+        factors: Mapping[str, Sequence[Any] | None],
+        recipes: Callable[[Grid], Sequence[Recipe]],
+        epochs: Sequence[Any] | None,
+    ) -> list[Cell]:
+        """The cells of the grids, with the values of `factors` in place of their own, where any are."""
+        cells: list[Cell] = []
+        widths, depths = factors["width"], factors["depth"]
+        for grid in self._grids(factors["dataset"], factors["architecture"], factors["normalization"]):
+            times = [time for recipe in recipes(grid) for time in self._times(recipe, epochs)]
+            specs = [describe(name) for name in dict.fromkeys(grid.datasets)]
+            for data, network in product(specs, grid.networks):
+                for fields in _described(network, data, widths or grid.widths, depths or grid.depths):
+                    cells += [
+                        Cell(data, recipe=recipe, epoch=epoch, spawn=spawn, **fields) for recipe, epoch, spawn in times
+                    ]
+        return cells
+
+    def _imported_cells(self, wanted: Mapping[str, Sequence[Any] | None]) -> list[Cell]:
+        """The cells of what was brought in that have one of the values wanted of each factor, where any are."""
+        every = list(dict.fromkeys(endpoint.cell for endpoint in self.imported))
+
+        def value(cell: Cell, factor: str) -> Any:
+            return cell.data.name if factor == "dataset" else getattr(cell, factor)
+
+        for factor, values in wanted.items():
+            if lacking := [each for each in values or () if each not in {value(cell, factor) for cell in every}]:
+                raise ValueError(f"nothing of {self.name} that was brought in has {factor} {lacking[0]}")
+        return [cell for cell in every if all(not of or value(cell, factor) in of for factor, of in wanted.items())]
+
+    def _varied(self, cells: Sequence[Cell]) -> list[str]:
+        """The fields of recipes that are known of all that was imported, and differ."""
+        known = [set(cell.origin.known) for cell in cells if cell.origin is not None]
+        names = sorted(set.intersection(*known)) if known else []
+        return [name for name in names if len({getattr(cell.recipe, name) for cell in cells}) > 1]
 
     def _times(
         self, recipe: Recipe, epochs: Sequence[Any] | None
@@ -248,6 +297,19 @@ class Preset:
                 f"{self.name} has no network of that architecture, normalization and data set; it has {listed}"
             )
         return chosen
+
+
+def _described(network: Network, data: DataSpec, widths: Sequence[int], depths: Sequence[int]) -> list[dict[str, Any]]:
+    """The fields of a cell that say which network it is, for `network` at each width and depth that it can have."""
+    architecture, normalization = network
+    if is_own(architecture):
+        return describe_own_grid(architecture, data, widths, depths, normalization)
+    known = find_architecture(architecture)
+    return [
+        {"architecture": architecture, "normalization": normalization, "width": width, "depth": depth}
+        for width in dict.fromkeys(widths)
+        for depth in (dict.fromkeys(depths) if known.depth is None else [known.depth])
+    ]
 
 
 def _split_sweep(

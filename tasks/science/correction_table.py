@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from tasks.science.checks import is_own
+
 NORMALIZATIONS = ("none", "batch", "layer", "fixup", "batch-fused")
 """Words for what a network is normalized by; `batch-fused` is BatchNorm that was folded away after training."""
 
@@ -129,7 +131,7 @@ def is_defined(name: str, normalization: str, architecture: str | None = None) -
 def check_correction(name: str, normalization: str, architecture: str | None = None) -> None:
     """ValueError, with the way out, where the correction is not defined for networks of this normalization.
 
-    `architecture`, where it is given, is one that the package names: whether it has residual blocks is known then.
+    Whether an `architecture` that the package names has residual blocks is known; of a person's own it is taken to.
     """
     if reason := _undefined(name, normalization, architecture):
         raise ValueError(reason)
@@ -144,6 +146,8 @@ def _undefined(name: str, normalization: str, architecture: str | None) -> str |
             f"{' or '.join(correction.normalizations)}; instead, {normalization} can take {', '.join(others)}"
         )
     if correction.blocks and architecture is not None and architecture not in RESIDUAL_ARCHITECTURES:
+        if is_own(architecture):
+            return None  # Whether it has residual blocks is seen when it is run.
         return (
             f"correction {name} is not defined for {architecture}, which has no residual blocks; take repair, or one "
             f"of {', '.join(RESIDUAL_ARCHITECTURES)}"

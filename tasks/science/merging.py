@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from tasks.science.checks import is_own
 from tasks.science.correction import check_layout, extra_tensors
 from tasks.science.correction_table import find_correction
 from tasks.science.curves import CorrectedPath, measure_side
@@ -26,8 +27,9 @@ from tasks.science.interpolation import interpolate
 from tasks.science.layout import find_layout
 from tasks.science.matchers import parse_matcher
 from tasks.science.matching import FUNCTION_TOLERANCE, Match, function_error, match
+from tasks.science.own import one_line
 from tasks.science.permutation import Axis, Permutation, PermutationSpec, Slot
-from tasks.science.specs import State
+from tasks.science.specs import DataSpec, State
 from tasks.science.tracing import trace_permutation_spec
 
 FLOAT_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -156,7 +158,7 @@ def fit_state(network: nn.Module, state: Mapping[str, Tensor], owner: str) -> St
     Raises MergeError for a tensor that is missing, unknown, of another shape, not of numbers, or not finite.
     """
     expected = _entries(network)
-    groups = _shared(network)
+    groups = shared_tensors(network)
     filled = dict(state)
     for group in groups:
         present = [key for key in group if key in state]
@@ -200,12 +202,6 @@ def in_float32(state: Mapping[str, Tensor]) -> State:
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
 
 
-def one_line(error: BaseException) -> str:
-    """The kind of an error of somebody else's code, and the first line of what it says."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
-
-
 @contextmanager
 def _explained() -> Generator[None]:
     """A ValueError in here says what of the request does not go with this network."""
@@ -237,7 +233,7 @@ def _entries(network: nn.Module) -> State:
     return dict(entries)
 
 
-def _shared(network: nn.Module) -> list[list[str]]:
+def shared_tensors(network: nn.Module) -> list[list[str]]:
     """Groups of names that are one tensor."""
     groups: dict[int, list[str]] = {}
     for key, tensor in _entries(network).items():
@@ -247,7 +243,7 @@ def _shared(network: nn.Module) -> list[list[str]]:
 
 def _agreed(network: nn.Module, state: State) -> State:
     """`state` with one value for what is one tensor: a layer under two names was corrected under its first."""
-    return state | {other: state[first] for first, *others in _shared(network) for other in others}
+    return state | {other: state[first] for first, *others in shared_tensors(network) for other in others}
 
 
 def _on_cpu_in_float32(network: nn.Module) -> nn.Module:
@@ -274,6 +270,18 @@ def check_outputs(network: nn.Module, state: State, images: Tensor, owner: str) 
     return _outputs(
         network, _in_double(network, state), shown.double(), owner, " in float64, in which permutations are proved"
     )
+
+
+def check_classes(network: nn.Module, state: State, images: Tensor, data: DataSpec, owner: str) -> None:
+    """MergeError where `check_outputs` raises it, or where there is not one output for every class of `data`: more may
+    be there where the classes are counted from the labels of a person's own data."""
+    shape, counted = tuple(check_outputs(network, state, images, owner).shape), is_own(data.name)
+    if not (len(shape) == 2 and (shape[1] == data.n_classes or (shape[1] > data.n_classes and counted))):
+        wanted = f"at least {data.n_classes}" if counted else f"{data.n_classes}"
+        raise MergeError(
+            f"the network puts out shape {shape} for {shape[0]} images, and {data.name} has {wanted} classes: "
+            f"expected ({shape[0]}, {data.n_classes})"
+        )
 
 
 def _outputs(network: nn.Module, weights: State, batch: Tensor, owner: str, where: str) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -12,7 +12,7 @@ from tasks.science.correction_table import check_correction, is_defined
 from tasks.science.identity import safe_name, spec_id
 from tasks.science.matchers import parse_matcher
 from tasks.science.recipe import Recipe
-from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member, Merge, Path, ShiftMethod
+from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member, Merge, Origin, Path, ShiftMethod
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,20 @@ class Request:
         """ValueError where `text` is not what `to_json` wrote."""
         try:
             fields: dict[str, Any] = json.loads(text)
-            cells: list[dict[str, Any]] = fields["cells"]
-            for cell in cells:
-                cell |= {"data": DataSpec(**cell["data"]), "recipe": Recipe(**cell["recipe"])}
             measurements = [Measurement(**measurement) for measurement in fields["measurements"]]
-            fields |= {"cells": [Cell(**cell) for cell in cells], "measurements": measurements}
+            fields |= {"cells": [read_cell(cell) for cell in fields["cells"]], "measurements": measurements}
             return cls(**fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a study request ({error})") from error
+
+
+def read_cell(fields: Mapping[str, Any]) -> Cell:
+    """The cell that `dataclasses.asdict` made `fields` of, by way of JSON. KeyError, TypeError or ValueError where it
+    is none."""
+    origin = fields.get("origin")
+    parts: dict[str, Any] = {
+        "data": DataSpec(**fields["data"]),
+        "recipe": Recipe(**fields["recipe"]),
+        "origin": None if origin is None else Origin(**origin),
+    }
+    return Cell(**{**fields, **parts})

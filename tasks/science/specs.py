@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from tasks.science.checks import check_choice, check_positive, is_whole
+from tasks.science.checks import check_choice, check_positive, is_own, is_whole
 from tasks.science.correction_table import check_correction
 from tasks.science.identity import LABEL, spec_id
 from tasks.science.matchers import MatcherChoice, parse_matcher
@@ -73,11 +73,25 @@ shifted, or networks trained on both halves of the data in place of one."""
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where endpoints come from that were not trained here: the `name` they were brought in under, and which fields of
+    their cell's recipe are `known`. The others hold nothing of theirs, and are null in tables."""
+
+    name: str
+    known: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # A list, where it was read from JSON.
+        object.__setattr__(self, "known", tuple(sorted(self.known)))
+
+
+@dataclass(frozen=True)
 class Cell:
     """One point of a study's grid; its endpoints differ in their seed alone, and in the half that goes with it."""
 
     data: DataSpec
     architecture: str
+    """One of our words, or `package.module:function`, which makes a network of a person's own."""
     normalization: str
     width: int
     """Neurons of a hidden layer, for an MLP; elsewhere what multiplies every layer's channels."""
@@ -91,9 +105,16 @@ class Cell:
     they start from after so many of its epochs; its schedule goes on, each child with examples in an order of its own
     and augmented on its own. Source: Frankle et al. 2020 (arXiv 1912.05671), instability analysis. None: each seed
     starts from initial weights of its own."""
+    graph: str = ""
+    """Of a person's own network the sha256 of what it computes, so that another one under its name is another cell;
+    empty where the architecture is one of ours."""
+    origin: Origin | None = None
+    """Where its endpoints were brought in from; None where they are trained here."""
 
     def __post_init__(self) -> None:
         check_positive("", width=self.width, depth=self.depth)
+        if is_own(self.architecture) != bool(self.graph):
+            raise ValueError(f"{self.architecture} {'needs' if not self.graph else 'has no'} digest of its graph")
         self._check_time()
         # The last epoch is the end: one identity for one thing.
         if self.epoch == self.recipe.epochs:
@@ -178,12 +199,13 @@ class Cell:
     @property
     def network(self) -> dict[str, Any]:
         """The fields that, with the shape of the data, say which function the weights parameterise."""
-        return {
+        fields = {
             "architecture": self.architecture,
             "normalization": self.normalization,
             "width": self.width,
             "depth": self.depth,
         }
+        return {**fields, "graph": self.graph} if self.graph else fields
 
 
 @dataclass(frozen=True)

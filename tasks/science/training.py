@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -27,12 +28,14 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from tasks.science.augmentation import Views, draw_views, pad, take
+from tasks.science.checks import is_own
 from tasks.science.evaluation import Evaluation, evaluate, lay_out, mode
 from tasks.science.examples import Dataset
 from tasks.science.identity import stream
-from tasks.science.networks import build_network, build_training_network, initial_state
+from tasks.science.networks import build_network, build_training_network, draw_state
 from tasks.science.networks.folding import fold_batch_norm
 from tasks.science.networks.mlp import MLP
+from tasks.science.networks.own import drawing
 from tasks.science.optimization import Updates, finite_seeds, learning_rate
 from tasks.science.recipe import Recipe
 from tasks.science.specs import Cell, State, TrainSubset
@@ -117,6 +120,8 @@ def train_group(
     where `parent` is not the state at the epoch to spawn at.
     """
     device = torch.device(device)
+    if cell.origin is not None:
+        raise ValueError(f"the endpoints of {cell.label} were brought in as {cell.origin.name}: none is trained here")
     check_trainable(cell.recipe, device)
     first_epoch = cell.spawn_epoch or 0
     if (None if parent is None else parent.epoch) != cell.spawn_epoch:
@@ -131,7 +136,9 @@ def train_group(
                 f"training of {cell.label} passes epochs {first_epoch} to {cell.recipe.epochs}, not epoch {epoch}"
             )
     network, trained_network = build_network(cell), build_training_network(cell)
-    size = group_size or (1 if device.type == "cpu" else len(seeds))
+    # A person's own network may do what cannot be stacked.
+    alone = device.type == "cpu" or is_own(cell.architecture)
+    size = group_size or (1 if alone else len(seeds))
     by_subset: dict[TrainSubset, list[int]] = {}
     for seed in seeds:
         by_subset.setdefault(cell.data.train_subset(seed), []).append(seed)
@@ -148,7 +155,7 @@ def train_group(
                 _go_to(stack, epoch, max(targets), progress)
                 for index, seed in enumerate(group):
                     if epoch in wanted[seed]:
-                        yield _judge(network, trained_network, cell, seed, stack.state_of(index), own)
+                        yield judge(network, trained_network, cell, seed, stack.state_of(index), own)
 
 
 def train_states(
@@ -244,7 +251,7 @@ class _Stack:
         self._images = pad(dataset.train.images.to(device, dtype), recipe.translate, dataset.black)
         self._labels = dataset.train.labels.to(device)
         if starts is None:
-            states = [initial_state(network, stream("initialization", seed), recipe.initialization) for seed in seeds]
+            states = [draw_state(cell, stream("initialization", seed)) for seed in seeds]
         else:
             states = [start.weights for start in starts]
         weights: State = {name: torch.stack([state[name] for state in states]).to(device) for name in states[0]}
@@ -272,7 +279,8 @@ class _Stack:
         not finite stay so."""
         begun = time.perf_counter()
         if not self._is_lost:
-            self._take_steps()
+            with _drawing(self._cell, self.seeds, self.epoch):
+                self._take_steps()
             finite = finite_seeds(self._weights.values())
             for index in range(len(self.seeds)):
                 if finite[index] and self._last_finite[index] == self.epoch:
@@ -326,9 +334,7 @@ def _draw_epoch(
 ) -> tuple[Tensor, Views | None]:
     """Each seed's order of examples (n_seeds, n_examples), and its views (n_seeds, n_examples, ...) where augmented."""
     n_examples, _, height, width = dataset.train.images.shape
-    # A child's are never those of a training of its own seed, which may be its parent. The epoch it was spawned at is
-    # not named: along a study's epochs to spawn at, a child sees the same order wherever it has parted already.
-    kin = () if cell.spawn is None else ("spawned", cell.spawn[0])
+    kin = _kin(cell)
     orders = np.stack([stream("order", seed, epoch, *kin).permutation(n_examples) for seed in seeds])
     views = None
     if cell.recipe.augments:
@@ -340,6 +346,21 @@ def _draw_epoch(
             torch.stack([each.corners for each in drawn]).to(device),
         )
     return torch.from_numpy(orders).to(device), views
+
+
+def _drawing(cell: Cell, seeds: Sequence[int], epoch: int) -> AbstractContextManager[None]:
+    """What a person's own network may draw as it is trained through an epoch, such as the units that are dropped out,
+    comes from a stream as well; our own draw nothing."""
+    if not is_own(cell.architecture):
+        return nullcontext()
+    return drawing(int(stream("forward", *seeds, epoch, *_kin(cell)).integers(2**63)))
+
+
+def _kin(cell: Cell) -> tuple[int | str, ...]:
+    """What the streams of a child's training are named by besides: they are never those of a training of its own seed,
+    which may be its parent. The epoch it was spawned at is not named: along a study's epochs to spawn at, a child sees
+    the same order wherever it has parted already."""
+    return () if cell.spawn is None else ("spawned", cell.spawn[0])
 
 
 def _flatten(views: Views, rows: slice) -> Views:
@@ -354,10 +375,10 @@ def _fold(network: nn.Module, state: State) -> State:
     return fold_batch_norm(network, state)
 
 
-def _judge(
+def judge(
     network: nn.Module, trained_network: nn.Module, cell: Cell, seed: int, reached: TrainingState, dataset: Dataset
 ) -> Training:
-    """Measures a seed at a checkpoint and says whether it may take part in pairs.
+    """Measures a seed at a checkpoint, reached here or elsewhere, and says whether it may take part in pairs.
 
     Next to nothing learned counts against the end of training alone: who asks for an early epoch asks for that.
     """

@@ -10,21 +10,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
+from tasks.science.checks import is_own
 from tasks.science.networks.fixup import FixupResNet20
 from tasks.science.networks.initialization import initial_state
 from tasks.science.networks.mlp import MLP
+from tasks.science.networks.own import build_own, draw_own_state
 from tasks.science.networks.resnet import resnet18, resnet20
 from tasks.science.networks.vgg import MAX_SIDE, VGG
-from tasks.science.specs import Cell
+from tasks.science.specs import Cell, State
 
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
     "build_network",
     "build_training_network",
+    "draw_state",
     "find_architecture",
     "initial_state",
 ]
@@ -69,25 +73,39 @@ SMALL_SIDE = 64
 
 
 def find_architecture(word: str) -> Architecture:
-    """ValueError, naming those there are, for an unknown one."""
+    """ValueError, naming those there are, for an unknown one; a person's own is none of them."""
     if word not in ARCHITECTURES:
         raise ValueError(f"there is no architecture {word!r}; known: {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[word]
 
 
 def build_network(cell: Cell) -> nn.Module:
-    """The network whose weights an endpoint of `cell` holds: on the meta device, in evaluation mode.
+    """The network whose weights an endpoint of `cell` holds: on the meta device, in evaluation mode; a person's own on
+    the CPU, with weights of no meaning.
 
-    Raises ValueError for an architecture, or a normalization, depth, width or size of image that it does not have.
+    Raises ValueError for an architecture, or a normalization, depth, width or size of image that it does not have, and
+    for a person's own as `build_own`.
     """
+    if is_own(cell.architecture):
+        return build_own(cell)
     _check(cell)
     return _build(cell, "none" if cell.normalization == "batch-fused" else cell.normalization)
 
 
 def build_training_network(cell: Cell) -> nn.Module:
     """The network that is trained for `cell`: with its BatchNorm where that is folded afterwards, else the same."""
+    if is_own(cell.architecture):
+        return build_own(cell)
     _check(cell)
     return _build(cell, "batch" if cell.normalization == "batch-fused" else cell.normalization)
+
+
+def draw_state(cell: Cell, rng: np.random.Generator) -> State:
+    """Where the training of an endpoint of `cell` starts: every parameter and buffer of the network that is trained, as
+    its recipe's `initialization` has them. ValueError where that cannot be."""
+    if is_own(cell.architecture) and cell.recipe.initialization == "published":
+        return draw_own_state(cell, rng)
+    return initial_state(build_training_network(cell), rng, cell.recipe.initialization)
 
 
 def _check(cell: Cell) -> None:

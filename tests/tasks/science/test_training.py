@@ -10,7 +10,7 @@ from torch import nn
 
 from tasks.science.examples import Dataset
 from tasks.science.identity import stream, weights_digest
-from tasks.science.networks import build_network, initial_state
+from tasks.science.networks import build_network, draw_state, initial_state
 from tasks.science.optimization import learning_rate
 from tasks.science.specs import Cell
 from tasks.science.training import check_trainable, single_forward, stacked_forward, train_group
@@ -196,16 +196,14 @@ def test_a_training_that_diverges_is_an_outcome_with_its_epoch(blobs: Dataset, c
 
 
 def test_one_seed_that_diverges_leaves_the_others_of_its_stack_alone(blobs: Dataset, cell: Cell, monkeypatch):
-    draw = initial_state
-
-    def spoil_one(network, rng, initialization):
-        state = draw(network, rng, initialization)
+    def spoil_one(cell, rng):
+        state = draw_state(cell, rng)
         if torch.equal(state["output.weight"], spoiled["output.weight"]):
             state["output.bias"][0] = float("nan")
         return state
 
-    spoiled = draw(build_network(cell), stream("initialization", 1))
-    monkeypatch.setattr("tasks.science.training.initial_state", spoil_one)
+    spoiled = draw_state(cell, stream("initialization", 1))
+    monkeypatch.setattr("tasks.science.training.draw_state", spoil_one)
     trained = list(train_group(cell, [0, 1, 2], blobs, group_size=3))
     assert [t.status for t in trained] == ["trained", "diverged", "trained"]
 

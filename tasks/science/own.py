@@ -1,21 +1,24 @@
-"""A person's own network and data, by the names of the functions that make them."""
+"""Networks and data of a person's own, by the names of the functions that make them: `package.module:function`.
+
+A name comes from whoever gives a command, never from a store: importing a module runs it.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tasks.datasets import load_dataset
-from tasks.science.examples import Examples
+from tasks.science.examples import Dataset, Examples
 from tasks.science.identity import weights_digest
-from tasks.science.merging import one_line
+from tasks.science.specs import DataSpec
 
 OUR_PACKAGES = ("flows", "tasks", "infra")
 
@@ -24,21 +27,14 @@ class OwnCodeError(Exception):
     """A person's own function does not do what is asked of it; the message says which, and what."""
 
 
-@dataclass(frozen=True)
-class Data:
-    """What a merge sees: images to measure on, examples to test on. `n_classes` is the least there can be where
-    `exact` is not set: it is then read off the labels."""
-
-    name: str
-    fingerprint: str
-    train_images: Tensor
-    test: Examples
-    n_classes: int
-    exact: bool
+def one_line(error: BaseException) -> str:
+    """The kind of an error of somebody else's code, and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
 
 
-def find_function(place: str, option: str) -> Callable[[], Any]:
-    """The function at `package.module:name`, from the current folder or what is installed.
+def find_function(place: str, option: str) -> Callable[..., Any]:
+    """The function at `package.module:name`, from the current folder or what is installed; `option` asked for it.
 
     Raises ValueError where there is no such place, OwnCodeError where importing it raises.
     """
@@ -67,19 +63,31 @@ def find_function(place: str, option: str) -> Callable[[], Any]:
     return function
 
 
-def build_own_network(build: Callable[[], Any], place: str) -> nn.Module:
-    """The network that a person's function makes, on the CPU, in float32 (which its weights need not be in)."""
-    network = _call(build, place)
+def parameters_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The names that a function takes by name, each with its default: `inspect.Parameter.empty` where it has none."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # Some that are not written in Python have none.
+        return {}
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name: each.default for name, each in signature.parameters.items() if each.kind in by_name}
+
+
+def build_own_network(build: Callable[..., Any], place: str, **arguments: Any) -> nn.Module:
+    """The network that a person's function makes of `arguments`, on the CPU, in float32 (which its weights need not
+    be in)."""
+    network = _call(functools.partial(build, **arguments), place)
     if not isinstance(network, nn.Module):
         raise OwnCodeError(f"{place} must return a torch.nn.Module, got {type(network).__name__}")
     return network.cpu().float()
 
 
-def load_own_data(load: Callable[[], Any], place: str) -> Data:
+def load_own_data(load: Callable[[], Any], place: str) -> Dataset:
     """The data that a person's function returns: ((train images, labels), (test images, labels)).
 
     Images (n, channels, height, width) are of floats, normalised; labels (n,) whole numbers from 0. OwnCodeError
-    where they are not.
+    where they are not. There are as many classes as the largest label says, and black is a channel's smallest value
+    among the train images.
     """
     found = _call(load, place)
     try:
@@ -98,13 +106,9 @@ def load_own_data(load: Callable[[], Any], place: str) -> Data:
         )
     tensors = {"train": train.images, "train_labels": train.labels, "test": test.images, "test_labels": test.labels}
     n_classes = int(torch.cat([train.labels, test.labels]).max()) + 1
-    return Data(place, weights_digest(tensors), train.images, test, n_classes, exact=False)
-
-
-def load_known_data(name: str, data_dir: Path) -> Data:
-    """A data set that repairlab knows. Raises as `load_dataset` does."""
-    dataset = load_dataset(name, data_dir)
-    return Data(name, dataset.spec.fingerprint, dataset.train.images, dataset.test, dataset.spec.n_classes, exact=True)
+    n_channels, height, width = train.images.shape[1:]
+    spec = DataSpec(place, weights_digest(tensors), len(train), len(test), n_classes, (n_channels, height, width))
+    return Dataset(spec, train, test, black=tuple(train.images.amin((0, 2, 3)).tolist()))
 
 
 def _call(function: Callable[[], Any], place: str) -> Any:

@@ -1,0 +1,214 @@
+"""`repairlab import`: networks that were trained elsewhere become the endpoints of a study."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from flows.options import StudyOptions
+from flows.presets import PRESETS
+from flows.presets.preset import Preset
+from infra.storage import Store
+from infra.weights import read_weights
+from tasks.datasets import UNKNOWN_FINGERPRINT, load_dataset
+from tasks.imports import read_imports, save_import
+from tasks.science.checks import check_choice, is_own
+from tasks.science.identity import safe_name
+from tasks.science.merging import check_classes, fit_state, in_float32
+from tasks.science.networks import build_network, find_architecture
+from tasks.science.networks.own import factors_of
+from tasks.science.own_cells import describe_own
+from tasks.science.recipe import Recipe
+from tasks.science.request import Request
+from tasks.science.specs import Cell, DataSpec, Endpoint, Origin, State, override
+from tasks.science.training import Training
+from tasks.sweep import RECIPE_FIELDS, parse_value
+
+SeedFrom = Literal["order", "name"]
+
+_UNKNOWN = Recipe("imported", batch_size=1, epochs=1, learning_rate=1.0, warmup=0.0)
+"""What stands for a training that nothing is known of."""
+
+_FACTORS = ("width", "depth", "normalization")
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What a person asks for. `facts`: fields of the recipe, and factors of the cell, with what is known of them; where
+    the seeds come from: the order of the files' names, or the last number in each name. ValueError for words that
+    cannot be."""
+
+    patterns: tuple[str, ...]
+    network: str
+    data: str
+    study: str
+    facts: Mapping[str, str] = field(default_factory=dict[str, str])
+    seed_from: str = "order"
+
+    def __post_init__(self) -> None:
+        check_choice("--", "seed-from", self.seed_from, SeedFrom)
+        safe_name(self.study)
+        if self.study in PRESETS:
+            raise ValueError(f"{self.study} is the name of a study that comes with repairlab: choose another --study")
+        known = [*_FACTORS, *RECIPE_FIELDS]
+        if lacking := [name for name in self.facts if name not in known]:
+            raise ValueError(f"there is no field {lacking[0]!r} to set; known: {', '.join(known)}")
+        if is_own(self.network):
+            factors_of(self.network)
+        else:
+            find_architecture(self.network)
+
+    @property
+    def files(self) -> dict[int, Path]:
+        """The files by their seeds. ValueError where there are none, or two have one seed."""
+        paths: dict[Path, None] = {}
+        for pattern in self.patterns:
+            whole = Path(pattern)
+            folder = Path(whole.anchor or ".")
+            # A name with a bracket may be just that.
+            found = [whole] if whole.exists() else sorted(folder.glob(str(whole.relative_to(whole.anchor))))
+            if not found:
+                raise ValueError(f"there is no file {pattern}")
+            paths |= dict.fromkeys(found)
+        if self.seed_from == "order":
+            return dict(enumerate(paths))
+        by_seed: dict[int, Path] = {}
+        for path in paths:
+            numbers = re.findall(r"\d+", path.stem)
+            if not numbers:
+                raise ValueError(f"{path} has no number in its name: --seed-from order counts the files instead")
+            seed = int(numbers[-1])
+            if seed in by_seed:
+                raise ValueError(
+                    f"{by_seed[seed]} and {path} both have seed {seed}, the last number in their names: --seed-from "
+                    "order counts the files instead"
+                )
+            by_seed[seed] = path
+        return by_seed
+
+    def cell(self, data: DataSpec) -> Cell:
+        """The cell that all files are endpoints of. ValueError for facts that cannot be, and as `describe_own`."""
+        facts = {name: parse_value(name, value) for name, value in self.facts.items() if name not in _FACTORS}
+        size = {name: _positive(name, self.facts[name]) for name in ("width", "depth") if name in self.facts}
+        word = self.facts.get("normalization")
+        fields: dict[str, Any]
+        if is_own(self.network):
+            fields = describe_own(self.network, data, size.get("width"), size.get("depth"), word)
+        else:
+            known = find_architecture(self.network)
+            if word == "batch-fused":
+                raise ValueError("networks whose BatchNorm was folded away have none: set normalization=none")
+            fields = {
+                "architecture": self.network,
+                "normalization": word or known.normalizations[0],
+                "width": size.get("width", known.width),
+                "depth": size.get("depth", known.depth),
+            }
+            for name in ("width", "depth"):
+                if fields[name] is None:
+                    raise ValueError(f"an {self.network} needs its {name}: --set {name}=...")
+        recipe = override(_UNKNOWN, **facts)
+        return Cell(data, recipe=recipe, origin=Origin(self.study, tuple(facts)), **fields)
+
+
+def _positive(name: str, word: str) -> int:
+    if not word.isdigit() or int(word) < 1:
+        raise ValueError(f"{name} must be a positive whole number, got {word}")
+    return int(word)
+
+
+def import_files(options: ImportOptions, store: Store, data_dir: Path) -> dict[int, Training]:
+    """Stores every file as an endpoint, by seed, measured on both splits; every one is read and fits the network before
+    any is stored.
+
+    Raises ValueError for words that cannot be, WeightsError for files, MergeError for weights that do not fit,
+    OwnCodeError and TraceError for a person's own code, StoreError where a seed is there with other weights.
+    """
+    files = options.files
+    dataset = load_dataset(options.data, data_dir)
+    cell = options.cell(dataset.spec)
+    network = build_network(cell)
+    for path in files.values():
+        state = _read(network, path)
+        check_classes(network, state, dataset.test.images, dataset.spec, str(path))
+    return {
+        seed: save_import(store, options.study, Endpoint(cell, seed), network, _read(network, path), dataset)
+        for seed, path in files.items()
+    }
+
+
+def _read(network: nn.Module, path: Path) -> State:
+    return in_float32(fit_state(network, read_weights(path), str(path)))
+
+
+def imported_preset(
+    store: Store, study: str, describe: Callable[[str], DataSpec], named: Sequence[str | None]
+) -> Preset | None:
+    """The study of all that was brought into the store under its name, which trains nothing; None where nothing was.
+
+    `named` are the network and the data that the person at hand has named: code that only a store names is not run.
+    Raises ValueError where some is, and where a network or data are no longer those that were imported.
+    """
+    endpoints = read_imports(store, study)
+    if not endpoints:
+        return None
+    cells = list(dict.fromkeys(endpoint.cell for endpoint in endpoints))
+    for cell in cells:
+        _check_named(study, cell, named)
+        data = describe(cell.data.name)
+        if data.fingerprint not in (cell.data.fingerprint, UNKNOWN_FINGERPRINT):
+            raise ValueError(f"{cell.data.name} holds other data than when {study} was imported: import it again")
+        if is_own(cell.architecture):
+            now = describe_own(cell.architecture, cell.data, cell.width, cell.depth, cell.normalization)
+            if now["graph"] != cell.graph:
+                raise ValueError(
+                    f"{cell.architecture} makes another network than when {study} was imported: import it again"
+                )
+    return Preset(
+        name=study,
+        question=f"How large is the barrier between the networks that were imported as {study}?",
+        grids=(),
+        n_seeds=len({endpoint.seed for endpoint in endpoints}),
+        controls=True,
+        imported=tuple(endpoints),
+    )
+
+
+def resolve(options: StudyOptions, store: Store, describe: Callable[[str], DataSpec]) -> Request:
+    """The request that `options` make on `store`, which may hold what was imported under the study's name."""
+    return options.resolve(describe, lambda study, named: imported_preset(store, study, describe, named))
+
+
+def _check_named(study: str, cell: Cell, named: Sequence[str | None]) -> None:
+    own = [word for word in (cell.architecture, cell.data.name) if is_own(word)]
+    if not set(own) <= set(named):
+        raise ValueError(
+            f"{study} was imported with --network {cell.architecture} --data {cell.data.name}: give these again, for "
+            "code is run only where you name it"
+        )
+
+
+def print_imports(trained: Mapping[int, Training], options: ImportOptions, console: Console) -> None:
+    """What a person reads, in 80 columns."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("file", overflow="fold")
+    for name in ("seed", "train, %", "test, %"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    for seed, path in options.files.items():
+        found = trained[seed]
+        problem = "" if found.status == "trained" else f"{found.status}: {found.message}"
+        table.add_row(
+            str(path), str(seed), f"{100 * found.train.accuracy:.2f}", f"{100 * found.test.accuracy:.2f}", problem
+        )
+    console.print(table)
+    needed = is_own(options.network) or is_own(options.data)
+    own = f" --network {options.network} --data {options.data}" if needed else ""
+    console.print(f"next: repairlab run {options.study}{own}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,62 @@
+"""Endpoints that were trained elsewhere, brought into a store under a study's name.
+
+Each is an endpoint like any other, under the id of its cell and seed. Beside it a small file under the study's name
+says that it belongs there. That file may come from anybody: it names a person's own code, which is run only where that
+person has named it as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+from torch import nn
+
+from infra.paths import import_key, imports_prefix
+from infra.storage import DamagedError, Store, StoreError
+from tasks.artifacts import read_endpoint, save_endpoint
+from tasks.science.examples import Dataset
+from tasks.science.identity import weights_digest
+from tasks.science.request import read_cell
+from tasks.science.specs import Endpoint, State
+from tasks.science.training import Training, TrainingState, judge
+
+
+def save_import(
+    store: Store, study: str, endpoint: Endpoint, network: nn.Module, state: State, dataset: Dataset
+) -> Training:
+    """Measures weights and stores them as `endpoint`, of `study`. The same ones again change nothing.
+
+    Raises StoreError where the endpoint is there with other weights: nobody overwrites those.
+    """
+    end = endpoint.cell.recipe.epochs
+    reached = TrainingState(end, state, {}, end, 0, math.nan)
+    found = judge(network, network, endpoint.cell, endpoint.seed, reached, dataset)
+    save_endpoint(store, endpoint, found, device="")
+    record = read_endpoint(store, endpoint)
+    if record is None or record["weights_sha256"] != weights_digest(state):
+        raise StoreError(
+            f"seed {endpoint.seed} of {endpoint.cell.label} was brought in as {study} already, with other weights: "
+            "take another --study or --store for these"
+        )
+    fields = {"cell": dataclasses.asdict(endpoint.cell), "seed": endpoint.seed}
+    store.create(import_key(study, endpoint.id), json.dumps(fields, indent=1, sort_keys=True).encode())
+    return found
+
+
+def read_imports(store: Store, study: str) -> list[Endpoint]:
+    """What was brought into the store under the study's name, by cell and seed. DamagedError for a file that is none of
+    those that `save_import` writes."""
+    endpoints: list[Endpoint] = []
+    for name in store.names(imports_prefix(study)):
+        key = import_key(study, name.removesuffix(".json"))
+        try:
+            fields = json.loads(store.read(key))
+            endpoint = Endpoint(read_cell(fields["cell"]), int(fields["seed"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedError(f"{store.locate(key)} is damaged ({error}): delete it, import again") from error
+        if import_key(study, endpoint.id) != key:
+            raise DamagedError(f"{store.locate(key)} is of another endpoint: delete it, import again")
+        endpoints.append(endpoint)
+    return sorted(endpoints, key=lambda endpoint: (endpoint.cell.id, endpoint.seed))

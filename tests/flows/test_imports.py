@@ -1,0 +1,299 @@
+"""Networks, data and checkpoints of a person's own, in studies, as that person calls them."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from flows.cli import main
+from infra.paths import import_key, table_key
+from infra.storage import DamagedError, Store
+from infra.tables import read_table
+from tasks import datasets
+from tasks.imports import read_imports
+from tasks.science.identity import stream
+from tasks.science.networks import build_network, initial_state
+from tasks.science.recipe import Recipe
+from tasks.science.specs import Cell, DataSpec
+
+MODULE = """
+import torch
+from torch import nn
+
+
+def build(width=6, dropout=0.0):
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(dropout),
+        nn.Conv2d(width, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4),
+    )
+
+
+def dropping(width):
+    return build(width, 0.3)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(36, 36), nn.Linear(36, 36), nn.Linear(36, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, images):
+        return self.out(self.second(self.first(images.flatten(1)).relu()).relu())
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(36, 4)
+
+    def forward(self, images):
+        logits = self.layer(images.flatten(1))
+        return logits if logits.sum() > 0 else -logits
+
+
+def narrow():
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+
+
+def load():
+    generator = torch.Generator().manual_seed(0)
+    patterns = torch.randn(4, 1, 6, 6, generator=generator)
+    labels = torch.arange(240) % 4
+    images = patterns[labels] + 0.3 * torch.randn(240, 1, 6, 6, generator=generator)
+    return (images[:160], labels[:160]), (images[160:], labels[160:])
+"""
+
+TRAINED = {"epochs": 12, "batch_size": 20, "learning_rate": 0.05, "warmup": 0.1}
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module in the current folder."""
+    name = re.sub(r"\W", "_", f"nets_{tmp_path.name}")  # no two tests import the same
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return name
+
+
+@pytest.fixture
+def trained(own: str) -> None:
+    """Weights of four networks that were trained by a plain loop, beside the module: run_10.pt to run_13.pt."""
+    assert Path(f"{own}.py").exists()
+    scope: dict = {}
+    exec(MODULE, scope)  # noqa: S102
+    (images, labels), _ = scope["load"]()
+    for seed in range(4):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = scope["build"]()
+            optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
+            for _ in range(30):
+                for rows in torch.randperm(len(labels)).split(40):
+                    optimizer.zero_grad()
+                    torch.nn.functional.cross_entropy(network(images[rows]), labels[rows]).backward()
+                    optimizer.step()
+        torch.save(network.state_dict(), f"run_{10 + seed}.pt")
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    monkeypatch.setenv("REPAIRLAB_RUNNER", "threads")
+
+    def repairlab(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["repairlab", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return repairlab
+
+
+def words(own: str, function: str = "build") -> list[str]:
+    return ["--network", f"{own}:{function}", "--data", f"{own}:load"]
+
+
+@pytest.mark.usefixtures("prefect_server", "trained")
+def test_checkpoints_from_elsewhere_are_a_study_that_trains_nothing(own: str, call):
+    known = ["--set", "learning_rate=0.1", "--set", "momentum=0.9"]
+    code, out, err = call("import", "run_*.pt", *words(own), *known, "--seed-from", "name", "--study", "mine")
+    assert code == 0, err
+    assert "next: repairlab run mine --network" in out
+    code, out, err = call("run", "mine", *words(own), "--alphas", "3", "--correction", "none,repair,reset")
+    assert code == 0, err
+    store = Store("./runs")
+    endpoints = read_table(store, table_key("mine", "endpoints"))
+    assert set(endpoints["origin"]) == {"imported"}
+    assert sorted(endpoints["seed"]) == [10, 11, 12, 13]
+    assert set(endpoints["status"]) == {"trained"}
+    assert endpoints[["train_seconds", "n_skipped_steps"]].isna().all(axis=None)
+    (cell,) = read_table(store, table_key("mine", "cells")).to_dict("records")
+    assert cell["recipe"] == "imported/learning_rate=0.1"  # .9 is what stands there anyway
+    assert (cell["recipe_learning_rate"], cell["recipe_momentum"]) == (0.1, 0.9)
+    unknown = {
+        name for name, value in cell.items() if name.startswith("recipe_") and value is not None and value == value
+    }
+    assert unknown == {"recipe_learning_rate", "recipe_momentum"}
+    merges = read_table(store, table_key("mine", "merges"))
+    aligned = merges[merges["matcher"] == "activation"]
+    assert len(aligned[aligned["kind"] == "pair"]) == 6
+    assert (aligned["function_error"] <= 1e-9).all()
+    paths = read_table(store, table_key("mine", "paths"))
+    assert set(paths["correction"]) == {"none", "repair", "reset"}
+    # A second import and run make nothing new.
+    before = {path: path.stat().st_mtime_ns for path in Path("runs/rows").rglob("*.parquet")}
+    assert call("import", "run_*.pt", *words(own), *known, "--seed-from", "name", "--study", "mine")[0] == 0
+    assert call("run", "mine", *words(own), "--alphas", "3", "--correction", "none,repair,reset")[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in Path("runs/rows").rglob("*.parquet")} == before
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_network_of_ones_own_is_trained_at_every_width_it_takes(own: str, call):
+    recipe = ["--recipe", "small/digits", "--epochs", "12", "--sweep", "batch_size=20", "--sweep", "learning_rate=0.05"]
+    given = ["--width", "4,8", "--seeds", "3", "--alphas", "3"]
+    code, _, err = call("run", "wide", *words(own, "dropping"), *recipe, *given)
+    assert code == 0, err
+    store = Store("./runs")
+    cells = read_table(store, table_key("wide", "cells"))
+    assert sorted(cells["width"]) == [4, 8]
+    assert set(cells["normalization"]) == {"batch"}
+    assert set(cells["depth"]) == {2}
+    first = read_table(store, table_key("wide", "endpoints")).set_index("endpoint_id")
+    assert set(first["status"]) == {"trained"}
+    assert (read_table(store, table_key("wide", "ablation")).query("metric == 'loss_barrier'")["n_pairs"] == 3).all()
+    # What it drops out is drawn by the seed's own stream: another store, another process's state, the same weights.
+    torch.manual_seed(99)
+    assert call("run", "wide", *words(own, "dropping"), *recipe, *given, "--store", "again")[0] == 0
+    again = read_table(Store("again"), table_key("wide", "endpoints")).set_index("endpoint_id")
+    assert (first["weights_sha256"] == again["weights_sha256"].loc[first.index]).all()
+
+
+@pytest.mark.usefixtures("trained")
+def test_code_that_only_a_store_names_is_never_run(own: str, call):
+    assert call("import", "run_*.pt", *words(own), "--study", "mine")[0] == 0
+    code, _, err = call("run", "mine", "--dry-run")
+    assert code == 2
+    assert f"was imported with --network {own}:build --data {own}:load: give these again" in err
+    store = Store("./runs")
+    endpoint = read_imports(store, "mine")[0]
+    key = import_key("mine", endpoint.id)
+    hostile = json.loads(store.read(key))
+    hostile["cell"]["architecture"] = "antigravity:fly"
+    store.replace(key, json.dumps(hostile).encode())
+    with pytest.raises(DamagedError, match="is of another endpoint"):
+        read_imports(store, "mine")
+    assert call("run", "mine", *words(own), "--dry-run")[0] == 1
+    assert "antigravity" not in sys.modules
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_network_or_data_that_changed_since_the_import_is_said(own: str, call):
+    assert call("import", "run_*.pt", *words(own), "--study", "mine")[0] == 0
+    module = sys.modules[own]
+    build, load = module.build, module.load
+    module.build = lambda: build(dropout=0.5)
+    code, _, err = call("run", "mine", *words(own), "--dry-run")
+    assert code == 2
+    assert "makes another network than when mine was imported" in err
+    module.build = build
+    datasets._call_own.cache_clear()
+    module.load = lambda: tuple((images + 1, labels) for images, labels in load())
+    code, _, err = call("run", "mine", *words(own), "--dry-run")
+    assert code == 2
+    assert "holds other data than when mine was imported" in err
+    datasets._call_own.cache_clear()
+
+
+@pytest.mark.usefixtures("trained")
+def test_nothing_is_overwritten_by_other_weights(own: str, call):
+    assert call("import", "run_10.pt", "run_11.pt", *words(own), "--study", "mine")[0] == 0
+    code, _, err = call("import", "run_11.pt", "run_12.pt", *words(own), "--study", "mine")
+    assert code == 1
+    assert "seed 0 of" in err
+    assert "with other weights: take another --study or --store" in err
+    assert call("import", "run_11.pt", "run_12.pt", *words(own), "--study", "other")[0] == 0
+    assert len(read_imports(Store("./runs"), "mine")) == len(read_imports(Store("./runs"), "other")) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["nothing_*.pt"], "there is no file nothing_*.pt"),
+        (["run_10.pt", "--set", "colour=red"], "there is no field 'colour' to set; known: width, depth, normalization"),
+        (["run_10.pt", "--set", "learning_rate"], "--set takes FIELD=VALUE, got learning_rate"),
+        (["run_10.pt", "--set", "learning_rate=fast"], "learning_rate takes numbers, got fast"),
+        (["run_10.pt", "--set", "width=0"], "width must be a positive whole number, got 0"),
+        (["run_10.pt", "--set", "width=7"], "conv has shape"),
+        (["run_10.pt", "--set", "normalization=layer"], "whose normalization is batch, not layer"),
+        (["run_10.pt", "--seed-from", "hash"], "--seed-from must be one of order, name, got 'hash'"),
+        (["run_10.pt", "copy_10.pt", "--seed-from", "name"], "both have seed 10"),
+        (["plain.pt", "--seed-from", "name"], "plain.pt has no number in its name"),
+        (["run_10.pt", "--study", "mlp-width"], "mlp-width is the name of a study that comes with repairlab"),
+        (["run_10.pt", "--study", "../up"], "'../up' is no name"),
+        (["run_10.pt", "wrong.safetensors"], "wrong.safetensors lacks 0.weight"),
+    ],
+)
+@pytest.mark.usefixtures("trained")
+def test_what_cannot_be_imported_is_one_sentence_and_nothing_is_stored(own: str, call, given: list[str], sentence: str):
+    for name in ("copy_10.pt", "plain.pt"):
+        Path(name).write_bytes(Path("run_10.pt").read_bytes())
+    safetensors.torch.save_file({"x": torch.zeros(2)}, "wrong.safetensors")
+    code, out, err = call("import", *given, *words(own))
+    assert (code, out) == (2, "")
+    assert sentence.replace("conv has", "0.weight has") in err
+    assert len(err.strip().splitlines()) == 1
+    assert not list(Path("runs").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "sentence"),
+    [
+        ("build", [], "to train"),
+        ("build", ["--recipe", "small/nothing"], "there is no recipe 'nothing' of small"),
+        ("dropping", ["--recipe", "small/digits"], "takes a width, which has no default: give --width"),
+        ("narrow", ["--recipe", "small/digits"], "has at least 4 classes"),
+        ("narrow", ["--recipe", "small/digits", "--depth", "3"], "takes no depth"),
+        ("Tied", ["--recipe", "small/digits"], "are one tensor, which is not trained here"),
+        ("Branching", ["--recipe", "small/digits"], "cannot be traced"),
+        ("missing", ["--recipe", "small/digits"], "has no function missing"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence(own: str, call, function: str, given: list[str], sentence: str):
+    code, _, err = call("run", *words(own, function), *given, "--dry-run")
+    assert code == 2
+    assert sentence in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_network_needs_data_and_a_name_of_its_own(own: str, call):
+    assert "go together" in call("run", "mine", "--network", f"{own}:build", "--dry-run")[2]
+    assert "is another" in call("run", "mlp-width", *words(own), "--dry-run")[2]
+    assert "there is no study 'own'" in call("run", "--dry-run")[2]
+
+
+@pytest.mark.usefixtures("own")
+def test_a_known_architecture_can_be_imported_too(call):
+    data = DataSpec("digits", "f", 1437, 360, 10, (1, 8, 8))
+    network = build_network(Cell(data, "mlp", "none", 8, 2, Recipe("r", 1, 1, 1.0, 0.0)))
+    for seed in (0, 1):
+        safetensors.torch.save_file(initial_state(network, stream("x", seed), "he-normal"), f"mlp_{seed}.safetensors")
+    given = ["--network", "mlp", "--data", "digits", "--set", "width=8", "--set", "depth=2"]
+    code, out, err = call("import", "mlp_?.safetensors", *given)
+    assert code == 0, err
+    assert "next: repairlab run imported\n" in out
+    assert call("run", "imported", "--dry-run")[1].startswith("2 endpoints, 1 pairs")
+    assert "an mlp needs its depth" in call("import", "mlp_0.safetensors", *given[:-2])[2]
+    code, _, err = call("run", "imported", "--epochs", "3", "--dry-run")
+    assert code == 2
+    assert "none is trained here" in err
+    assert "has width 9" in call("run", "imported", "--width", "9", "--dry-run")[2]
