@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -47,6 +47,13 @@ class OwnStudy(BaseModel):
     correction: Words = Field(["none", "repair"], description="Corrections")
     measurement: dict[str, Any] = Field({}, description="Fields of the measurement")
     sweep: dict[str, list[Any]] = Field({}, description="Fields of the recipe or measurement, with their values")
+    checkpoints: list[int | Literal["last"]] = Field(
+        [], description="After how many epochs weights are taken: numbers, or last"
+    )
+    spawn_from: list[tuple[int, int]] | tuple[int, int] | None = Field(
+        None,
+        description="Parents that every cell is spawned from: a seed and an epoch of its training, or a list of them",
+    )
     controls: bool = Field(True, description="Whether one pair of every cell is measured as a control")
     ensembles: bool = Field(False, description="Whether every pair is also measured with its outputs averaged")
     logit_shifts: bool = Field(
@@ -71,11 +78,18 @@ class OwnStudy(BaseModel):
             corrections=tuple(_listed(self.correction)),
             measurement=override(DEFAULT_MEASUREMENT, **self.measurement),
             sweep={name: tuple(values) for name, values in self.sweep.items()},
+            checkpoints=tuple(None if epoch == "last" else epoch for epoch in self.checkpoints),
+            spawns=self._spawns(),
             controls=self.controls,
             ensembles=self.ensembles,
             logit_shifts=self.logit_shifts,
             joint_training=self.joint_training,
         )
+
+    def _spawns(self) -> tuple[tuple[int, int], ...]:
+        if isinstance(self.spawn_from, tuple):
+            return (self.spawn_from,)
+        return tuple(self.spawn_from or ())
 
     def _grid(self, architecture: str, recipe: Recipe) -> Grid:
         own = is_own(architecture)

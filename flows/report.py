@@ -15,6 +15,7 @@ from prefect.context import TaskRunContext
 from rich.console import Console
 from rich.table import Table as TextTable
 
+from flows.controls import began_apart, tell_controls
 from flows.figures import (
     FACTORS,
     curves_of,
@@ -106,7 +107,7 @@ def write_report(store: Store, study: str) -> str:
     check_gathered(store, study)
     tables = {
         name: read_table(store, table_key(study, name))
-        for name in ("ablation", "barriers", "endpoints", "paths", "layers")
+        for name in ("ablation", "barriers", "cells", "endpoints", "paths", "layers")
     }
     drawn = {
         "barriers": draw_barriers(tables["ablation"]),
@@ -130,7 +131,7 @@ def write_report(store: Store, study: str) -> str:
         claim=make_claim(tables["ablation"]),
         widths=answer_widths(store, study),
         figures=figures,
-        controls=tell_controls(tables["barriers"]),
+        controls=tell_controls(tables["barriers"], tables["ablation"], began_apart(tables["cells"], endpoints)),
         columns=list(summary.columns),
         rows=summary.to_numpy().tolist(),
         text_columns=TEXT_COLUMNS,
@@ -146,32 +147,6 @@ def write_report(store: Store, study: str) -> str:
 def _of_pairs(frame: pd.DataFrame) -> pd.DataFrame:
     """Without controls."""
     return frame[frame["kind"] == "pair"]
-
-
-def tell_controls(barriers: pd.DataFrame) -> list[str]:
-    """A sentence for each control that was measured: what it shows, and what it ought to. Test split, uncorrected."""
-    test = barriers[(barriers["split"] == "test") & (barriers["correction"] == "none")]
-    sentences: list[str] = []
-    itself = test[test["control"] == "permuted-self"]
-    if len(itself):
-        worst = itself[["loss_barrier", "accuracy_barrier"]].max().max()
-        sentences.append(
-            f"A network against itself, its units shuffled and aligned again, in {itself['cell_id'].nunique()} cells: "
-            f"the largest barrier is {worst:.1g} (nats or share of the images), and ought to be below 1e-6."
-        )
-    random = test[test["control"] == "random-permutation"]
-    if len(random):
-        direct = test[(test["matcher"] == "none") & (test["kind"] == "pair")]
-        keys = ["cell_id", "seed_a", "seed_b", "measurement"]
-        both = random.merge(direct, on=keys, suffixes=("", "_direct"))
-        apart = (both["midpoint_accuracy_barrier"] - both["midpoint_accuracy_barrier_direct"]) * 100
-        spread = direct.groupby("cell_id")["midpoint_accuracy_barrier"].std().max() * 100
-        sentences.append(
-            f"Permuted at random instead of aligned, {len(both)} pairs have midpoint barriers that are "
-            f"{apart.mean():+.1f} points off the direct path's (at most {apart.abs().max():.1f}); direct barriers of "
-            f"one cell's pairs spread by up to {spread:.1f} points (standard deviation)."
-        )
-    return sentences
 
 
 def check_gathered(store: Store, study: str) -> None:

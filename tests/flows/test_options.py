@@ -58,6 +58,19 @@ def test_a_file_may_ask_for_checkpoints_of_one_training(tmp_path: Path):
         resolve(tmp_path, over_time.replace('5, "last"', '6, "last"'))
 
 
+def test_a_file_may_ask_for_checkpoints_and_for_children_of_a_training(tmp_path: Path):
+    over_time = STUDY.split("[sweep]", maxsplit=1)[0]
+    request = resolve(tmp_path, f'{over_time}checkpoints = [3, "last"]\nspawn_from = [0, 2]')
+    assert [(cell.epoch, cell.spawn) for cell in request.cells if cell.width == 32] == [(3, (0, 2)), (None, (0, 2))]
+    assert request.swept == ("epoch", "spawn_seed", "spawn_epoch")
+    several = resolve(tmp_path, f"{over_time}spawn_from = [[0, 2], [1, 0]]")
+    assert {cell.spawn for cell in several.cells} == {(0, 2), (1, 0)}
+    with pytest.raises(ValueError, match="What every cell is spawned from: a seed and an epoch"):
+        resolve(tmp_path, f'{over_time}spawn_from = [0, "start"]')
+    with pytest.raises(ValueError, match="must be a whole number from 0 to 4"):
+        resolve(tmp_path, f"{over_time}spawn_from = [0, 5]")
+
+
 def test_options_change_a_study_in_a_file_as_any_other(tmp_path: Path):
     request = resolve(tmp_path, STUDY, width=[8], seeds=2, sweep={"optimizer": ["sgd", "adam"]})
     assert {cell.width for cell in request.cells} == {8}

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from pipeline import make_request, run_all
 
-from flows.report import tell_controls
+from flows.controls import began_apart, tell_controls
 from infra.storage import Store
 from tasks import schema
 from tasks.science.controls import permuted_self, shuffle
@@ -79,10 +79,29 @@ def test_ensembles_stand_beside_paths_and_change_no_mean(store: Store, cell: Cel
 
 
 def test_the_report_tells_what_controls_show(tables: Tables):
-    itself, random = tell_controls(tables["barriers"])
+    apart = began_apart(tables["cells"], tables["endpoints"])
+    assert apart == set(tables["cells"]["cell_id"])
+    itself, random = tell_controls(tables["barriers"], tables["ablation"], apart)
     assert itself.startswith("A network against itself, its units shuffled and aligned again, in 1 cells: the largest")
     assert "1 pairs have midpoint barriers that are" in random
-    assert tell_controls(tables["barriers"].query("kind == 'pair'")) == []
+    assert tell_controls(tables["barriers"].query("kind == 'pair'"), tables["ablation"], apart) == []
+
+
+def test_a_random_permutation_is_judged_where_endpoints_began_apart_alone(tables: Tables):
+    direct = (tables["ablation"]["matcher"] == "none") & (tables["ablation"]["correction"] == "none")
+    cell_ids = set(tables["cells"]["cell_id"])
+
+    def told(low: float, high: float, apart: set[str]) -> str:
+        ablation = tables["ablation"].copy()
+        ablation.loc[direct, ["new_pair_low", "new_pair_high"]] = low, high
+        return tell_controls(tables["barriers"], ablation, apart)[1]
+
+    assert "Of 1 whose endpoints began apart, 1 lie where" in told(-2.0, 2.0, cell_ids)
+    assert "Of 1 whose endpoints began apart, 0 lie where" in told(1.5, 2.0, cell_ids)
+    assert "began apart" not in told(-2.0, 2.0, set())
+    spawned = tables["cells"].assign(spawn_seed=0)
+    imported = tables["endpoints"].assign(origin="imported")
+    assert began_apart(spawned, tables["endpoints"]) == began_apart(tables["cells"], imported) == set()
 
 
 def test_a_shuffle_is_that_of_the_weights_and_the_purpose(cell: Cell):
