@@ -3,21 +3,68 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path as Folder
 from typing import Any
 
+from torch import nn
+
 from infra.storage import Store
-from tasks.artifacts import load_permutation, load_weights, save_rows
+from tasks.artifacts import has_path, load_permutation, load_weights, save_rows
 from tasks.datasets import load_dataset
 from tasks.schema import LAYER_ROWS, PATH_ROWS
 from tasks.science.augmentation import statistics_images
 from tasks.science.controls import PERMUTED_SELF, shuffle
 from tasks.science.correction_table import CORRECTIONS
-from tasks.science.curves import Point, Side, measure_side
+from tasks.science.curves import Point, Side, Splits, measure_side
+from tasks.science.examples import Dataset
 from tasks.science.networks import build_network
 from tasks.science.networks.symmetry import cell_permutation_spec
-from tasks.science.specs import Merge, Path
+from tasks.science.specs import Cell, Measurement, Member, Merge, Path, State
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What is needed of the ends of `paths`, of one cell and measurement, where nothing between them is looked at."""
+
+    store: Store
+    paths: list[Path]
+    network: nn.Module
+    dataset: Dataset
+    weights: dict[Member, State]
+
+    @property
+    def cell(self) -> Cell:
+        return self.paths[0].merge.cell
+
+    @property
+    def measurement(self) -> Measurement:
+        return self.paths[0].measurement
+
+
+def load_ends(paths: Sequence[Path], store_url: str, data_dir: Folder) -> Ends | None:
+    """The ends of those of `paths` that the store lacks, each once: A and B, or what stands in their place; None where
+    it lacks none."""
+    store = Store(store_url)
+    missing = [path for path in paths if not has_path(store, path)]
+    if not missing:
+        return None
+    cell = missing[0].merge.cell
+    weights = load_weights(store, [member for path in missing for member in ends_of(path)])
+    return Ends(store, missing, build_network(cell), load_dataset(cell.data.name, data_dir), weights)
+
+
+def ends_of(path: Path) -> tuple[Member, ...]:
+    """What is at alpha 0 and 1 of `path`."""
+    return path.joint or (path.merge.a, path.merge.b)
+
+
+def save_ends(ends: Ends, seen: Mapping[Member, Splits]) -> None:
+    """Stores what was `seen` at both ends of every path."""
+    for path in ends.paths:
+        points = [Point(float(alpha), seen[member], []) for alpha, member in enumerate(ends_of(path))]
+        save_points(ends.store, path, points)
 
 
 class PairBench:

@@ -8,13 +8,8 @@ from pathlib import Path as Folder
 from prefect import task
 
 from infra.runners import TASK_OPTIONS, run_logger
-from infra.storage import Store
-from tasks.artifacts import has_path, load_weights
-from tasks.datasets import load_dataset
-from tasks.pairs import save_points
-from tasks.science.curves import Point
+from tasks.pairs import load_ends, save_ends
 from tasks.science.logit_shift import measure_shifted
-from tasks.science.networks import build_network
 from tasks.science.specs import Path
 
 
@@ -22,22 +17,16 @@ from tasks.science.specs import Path
 def shift(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None:
     """Measures those shifted endpoints of one cell, method and measurement that the store lacks: A at alpha 0, B at 1,
     each once for all its pairs."""
-    store = Store(store_url)
-    missing = [path for path in paths if not has_path(store, path)]
-    if not missing:
+    ends = load_ends(paths, store_url, data_dir)
+    if ends is None:
         return
-    cell, method, measurement = missing[0].merge.cell, missing[0].method, missing[0].measurement
-    network = build_network(cell)
-    dataset = load_dataset(cell.data.name, data_dir)
-    weights = load_weights(store, [member for path in missing for member in (path.merge.a, path.merge.b)])
-    on_test = method == "logit-shift/chosen=test"
+    on_test = ends.paths[0].method == "logit-shift/chosen=test"
+    halves, n_images = ends.cell.data, ends.measurement.evaluation
     shifted = {
         member: measure_shifted(
-            network, state, dataset, cell.data.train_subset(member.seed), measurement.evaluation, on_test=on_test
+            ends.network, state, ends.dataset, halves.train_subset(member.seed), n_images, on_test=on_test
         )
-        for member, state in weights.items()
+        for member, state in ends.weights.items()
     }
-    for path in missing:
-        ends = ((0.0, path.merge.a), (1.0, path.merge.b))
-        save_points(store, path, [Point(alpha, shifted[member], []) for alpha, member in ends])
-    run_logger().info("%s: %d pairs measured with shifted logits", cell.label, len(missing))
+    save_ends(ends, shifted)
+    run_logger().info("%s: %d pairs measured with shifted logits", ends.cell.label, len(ends.paths))

@@ -65,7 +65,7 @@ def test_a_file_may_ask_for_checkpoints_and_for_children_of_a_training(tmp_path:
     assert request.swept == ("epoch", "spawn_seed", "spawn_epoch")
     several = resolve(tmp_path, f"{over_time}spawn_from = [[0, 2], [1, 0]]")
     assert {cell.spawn for cell in several.cells} == {(0, 2), (1, 0)}
-    with pytest.raises(ValueError, match="What every cell is spawned from: a seed and an epoch"):
+    with pytest.raises(ValueError, match="Parents that every cell is spawned from: a seed and an epoch"):
         resolve(tmp_path, f'{over_time}spawn_from = [0, "start"]')
     with pytest.raises(ValueError, match="must be a whole number from 0 to 4"):
         resolve(tmp_path, f"{over_time}spawn_from = [0, 5]")

@@ -11,5 +11,5 @@ sys.path.insert(0, str(Path(__file__).parent))
 @pytest.fixture(autouse=True)
 def _tasks_read_blobs(monkeypatch: pytest.MonkeyPatch, blobs) -> None:
     """Tasks find the tiny data set under whatever name a cell has."""
-    for module in ("tasks.train", "tasks.align", "tasks.pairs", "tasks.ensemble", "tasks.joint", "tasks.shift"):
+    for module in ("tasks.train", "tasks.align", "tasks.pairs"):
         monkeypatch.setattr(f"{module}.load_dataset", lambda _name, _folder: blobs)
