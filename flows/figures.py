@@ -242,6 +242,31 @@ def draw_variance(layers: pd.DataFrame) -> bytes | None:
     return _panels(cells_of(shown), draw, 4)
 
 
+def draw_predictions(layers: pd.DataFrame) -> bytes | None:
+    """How well the closed form predicts the moments of the interpolated network at the midpoint, by layer: correlations
+    over units, the mean over aligned pairs, a panel per cell. None where nothing was predicted."""
+    shown = layers[(layers["alpha"] == 0.5) & (layers["matcher"] != "none") & layers["sd_correlation"].notna()]
+    if shown.empty:
+        return None
+
+    def draw(axes: Axes, of_cell: pd.DataFrame) -> None:
+        for curve in curves_of(shown):
+            by_layer = _of_curve(of_cell, curve).groupby("position")
+            for name, line in (("sd_correlation", "-"), ("mean_correlation", "--")):
+                mean = by_layer[name].mean()
+                label = f"{'deviation' if name == 'sd_correlation' else 'mean'}, {label_path(curve.matcher, 'none')}"
+                axes.plot(
+                    mean.index + 1, mean, line, color=curve.color, marker=curve.marker, markersize=3.5, label=label
+                )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("hidden layer")
+        axes.set_ylabel("correlation over units")
+        axes.set_ylim(min(0, axes.get_ylim()[0]), 1.05)
+        axes.set_title(label_cell(of_cell, shown))
+
+    return _panels(cells_of(shown), draw, 4)
+
+
 def draw_errors(ablation: pd.DataFrame) -> bytes | None:
     """Accuracy barrier against the test error of the endpoints as trained, a point per cell and measurement, with 95 %
     intervals of both: a panel for the aligned path, and one for the aligned and repaired.

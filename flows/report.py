@@ -23,6 +23,7 @@ from flows.figures import (
     draw_closed_form,
     draw_errors,
     draw_paths,
+    draw_predictions,
     draw_variance,
     label_value,
     main_factor,
@@ -49,6 +50,8 @@ FIGURES = {
     "closed_form": "Test accuracy and loss at the midpoint of each aligned pair: corrected from the endpoints' moments "
     "alone (closed form) against corrected by a pass over the interpolated network. On the dotted line both are equal; "
     "the closed form is behind where its accuracy lies below, or its loss above.",
+    "predictions": "How well the closed form predicts each layer's moments at the midpoint: the correlation over units "
+    "of predicted deviations and means with those of the layer behind corrected layers, mean over aligned pairs.",
 }
 
 
@@ -115,6 +118,7 @@ def write_report(store: Store, study: str) -> str:
         "paths": draw_paths(_of_pairs(tables["paths"])),
         "variance": draw_variance(_of_pairs(tables["layers"])),
         "closed_form": draw_closed_form(_of_pairs(tables["paths"])),
+        "predictions": draw_predictions(_of_pairs(tables["layers"])),
     }
     figures: list[dict[str, str]] = []
     for name, data in drawn.items():

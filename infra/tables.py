@@ -18,11 +18,13 @@ from infra.storage import Store
 
 @dataclass(frozen=True)
 class Table:
-    """A kind of table: its columns with their types, in order, and the columns that together name a row."""
+    """A kind of table: its columns with their types, in order, and the columns that together name a row. The last
+    columns may have been `added` since some row files were written, which are read with nulls there."""
 
     name: str
     columns: Mapping[str, pa.DataType]
     key: tuple[str, ...]
+    added: tuple[str, ...] = ()
 
     def schema(self, extra: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
         return pa.schema([pa.field(name, kind) for name, kind in {**self.columns, **(extra or {})}.items()])
@@ -40,6 +42,9 @@ def read_rows(store: Store, key: str, table: Table) -> pd.DataFrame:
         read = pq.read_table(io.BytesIO(data))
     except (pa.ArrowException, OSError) as error:
         raise damaged(store, key, "not a whole Parquet file") from error
+    for name in table.added:
+        if name not in read.schema.names:
+            read = read.append_column(pa.field(name, table.columns[name]), pa.nulls(len(read), table.columns[name]))
     if not read.schema.equals(table.schema()):
         raise damaged(store, key, f"its columns are not those of a {table.name} row file")
     return read.to_pandas()

@@ -86,8 +86,11 @@ LAYER_ROWS = Table(
         "variance_ratio_target": _FLOAT,
         "mean_error": _FLOAT,
         "sd_error": _FLOAT,
+        "mean_correlation": _FLOAT,
+        "sd_correlation": _FLOAT,
     },
     ("merge_id", "correction", "alpha", "layer"),
+    added=("mean_correlation", "sd_correlation"),
 )
 
 MERGE_ROWS = Table(

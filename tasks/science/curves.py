@@ -96,13 +96,17 @@ class CorrectedPath:
     def at(self, alpha: float) -> Corrected:
         """The corrected network at `alpha`. ValueError where the correction is not defined for this network."""
         a, b = self.sides
-        predicted = None
-        if self._covariances is not None:
-            predicted = predicted_moments(a.moments, b.moments, self._covariances, alpha)
         return correct(
             self.network, a.layout, interpolate(a.state, b.state, alpha), self.correction, self.goal(alpha),
-            self.statistics, predicted=predicted, estimator=self.estimator,
+            self.statistics, predicted=self.predicted(alpha), estimator=self.estimator,
         )  # fmt: skip
+
+    def predicted(self, alpha: float) -> LayerMoments | None:
+        """The moments that the closed form takes the interpolated network to have; None for other corrections."""
+        if self._covariances is None:
+            return None
+        a, b = self.sides
+        return predicted_moments(a.moments, b.moments, self._covariances, alpha)
 
 
 def measure_path(
@@ -135,6 +139,7 @@ def measure_path(
             points.append(Point(alpha, evaluate_splits(network, interpolate(a.state, b.state, alpha), dataset), []))
             continue
         corrected = path.at(alpha)
-        layers = report_layers(corrected.achieved, path.goal(alpha), a.moments, b.moments)
+        goal, predicted = path.goal(alpha), path.predicted(alpha)
+        layers = report_layers(corrected.achieved, goal, a.moments, b.moments, predicted)
         points.append(Point(alpha, evaluate_splits(corrected.network, corrected.state, dataset), layers))
     return points

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -211,6 +212,8 @@ class LayerReport:
     distance to the goal's mean and deviation, in units of the root mean square of the goal's deviation. `n_dead`:
     units without spread, in the goal or in the interpolated network, which are shifted but not rescaled.
     A correction of residual blocks has a report for each block's output too, under the block's name.
+    `mean_correlation` and `sd_correlation`: where moments were predicted, the correlation over live units of predicted
+    means and deviations with those that the layer has before it is corrected, behind layers that are; NaN elsewhere.
     """
 
     layer: str
@@ -221,10 +224,19 @@ class LayerReport:
     variance_ratio_target: float
     mean_error: float
     sd_error: float
+    mean_correlation: float = math.nan
+    sd_correlation: float = math.nan
 
 
-def report_layers(achieved: LayerMoments, goal: LayerMoments, a: LayerMoments, b: LayerMoments) -> list[LayerReport]:
-    """One report per layer, of a network at some alpha beside its goal and its endpoints."""
+def report_layers(
+    achieved: LayerMoments,
+    goal: LayerMoments,
+    a: LayerMoments,
+    b: LayerMoments,
+    predicted: LayerMoments | None = None,
+) -> list[LayerReport]:
+    """One report per layer, of a network at some alpha beside its goal and its endpoints; `predicted` are the moments
+    that its correction took for those it found."""
     reports: list[LayerReport] = []
     for position, name in enumerate(achieved):
         spread = (a[name].sd.square().mean() + b[name].sd.square().mean()) / 2
@@ -239,6 +251,26 @@ def report_layers(achieved: LayerMoments, goal: LayerMoments, a: LayerMoments, b
                 variance_ratio_target=float(goal_spread / spread),
                 mean_error=float(((achieved[name].mean - goal[name].mean).square().mean() / goal_spread).sqrt()),
                 sd_error=float(((achieved[name].sd - goal[name].sd).square().mean() / goal_spread).sqrt()),
+                **({} if predicted is None else _judge_prediction(achieved[name], goal[name], predicted[name])),
             )
         )
     return reports
+
+
+def _judge_prediction(achieved: Moments, goal: Moments, predicted: Moments) -> dict[str, float]:
+    """How well `predicted` goes along with the moments before the correction, which are worked out from those that the
+    correction `achieved`: it took a unit's value x to goal.mean + (x - predicted.mean) goal.sd / predicted.sd."""
+    live = ~(predicted.dead() | goal.dead() | achieved.dead())
+    scale = goal.sd[live] / predicted.sd[live]
+    mean = predicted.mean[live] + (achieved.mean[live] - goal.mean[live]) / scale
+    return {
+        "mean_correlation": _correlation(predicted.mean[live], mean),
+        "sd_correlation": _correlation(predicted.sd[live], achieved.sd[live] / scale),
+    }
+
+
+def _correlation(x: Tensor, y: Tensor) -> float:
+    """Pearson's, of (n_units,); NaN where either is all one value, or not finite."""
+    x, y = x - x.mean(), y - y.mean()
+    size = x.norm() * y.norm()
+    return float((x * y).sum() / size) if size > 0 else math.nan

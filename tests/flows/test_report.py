@@ -17,6 +17,7 @@ from flows.figures import (
     draw_barriers,
     draw_closed_form,
     draw_errors,
+    draw_predictions,
     label_cell,
     label_lines,
     label_points,
@@ -465,3 +466,37 @@ def write_study(store: Store, ablation: pd.DataFrame, paths: pd.DataFrame | None
                 width=128, depth=4, message="too wild", cell_id="digits-4"
             )
         write_table(store, f"studies/s/{table.name}.parquet", table, frame, provenance)
+
+
+def layer_rows(correlations: dict[str, list[float | None]], **other) -> list[dict]:
+    """Every layer of a pair at the midpoint, and one point beside it, by correction."""
+    (common,) = path_rows({"none": 0.5}, **other)[:1]
+    common = {name: value for name, value in common.items() if name in schema.LAYERS.columns}
+    return [
+        dict.fromkeys(schema.LAYERS.columns)
+        | common
+        | {"correction": correction, "alpha": alpha, "position": position, "layer": f"l{position}"}
+        | {"sd_correlation": value, "mean_correlation": value}
+        for correction, values in correlations.items()
+        for position, value in enumerate(values)
+        for alpha in (0.5, 0.6)
+    ]
+
+
+def test_how_well_the_closed_form_predicts_is_drawn_by_layer(monkeypatch: pytest.MonkeyPatch):
+    lines: dict[str, list[float]] = {}
+    plot = Axes.plot
+
+    def look(self, x, y, *styles, **options):
+        lines[options["label"]] = list(y)
+        return plot(self, x, y, *styles, **options)
+
+    monkeypatch.setattr(Axes, "plot", look)
+    nothing: list[float | None] = [None, None]
+    rows = layer_rows({"repair-closed-form": [1.0, 0.8], "repair": nothing, "none": nothing})
+    rows += layer_rows({"repair-closed-form": [1.0, 0.6], "repair": nothing}, merge_id="n")
+    rows += layer_rows({"repair-closed-form": [1.0, 0.1]}, merge_id="o", matcher="none")
+    assert draw_predictions(pd.DataFrame(rows))
+    assert set(lines) == {"deviation, aligned", "mean, aligned"}
+    assert lines["deviation, aligned"] == pytest.approx([1.0, 0.7])
+    assert draw_predictions(pd.DataFrame(layer_rows({"repair": nothing}))) is None

@@ -18,6 +18,14 @@ def test_rows_come_back_in_their_order_and_an_empty_file_keeps_its_columns(store
     assert list(read_rows(store, "y", TABLE).columns) == ["name", "size", "mass"]
 
 
+def test_a_column_that_was_added_later_is_null_in_rows_of_before(store: Store):
+    later = Table(TABLE.name, {**TABLE.columns, "age": pa.int64()}, TABLE.key, added=("age",))
+    store.create("x", pack_rows(TABLE, ROWS))
+    assert read_rows(store, "x", later)["age"].isna().all()
+    store.create("y", pack_rows(later, [{**ROWS[0], "age": 3}]))
+    assert read_rows(store, "y", later)["age"].tolist() == [3]
+
+
 def test_a_table_is_sorted_by_its_key_with_provenance_and_nulls(store: Store):
     write_table(store, "t.parquet", TABLE, pd.DataFrame(ROWS), {"version": "1"})
     frame = pd.read_parquet(f"{store.url}/t.parquet")

@@ -23,6 +23,7 @@ from tasks.science.preactivations import (
     RunningMoments,
     goal_moments,
     matched_covariances,
+    measure,
     predicted_moments,
     report_layers,
 )
@@ -325,6 +326,32 @@ def test_the_closed_form_is_exact_in_the_first_layer_and_fixes_the_others_as_pre
     for name, module in made.items():
         module.parts, module.calibrating = [(1, predicted[name].mean, predicted[name].sd ** 2)], False
     assert distance(logits(result, pair.held_out), plain(pair.held_out)) < 1e-9
+
+
+def test_correlations_of_the_closed_form_are_those_with_the_moments_it_stands_for(pair: Pair):
+    """Against a plain reference: every layer's own correction is left out in turn, and its moments are measured."""
+    a, b = sides_of(pair)
+    goal = goal_moments(a.moments, b.moments, ALPHA)
+    covariances = matched_covariances(pair.network, a.layout, *pair.states, pair.images)
+    predicted = predicted_moments(a.moments, b.moments, covariances, ALPHA)
+    state = interpolate(*pair.states, ALPHA)
+    result = correct(pair.network, a.layout, state, "repair-closed-form", goal, pair.images, predicted=predicted)
+    reports = report_layers(result.achieved, goal, a.moments, b.moments, predicted)
+    for site, report in zip(a.layout.layers, reports, strict=True):
+        without = dict(result.state)
+        without |= {name: state[name] for name in (f"{site.name}.weight", f"{site.name}.bias") if name in state}
+        if f"{site.name}.bias" in without and f"{site.name}.bias" not in state:
+            without[f"{site.name}.bias"] = torch.zeros_like(without[f"{site.name}.bias"])
+        found = measure(result.network, without, [site], pair.images)[site.name]
+        live = ~(predicted[site.name].dead() | goal[site.name].dead() | result.achieved[site.name].dead())
+        for part, told in (("mean", report.mean_correlation), ("sd", report.sd_correlation)):
+            both = torch.stack([getattr(predicted[site.name], part)[live], getattr(found, part)[live]])
+            assert told == pytest.approx(float(torch.corrcoef(both)[0, 1]), abs=1e-6)
+    assert reports[0].mean_correlation == pytest.approx(1, abs=1e-9)
+    assert reports[0].sd_correlation == pytest.approx(1, abs=1e-9)
+    assert min(report.sd_correlation for report in reports) < 0.999
+    others = report_layers(result.achieved, goal, a.moments, b.moments)
+    assert all(report.sd_correlation != report.sd_correlation for report in others)
 
 
 def test_a_closed_form_that_runs_away_is_a_row(blobs: Dataset):
