@@ -73,8 +73,16 @@ def _latest(cells: Iterable[Cell]) -> Cell:
 
 def training_flops(cell: Cell) -> float:
     """Arithmetic of one training up to the cell's epoch, of a child from where it is spawned: a forward pass per
-    example and epoch, and twice that backward."""
-    return 3.0 * forward_flops(cell) * cell.data.n_train_each * _n_epochs(cell)
+    example and epoch, at the size that the recipe shows, and twice that backward."""
+    channels, height, width = cell.data.shape
+    side = cell.recipe.resized_crop
+    shape = (channels, side or height, side or width)
+    return (
+        3.0
+        * _count_forward(tuple(cell.network.items()), shape, cell.data.n_classes)
+        * cell.data.n_train_each
+        * _n_epochs(cell)
+    )
 
 
 def _n_epochs(cell: Cell) -> int:
@@ -107,8 +115,11 @@ def path_seconds(cell: Cell, measurement: Measurement, flops_per_second: float =
 
 
 def path_flops(cell: Cell, measurement: Measurement) -> float:
-    """One path: at each alpha a forward pass over both splits, and at most one over the statistics samples."""
-    n_evaluated = sum(_at_most(measurement.evaluation, n) for n in (cell.data.n_train, cell.data.n_test))
+    """One path: at each alpha a forward pass over both splits, two where it is flip-averaged, and at most one over the
+    statistics samples."""
+    n_evaluated = (1 + measurement.flip_averaged) * sum(
+        _at_most(measurement.evaluation, n) for n in (cell.data.n_train, cell.data.n_test)
+    )
     n_examples = n_evaluated + _at_most(measurement.statistics, cell.data.n_train)
     return float(forward_flops(cell)) * n_examples * measurement.alphas
 

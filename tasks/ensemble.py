@@ -28,7 +28,10 @@ def ensemble(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None:
     network = build_network(cell)
     dataset = load_dataset(cell.data.name, data_dir).reduced(measurement.evaluation)
     weights = load_weights(store, [member for path in missing for member in (path.merge.a, path.merge.b)])
-    outputs = {member: outputs_of(network, state, dataset) for member, state in weights.items()}
+    outputs = {
+        member: outputs_of(network, state, dataset, flip_averaged=measurement.flip_averaged)
+        for member, state in weights.items()
+    }
     for path in missing:
         a, b = outputs[path.merge.a], outputs[path.merge.b]
         save_points(store, path, measure_ensemble(a, b, measurement.grid.tolist(), dataset))

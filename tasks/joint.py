@@ -29,7 +29,10 @@ def evaluate_joint(paths: Sequence[Path], store_url: str, data_dir: Folder) -> N
     network = build_network(cell)
     dataset = load_dataset(cell.data.name, data_dir).reduced(measurement.evaluation)
     weights = load_weights(store, [member for path in missing for member in path.joint])
-    seen = {member: evaluate_splits(network, state, dataset) for member, state in weights.items()}
+    seen = {
+        member: evaluate_splits(network, state, dataset, flip_averaged=measurement.flip_averaged)
+        for member, state in weights.items()
+    }
     for path in missing:
         save_points(store, path, [Point(float(end), seen[member], []) for end, member in enumerate(path.joint)])
     run_logger().info("%s: %d pairs set beside joint training", cell.label, len(missing))

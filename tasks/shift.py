@@ -33,7 +33,13 @@ def shift(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None:
     on_test = method == "logit-shift/chosen=test"
     shifted = {
         member: measure_shifted(
-            network, state, dataset, cell.data.train_subset(member.seed), measurement.evaluation, on_test=on_test
+            network,
+            state,
+            dataset,
+            cell.data.train_subset(member.seed),
+            measurement.evaluation,
+            on_test=on_test,
+            flip_averaged=measurement.flip_averaged,
         )
         for member, state in weights.items()
     }
