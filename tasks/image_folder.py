@@ -67,11 +67,13 @@ class ImageFolders:
         """Both splits; no image is decoded yet. `n_workers` as in `FolderImages`.
 
         The fingerprint is of the relative paths of all images with their sizes in bytes, of the normalisation and of
-        the size that images are evaluated and measured at. Not of their contents: to read 140 GB takes as long as an
-        epoch, for every process that opens the data set. So an image that is exchanged for one of as many bytes goes
-        unnoticed. Raises DataError for a class without images, and for one that is in one split alone.
+        the sizes that images are evaluated and measured at. Not of their contents, which are 140 GB that every process
+        would have to read first: so an image that is exchanged for one of as many bytes goes unnoticed.
+        Raises DataError for a class without images, and for one that is in one split alone.
         """
-        digest = hashlib.sha256(f"{self.name}:{self.scaling!r}:{EVALUATION_SIDE}:{self.shape!r}".encode())
+        scaling = self.scaling
+        views = f"{scaling.mean!r}:{scaling.deviation!r}:{EVALUATION_SIDE}:{self.shape!r}"
+        digest = hashlib.sha256(f"{self.name}:{views}".encode())
         found = {split: _list_classes(place / split) for split in _SPLITS}
         for here, there in (_SPLITS, _SPLITS[::-1]):
             if alone := sorted(found[here].keys() - found[there].keys()):
@@ -88,10 +90,10 @@ class ImageFolders:
                     digest.update(f"\n{paths[-1]}:{n_bytes}".encode())
             labels = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
             images = FolderImages(place / split, tuple(paths), n_workers)
-            examples.append(FileExamples(images, torch.arange(len(labels)), labels, self.scaling))
+            examples.append(FileExamples(images, torch.arange(len(labels)), labels, scaling))
         train, test = examples
         spec = DataSpec(self.name, digest.hexdigest(), len(train), len(test), len(found["train"]), self.shape)
-        mean, deviation = np.asarray(self.scaling.mean), np.asarray(self.scaling.deviation)
+        mean, deviation = np.asarray(scaling.mean), np.asarray(scaling.deviation)
         return Dataset(spec, train, test, black=tuple((-mean / deviation).tolist()))
 
 

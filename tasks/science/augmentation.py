@@ -30,7 +30,7 @@ EVERYTHING = Samples()
 MEAN = 0.0
 """The mean of a data set, in every channel, once it is normalised: what a cutout is filled with."""
 
-LARGEST_STATISTICS_BYTES = 2**36
+LARGEST_STATISTICS_BYTES = 64 * 10**9
 """What the statistics samples may take in memory at most."""
 
 _DECODED_BATCH = 100
@@ -150,7 +150,7 @@ def check_statistics(spec: DataSpec, samples: Samples) -> None:
     if n_bytes > LARGEST_STATISTICS_BYTES:
         raise ValueError(
             f"activations of {spec.name} would be measured on {n_images} images at once, which take "
-            f"{n_bytes / 2**30:.0f} GB: ask for fewer, as by --statistics 5000"
+            f"{n_bytes / 1e9:.0f} GB: ask for fewer, as by --statistics 5000"
         )
 
 
@@ -161,8 +161,8 @@ def statistics_images(dataset: Dataset, recipe: Recipe, samples: Samples = EVERY
     chooses and augments anew. Where the recipe crops, the crops are seen at the size that the data set's spec has, 224
     pixels on ImageNet, whatever training sees them at; images in files that are not cropped, as they are evaluated.
     The draws are named by the data set alone: every network of a cell sees the same images, so that one pass serves
-    all pairs. Returns (n_images, channels, height, width) float32. ValueError where they do not fit into
-    memory. Source: REPAIR, section 3 (augmented statistics).
+    all pairs. Returns (n_images, channels, height, width) float32. ValueError where they do not fit into memory.
+    Source: REPAIR, section 3 (augmented statistics).
     """
     examples, draw = dataset.train, samples.draw
     check_statistics(dataset.spec, samples)

@@ -176,11 +176,10 @@ def train_states(
     what children are spawned from. Raises ValueError as `train_group` does, where the recipe cannot be trained."""
     device = torch.device(device)
     check_trainable(cell.recipe, device)
-    network = build_training_network(cell)
     _check_sizes(cell, dataset)
     own = dataset.trained_on(cell.data.train_subset(seed))
     starts = _find_starts([seed], min(epochs), progress)
-    stack = _Stack(network, cell, [seed], own, device, dtype, starts)
+    stack = _Stack(build_training_network(cell), cell, [seed], own, device, dtype, starts)
     for epoch in sorted(epochs):
         _go_to(stack, epoch, max(epochs), progress)
         yield stack.state_of(0)
@@ -213,10 +212,13 @@ def check_trainable(recipe: Recipe, device: torch.device | str) -> None:
 
 
 def _check_sizes(cell: Cell, dataset: Dataset) -> None:
-    """ValueError where the network cannot compute images of the sizes that it is trained and evaluated on."""
-    on_meta = build_network(cell).to("meta")
+    """ValueError where the network cannot compute images of the sizes that it is trained and evaluated on, where these
+    are not what it is built for."""
     side = cell.recipe.resized_crop
-    for size in dict.fromkeys([(side, side) if side else dataset.train.size, dataset.test.size]):
+    for size in ((side, side) if side else dataset.train.size, dataset.test.size):
+        if size == cell.data.shape[1:]:
+            continue
+        on_meta = build_network(cell).to("meta")
         try:
             with torch.no_grad(), mode(on_meta, training=False):
                 on_meta(torch.empty((1, cell.data.shape[0], *size), device="meta"))

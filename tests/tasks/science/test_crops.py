@@ -105,7 +105,7 @@ def test_statistics_are_crops_at_the_size_of_the_data_shifted_and_mirrored_after
 
 def test_statistics_that_memory_cannot_hold_are_refused_with_the_way_out():
     spec = DataSpec("imagenet", "f", 1_281_167, 50_000, 1_000, (3, 224, 224))
-    with pytest.raises(ValueError, match="on 1281167 images at once, which take 718 GB: ask for fewer, as by --stat"):
+    with pytest.raises(ValueError, match="on 1281167 images at once, which take 771 GB: ask for fewer, as by --stat"):
         check_statistics(spec, Samples())
     check_statistics(spec, Samples(5_000))
 
