@@ -6,6 +6,8 @@ import concurrent.futures
 import dataclasses
 import multiprocessing
 import shutil
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -214,6 +216,39 @@ def test_images_are_decoded_inside_a_worker_as_the_flow_has_them(images: FolderI
 def test_a_process_that_may_have_no_children_decodes_by_itself(images: FolderImages):
     with multiprocessing.get_context("spawn").Pool(1) as pool:  # Its workers are daemons.
         assert pool.apply(_digest, (dataclasses.replace(images, n_workers=2),)) == _digest(images)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+def test_decoding_processes_end_with_the_process_that_they_decode_for_even_if_it_is_killed(images: FolderImages):
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_read_and_wait, args=(dataclasses.replace(images, n_workers=1), theirs))
+    process.start()
+    assert ours.poll(120)
+    decoders = ours.recv()
+    assert len(decoders) == 1
+    assert all(is_running(pid) for pid in decoders)
+    process.kill()
+    process.join()
+    until = time.monotonic() + 30
+    while any(is_running(pid) for pid in decoders) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(is_running(pid) for pid in decoders)
+
+
+def is_running(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def _read_and_wait(images: FolderImages, connection: Connection) -> None:
+    """Takes one of many batches, and leaves the decoder with more than a pipe holds."""
+    reading = images.read(torch.arange(24).repeat(200), 256, 8)
+    next(reading)
+    connection.send([child.pid for child in multiprocessing.active_children()])
+    time.sleep(600)
 
 
 def _digest(images: FolderImages) -> str:
