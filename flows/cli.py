@@ -149,10 +149,8 @@ def run(
     """Run a study: train, align, interpolate, repair, and gather what was measured into tables."""
     from flows.imports import resolve
     from flows.options import STUDY_FILE, StudyOptions, read_study
-    from flows.plan import make_plan
-    from tasks.artifacts import missing_seeds
+    from flows.plan import make_plan, refuse_training
     from tasks.datasets import describe_dataset, load_dataset
-    from tasks.science.training import check_trainable
 
     with _checking_words():
         settings = _settings(store=store, runner=runner)
@@ -186,13 +184,14 @@ def run(
         )
         target = Store(settings.store)
         request = resolve(options, target, lambda name: describe_dataset(name, settings.data_dir))
-        for cell in request.cells:
-            if missing_seeds(target, cell, request.seeds):
-                check_trainable(cell.recipe, "cpu")
-    plan = make_plan(target, request, settings.workers)
+    plan, refusal = make_plan(target, request, settings.workers), refuse_training(target, request)
     if dry_run:
         typer.echo(plan.describe())
+        if refusal is not None:
+            typer.echo(f"not to be trained here: {refusal}")
         return
+    if refusal is not None:
+        raise WrongWordsError(refusal)
     if plan.hours > LONG_HOURS and not yes:
         raise WrongWordsError(
             f"{options.study} would take about {plan.hours:.2g} hours here: --yes starts it, --dry-run says what it "

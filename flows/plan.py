@@ -19,6 +19,7 @@ from tasks.science.networks import build_network
 from tasks.science.recipe import Recipe
 from tasks.science.request import Request
 from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member
+from tasks.science.training import check_trainable
 from tasks.trainings import has_arrived
 
 TASK_SECONDS = 20.0
@@ -67,14 +68,33 @@ def trainings_to_go(store: Store, request: Request) -> list[Cell]:
     return to_go
 
 
+def refuse_training(store: Store, request: Request) -> str | None:
+    """Why an endpoint that is missing cannot be trained on this machine, in a sentence; None where all can."""
+    try:
+        for cell in request.trained_cells:
+            if missing_seeds(store, cell, request.seeds):
+                check_trainable(cell.recipe, "cpu")
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def _latest(cells: Iterable[Cell]) -> Cell:
     return max(cells, key=lambda cell: cell.last_epoch)
 
 
 def training_flops(cell: Cell) -> float:
     """Arithmetic of one training up to the cell's epoch, of a child from where it is spawned: a forward pass per
-    example and epoch, and twice that backward."""
-    return 3.0 * forward_flops(cell) * cell.data.n_train_each * _n_epochs(cell)
+    example and epoch, at the size that the recipe shows, and twice that backward."""
+    channels, height, width = cell.data.shape
+    side = cell.recipe.resized_crop
+    shape = (channels, side or height, side or width)
+    return (
+        3.0
+        * _count_forward(tuple(cell.network.items()), shape, cell.data.n_classes)
+        * cell.data.n_train_each
+        * _n_epochs(cell)
+    )
 
 
 def _n_epochs(cell: Cell) -> int:
@@ -110,8 +130,11 @@ def path_seconds(cell: Cell, measurement: Measurement, flops_per_second: float =
 
 
 def path_flops(cell: Cell, measurement: Measurement) -> float:
-    """One path: at each alpha a forward pass over both splits, and at most one over the statistics samples."""
-    n_evaluated = sum(_at_most(measurement.evaluation, n) for n in (cell.data.n_train, cell.data.n_test))
+    """One path: at each alpha a forward pass over both splits, two where it is flip-averaged, and at most one over the
+    statistics samples."""
+    n_evaluated = (1 + measurement.flip_averaged) * sum(
+        _at_most(measurement.evaluation, n) for n in (cell.data.n_train, cell.data.n_test)
+    )
     n_examples = n_evaluated + _at_most(measurement.statistics, cell.data.n_train)
     return float(forward_flops(cell)) * n_examples * measurement.alphas
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path as Folder
 from typing import get_args
 
@@ -40,7 +41,9 @@ from tasks.ensemble import ensemble
 from tasks.gather import gather
 from tasks.interpolate import interpolate
 from tasks.joint import evaluate_joint
+from tasks.published import DataError
 from tasks.repair import repair
+from tasks.science.augmentation import check_statistics
 from tasks.science.correction_table import CORRECTIONS
 from tasks.science.request import Request
 from tasks.science.specs import Cell, Endpoint, Measurement, Merge, Path, ShiftMethod
@@ -75,10 +78,16 @@ class UnfinishedError(Exception):
 def study(options: StudyOptions, store_url: str, data_dir: Folder) -> StudyResult:
     """Carries a study out on `store_url` and gathers everything measured under its name.
 
-    Raises UnfinishedError, after tables and report are written, where a task failed or a pair had to stop.
+    Raises UnfinishedError, after tables and report are written, where a task failed or a pair had to stop; DataError,
+    before anything is trained, where the samples of a measurement cannot be held in memory.
     """
     store = Store(store_url)
     request = resolve(options, store, lambda name: load_dataset(name, data_dir).spec)
+    for cell, measurement in product(request.cells, request.measurements):
+        try:
+            check_statistics(cell.data, measurement.samples)
+        except ValueError as error:
+            raise DataError(str(error)) from error
     store.create(request_key(request.study, request.id), request.to_json().encode())
     with show_stages() as stages:
         work = Work(stages)

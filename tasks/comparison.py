@@ -270,11 +270,14 @@ def _trains_alike(recipe: Recipe, cell: Record) -> bool:
 
 
 def _measures_all(measurement: Measurement, figure: Figure, cell: Record, split: str) -> bool:
-    """Whether nothing was spared: no train image for statistics, where there are any, and none of the split."""
+    """Whether nothing was spared: no train image for statistics, where there are any, and none of the split; and
+    nothing added, for none of these figures is flip-averaged."""
     n_statistics = measurement.statistics or math.inf
     if figure.method in (ENDPOINTS, "direct"):
         n_statistics = math.inf
-    return n_statistics >= cell["data_n_train"] and (measurement.evaluation or math.inf) >= cell[f"data_n_{split}"]
+    n_evaluated = measurement.evaluation or math.inf
+    is_whole = n_statistics >= cell["data_n_train"] and n_evaluated >= cell[f"data_n_{split}"]
+    return is_whole and not measurement.flip_averaged
 
 
 def _records(frame: pd.DataFrame) -> list[Record]:

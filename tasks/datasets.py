@@ -1,7 +1,8 @@
-"""Finds, checks and reads data sets into normalised tensors.
+"""Finds, checks and reads data sets: into normalised tensors, or ImageNet's files, which are decoded on demand.
 
 `digits` comes with scikit-learn. The others are the files that their authors publish, looked for in the data folder (in
-torchvision's layout too) and fetched by torchvision where they are not found; `tasks.published` knows their formats.
+torchvision's layout too) and, all but ImageNet, fetched by torchvision where they are not found; `tasks.published` and
+`tasks.image_folder` know their formats.
 Nothing here needs Prefect or settings: the data folder is an argument.
 """
 
@@ -18,9 +19,10 @@ import torch
 import torchvision.datasets
 from numpy.typing import NDArray
 
-from tasks.published import Arrays, DataError, Files, IdxFiles, MatFiles, PickleFiles, Scale
+from tasks.image_folder import ImageFolders
+from tasks.published import Arrays, Files, IdxFiles, MatFiles, PickleFiles, Scale
 from tasks.science.checks import is_own
-from tasks.science.examples import Dataset, Examples
+from tasks.science.examples import Dataset, Examples, Scaling
 from tasks.science.identity import stream
 from tasks.science.own import find_function, load_own_data
 from tasks.science.specs import DataSpec
@@ -37,14 +39,12 @@ class Known:
     n_test: int
     n_classes: int
     shape: tuple[int, int, int]
-    files: Files | None = None
+    files: Files | ImageFolders | None = None
     """None where the data come with a library."""
     halves: bool = False
     """Whether endpoints are trained on one of two halves of the train split, as in `DataSpec`."""
     chosen_of: str = ""
     """The data set that this one is a fixed random choice of images of, fewer than the files hold."""
-    readable: bool = True
-    """False for one that a study can be planned on and no more."""
 
 
 _DEBIAN_FASHION = ("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist"))
@@ -56,6 +56,7 @@ _FASHION = IdxFiles("fashion_mnist", 72.9404, 90.0212, torchvision.datasets.Fash
 _SVHN = MatFiles("svhn", _SVHN_MEAN, _SVHN_DEVIATION, torchvision.datasets.SVHN)
 _CIFAR10 = PickleFiles("cifar10", _CIFAR_MEAN, _CIFAR_DEVIATION, torchvision.datasets.CIFAR10, "labels")
 _CIFAR100 = PickleFiles("cifar100", _CIFAR_MEAN, _CIFAR_DEVIATION, torchvision.datasets.CIFAR100, "fine_labels")
+_IMAGENET = ImageFolders("imagenet", Scaling((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)), (3, 224, 224))
 
 DATASETS = {
     "digits": Known(1437, 360, 10, (1, 8, 8)),
@@ -68,7 +69,7 @@ DATASETS = {
     "cifar10": Known(50_000, 10_000, 10, (3, 32, 32), _CIFAR10),
     "cifar100": Known(50_000, 10_000, 100, (3, 32, 32), _CIFAR100),
     "cifar100_split": Known(50_000, 10_000, 100, (3, 32, 32), _CIFAR100, halves=True),
-    "imagenet": Known(1_281_167, 50_000, 1_000, (3, 224, 224), readable=False),
+    "imagenet": Known(1_281_167, 50_000, 1_000, (3, 224, 224), _IMAGENET),
 }
 
 
@@ -78,7 +79,7 @@ def describe_dataset(name: str, data_dir: Path) -> DataSpec:
         return load_dataset(name, data_dir).spec
     known = _known(name)
     place = None
-    if not known.readable or (known.files is not None and (place := known.files.find(data_dir)) is None):
+    if known.files is not None and (place := known.files.find(data_dir)) is None:
         return published_shape(name)
     return _read(name, place).spec
 
@@ -92,7 +93,8 @@ def published_shape(name: str) -> DataSpec:
 
 
 def load_dataset(name: str, data_dir: Path) -> Dataset:
-    """Both splits of `name`, normalised, in memory; read once per process, fetched where the files are not found.
+    """Both splits of `name`, normalised, in memory or, of ImageNet, in files; read once per process, fetched where the
+    files are not found.
 
     A name `package.module:function` is a person's own function, which loads them. Raises ValueError for a name that is
     not known, DataError where files are missing or damaged, OwnCodeError where an own function does not return data.
@@ -100,8 +102,6 @@ def load_dataset(name: str, data_dir: Path) -> Dataset:
     if is_own(name):
         return _call_own(name)
     known = _known(name)
-    if not known.readable:
-        raise DataError(f"{name} can be planned on but not read yet: `--dataset` takes another, `--size smoke` its own")
     if known.files is None:
         return _read(name, None)
     return _read(name, known.files.find(data_dir) or known.files.fetch(data_dir))
@@ -117,6 +117,8 @@ def _read(name: str, place: Path | None) -> Dataset:
     known = DATASETS[name]
     if known.files is None or place is None:
         return _read_digits(name, known)
+    if isinstance(known.files, ImageFolders):
+        return known.files.read(place)
     train, test = known.files.read(place, known.shape, known.n_classes)
     if known.chosen_of:
         train = _choose(train, known.n_train, known.chosen_of, "train")

@@ -19,9 +19,13 @@ def ensemble(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None:
     ends = load_ends(paths, store_url, data_dir)
     if ends is None:
         return
-    dataset = ends.dataset.reduced(ends.measurement.evaluation)
-    outputs = {member: outputs_of(ends.network, state, dataset) for member, state in ends.weights.items()}
+    measurement = ends.measurement
+    dataset = ends.dataset.reduced(measurement.evaluation)
+    outputs = {
+        member: outputs_of(ends.network, state, dataset, flip_averaged=measurement.flip_averaged)
+        for member, state in ends.weights.items()
+    }
     for path in ends.paths:
         a, b = outputs[path.merge.a], outputs[path.merge.b]
-        save_points(ends.store, path, measure_ensemble(a, b, ends.measurement.grid.tolist(), dataset))
+        save_points(ends.store, path, measure_ensemble(a, b, measurement.grid.tolist(), dataset))
     run_logger().info("%s: %d ensembles measured", ends.cell.label, len(ends.paths))

@@ -24,8 +24,10 @@ def interpolate(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None
     if not missing:
         return
     bench = PairBench(store, missing, data_dir)
+    flip_averaged = missing[0].measurement.flip_averaged
     ends = {
-        member: evaluate_splits(bench.network, side.state, bench.dataset) for member, side in bench.endpoints.items()
+        member: evaluate_splits(bench.network, side.state, bench.dataset, flip_averaged=flip_averaged)
+        for member, side in bench.endpoints.items()
     }
     for path in missing:
         pair, alphas = path.merge, path.measurement.grid.tolist()
@@ -40,6 +42,7 @@ def interpolate(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None
                 bench.dataset,
                 bench.statistics,
                 ends=(ends[pair.a], ends[pair.b]),
+                flip_averaged=flip_averaged,
             ),
         )
     run_logger().info("%s: %d paths interpolated", missing[0].merge.cell.label, len(missing))

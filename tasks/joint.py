@@ -20,6 +20,11 @@ def evaluate_joint(paths: Sequence[Path], store_url: str, data_dir: Folder) -> N
     ends = load_ends(paths, store_url, data_dir)
     if ends is None:
         return
-    dataset = ends.dataset.reduced(ends.measurement.evaluation)
-    save_ends(ends, {member: evaluate_splits(ends.network, state, dataset) for member, state in ends.weights.items()})
+    measurement = ends.measurement
+    dataset = ends.dataset.reduced(measurement.evaluation)
+    seen = {
+        member: evaluate_splits(ends.network, state, dataset, flip_averaged=measurement.flip_averaged)
+        for member, state in ends.weights.items()
+    }
+    save_ends(ends, seen)
     run_logger().info("%s: %d pairs set beside joint training", ends.cell.label, len(ends.paths))

@@ -26,6 +26,14 @@ def repair(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None:
     for path in missing:
         alphas = path.measurement.grid.tolist()
         sides = bench.aligned(path.merge)
-        points = measure_path(bench.network, sides, path.correction, alphas, bench.dataset, bench.statistics)
+        points = measure_path(
+            bench.network,
+            sides,
+            path.correction,
+            alphas,
+            bench.dataset,
+            bench.statistics,
+            flip_averaged=path.measurement.flip_averaged,
+        )
         save_points(store, path, points)
     run_logger().info("%s: %d paths corrected", missing[0].merge.cell.label, len(missing))

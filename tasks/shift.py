@@ -21,10 +21,16 @@ def shift(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None:
     if ends is None:
         return
     on_test = ends.paths[0].method == "logit-shift/chosen=test"
-    halves, n_images = ends.cell.data, ends.measurement.evaluation
+    measurement = ends.measurement
     shifted = {
         member: measure_shifted(
-            ends.network, state, ends.dataset, halves.train_subset(member.seed), n_images, on_test=on_test
+            ends.network,
+            state,
+            ends.dataset,
+            ends.cell.data.train_subset(member.seed),
+            measurement.evaluation,
+            on_test=on_test,
+            flip_averaged=measurement.flip_averaged,
         )
         for member, state in ends.weights.items()
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,10 +66,14 @@ class Point:
     layers: list[LayerReport]
 
 
-def evaluate_splits(network: nn.Module, state: State, dataset: Dataset) -> Splits:
-    """Both splits; the test split with its calibrated loss too, for a loss on the train split is one of memory."""
+def evaluate_splits(network: nn.Module, state: State, dataset: Dataset, *, flip_averaged: bool = False) -> Splits:
+    """Both splits; the test split with its calibrated loss too, for a loss on the train split is one of memory.
+    `flip_averaged` as in `evaluate`."""
     halves = calibration_halves(dataset.spec.fingerprint, len(dataset.test))
-    return {"train": evaluate(network, state, dataset.train), "test": evaluate(network, state, dataset.test, halves)}
+    return {
+        "train": evaluate(network, state, dataset.train, flip_averaged=flip_averaged),
+        "test": evaluate(network, state, dataset.test, halves, flip_averaged=flip_averaged),
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,17 +123,21 @@ def measure_path(
     statistics: Tensor,
     ends: tuple[Splits, Splits] | None = None,
     estimator: Estimator = "one-pass",
+    *,
+    flip_averaged: bool = False,
 ) -> list[Point]:
     """The path from the first of `sides` to the second under `correction`, at every one of `alphas`.
 
     Uncorrected, it ends in the raw endpoints' evaluations `ends`, which all such paths of a cell share (made where they
     are not given), and its layers are measured at the midpoint alone. Corrected, it is measured at alpha 0 and 1 as
-    anywhere, for a correction may move the endpoints, and its layers are at every alpha.
+    anywhere, for a correction may move the endpoints, and its layers are at every alpha. `flip_averaged` as in
+    `evaluate`.
     Raises ValueError where the correction is not defined for this network.
     """
     a, b = sides
+    judge = functools.partial(evaluate_splits, flip_averaged=flip_averaged)
     if correction == "none":
-        ends = ends or (evaluate_splits(network, a.state, dataset), evaluate_splits(network, b.state, dataset))
+        ends = ends or (judge(network, a.state, dataset), judge(network, b.state, dataset))
     path = CorrectedPath(network, sides, correction, statistics, estimator)
     points: list[Point] = []
     for alpha in alphas:
@@ -136,10 +145,10 @@ def measure_path(
             points.append(Point(alpha, ends[int(alpha)], []))
             continue
         if correction == "none" and alpha != 0.5:
-            points.append(Point(alpha, evaluate_splits(network, interpolate(a.state, b.state, alpha), dataset), []))
+            points.append(Point(alpha, judge(network, interpolate(a.state, b.state, alpha), dataset), []))
             continue
         corrected = path.at(alpha)
         goal, predicted = path.goal(alpha), path.predicted(alpha)
         layers = report_layers(corrected.achieved, goal, a.moments, b.moments, predicted)
-        points.append(Point(alpha, evaluate_splits(corrected.network, corrected.state, dataset), layers))
+        points.append(Point(alpha, judge(corrected.network, corrected.state, dataset), layers))
     return points

@@ -21,10 +21,10 @@ Outputs = dict[str, Tensor]
 """Log-probabilities (n_examples, n_classes) float64 on the train and the test split, by name."""
 
 
-def outputs_of(network: nn.Module, state: State, dataset: Dataset) -> Outputs:
-    """What an endpoint says of every example of both splits."""
+def outputs_of(network: nn.Module, state: State, dataset: Dataset, *, flip_averaged: bool = False) -> Outputs:
+    """What an endpoint says of every example of both splits; `flip_averaged` as in `evaluate`."""
     return {
-        split: F.log_softmax(logits_of(network, state, examples).double(), dim=1)
+        split: F.log_softmax(logits_of(network, state, examples, flip_averaged=flip_averaged).double(), dim=1)
         for split, examples in (("train", dataset.train), ("test", dataset.test))
     }
 

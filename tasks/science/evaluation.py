@@ -1,4 +1,5 @@
-"""Loss and accuracy of a network's weights on a split, never augmented; where asked for, also the calibrated loss."""
+"""Loss and accuracy of a network's weights on a split, never augmented; where asked for, also the calibrated loss, or
+all of it of logits averaged over each image and its mirror image."""
 
 from __future__ import annotations
 
@@ -41,19 +42,23 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, state: State, examples: Examples, halves: Halves | None = None) -> Evaluation:
+def evaluate(
+    network: nn.Module, state: State, examples: Examples, halves: Halves | None = None, *, flip_averaged: bool = False
+) -> Evaluation:
     """Mean cross-entropy and accuracy over all of `examples`, summed in float64 over batches of fixed size.
 
-    With `halves` of the examples, logits are kept and the loss is calibrated across them as well.
+    With `halves` of the examples, logits are kept and the loss is calibrated across them as well. `flip_averaged`: of
+    logits averaged over an image and its mirror image, left for right.
     Always in evaluation mode: BatchNorm takes its running statistics from `state`, which is left as it was.
     """
-    return _judge(_batches(network, state, examples), halves)
+    return _judge(_batches(network, state, examples, flip_averaged), halves)
 
 
 @torch.no_grad()
-def logits_of(network: nn.Module, state: State, examples: Examples) -> Tensor:
-    """What the network puts out for every one of `examples`, in evaluation mode: (n_examples, n_out), on the CPU."""
-    return torch.cat([logits.cpu() for logits, _ in _batches(network, state, examples)])
+def logits_of(network: nn.Module, state: State, examples: Examples, *, flip_averaged: bool = False) -> Tensor:
+    """What the network puts out for every one of `examples`, in evaluation mode: (n_examples, n_out), on the CPU.
+    `flip_averaged` as in `evaluate`."""
+    return torch.cat([logits.cpu() for logits, _ in _batches(network, state, examples, flip_averaged)])
 
 
 def evaluate_logits(logits: Tensor, labels: Tensor, halves: Halves | None = None) -> Evaluation:
@@ -61,13 +66,17 @@ def evaluate_logits(logits: Tensor, labels: Tensor, halves: Halves | None = None
     return _judge([(logits, labels)], halves)
 
 
-def _batches(network: nn.Module, state: State, examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    network: nn.Module, state: State, examples: Examples, flip_averaged: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits and labels, batch by batch."""
     batch_size = CONV_BATCH_SIZE if _is_convolutional(network) else BATCH_SIZE
     with mode(network, training=False):
-        for start in range(0, len(examples), batch_size):
-            images = lay_out(network, examples.images[start : start + batch_size])
-            yield compute(network, state, images), examples.labels[start : start + batch_size]
+        for images, labels in examples.batches(batch_size):
+            logits = compute(network, state, lay_out(network, images))
+            if flip_averaged:
+                logits = (logits + compute(network, state, lay_out(network, images.flip(-1)))) / 2
+            yield logits, labels
 
 
 def _judge(batches: Iterable[tuple[Tensor, Tensor]], halves: Halves | None) -> Evaluation:

@@ -1,9 +1,11 @@
-"""A data set in memory: images already normalised, labels, and the value that black has become; and which part of it
-an endpoint is trained on."""
+"""A data set: images and labels, in memory or in files, and the value that black becomes once they are normalised; and
+which part of it an endpoint is trained on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,12 +18,37 @@ MAJORITY = 0.8
 """Which share of a class lies in the half that favours it."""
 
 
+HELD_IMAGES = 20_000
+"""So many images of a split in files, at most, are held in memory where they are evaluated again and again: 4 GB."""
+
+_HELD_BATCH = 100
+
+EVALUATION_SIDE = 256
+"""Pixels a side of an image in a file where it is evaluated: of its largest centred square, as the authors of REPAIR
+have it on ImageNet."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How bytes become normalised values: by the mean and deviation of each channel, on the scale of 0 to 255."""
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """`pixels` (n, channels, height, width) uint8 as float32."""
+        mean, deviation = (pixels.new_tensor(of, dtype=torch.float32) for of in (self.mean, self.deviation))
+        return pixels.float().sub_(mean[:, None, None]).div_(deviation[:, None, None])
+
+
 @dataclass(frozen=True)
 class Examples:
-    """`images` (n_examples, channels, height, width) float32, normalised; `labels` (n_examples,) int64."""
+    """`images` (n_examples, channels, height, width) float32, normalised; `labels` (n_examples,) int64. With a
+    `scaling` images are bytes (uint8), which it normalises batch by batch."""
 
     images: Tensor
     labels: Tensor
+    scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.labels.shape != self.images.shape[:1]:
@@ -32,6 +59,78 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of an image where it is evaluated."""
+        return self.images.shape[2], self.images.shape[3]
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images, normalised, and labels, in order."""
+        for start in range(0, len(self), batch_size):
+            images = self.images[start : start + batch_size]
+            yield images if self.scaling is None else self.scaling(images), self.labels[start : start + batch_size]
+
+    def chosen(self, rows: Tensor) -> Examples:
+        """Those of the indices `rows` (n,), in that order."""
+        return Examples(self.images[rows], self.labels[rows], self.scaling)
+
+    def held(self) -> Examples:
+        """These, ready to be evaluated again and again."""
+        return self
+
+
+class ImageFiles(Protocol):
+    """The images of a split, in files that are decoded when they are asked for."""
+
+    def read(self, rows: Tensor, side: int, batch_size: int, crops: Tensor | None = None) -> Iterator[Tensor]:
+        """The images of the indices `rows` (n,), in order, in batches (batch_size, 3, side, side) uint8, the last one
+        perhaps shorter: of each its largest centred square, or, with `crops` (n, N_CROP_DRAWS), the part that
+        `tasks.science.crops.crop_boxes` makes of them, resized."""
+        ...
+
+
+class FileExamples(Examples):
+    """Examples whose images lie in files: they are decoded batch by batch, each time they are asked for."""
+
+    files: ImageFiles
+    rows: Tensor
+    scaling: Scaling
+
+    def __init__(self, files: ImageFiles, rows: Tensor, labels: Tensor, scaling: Scaling) -> None:
+        """Those of the indices `rows` (n_examples,) of `files`, with their `labels` (n_examples,)."""
+        vars(self).update(files=files, rows=rows, labels=labels, scaling=scaling)
+
+    @property
+    def images(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """All of them, as they are evaluated. ValueError where they are more than `HELD_IMAGES`."""
+        if len(self) > HELD_IMAGES:
+            raise ValueError(
+                f"{len(self)} images lie in files, of which {HELD_IMAGES} at most are read into memory: take fewer"
+            )
+        return torch.cat([images for images, _ in self.batches(_HELD_BATCH)])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return EVALUATION_SIDE, EVALUATION_SIDE
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        read = self.files.read(self.rows, EVALUATION_SIDE, batch_size)
+        for pixels, labels in zip(read, self.labels.split(batch_size), strict=True):
+            yield self.scaling(pixels), labels
+
+    def chosen(self, rows: Tensor) -> FileExamples:
+        return FileExamples(self.files, self.rows[rows], self.labels[rows], self.scaling)
+
+    def held(self) -> Examples:
+        """These decoded once, as bytes in memory; where they are more than `HELD_IMAGES`, as they are."""
+        if len(self) > HELD_IMAGES:
+            return self
+        pixels = torch.empty((len(self), 3, *self.size), dtype=torch.uint8)
+        read = self.files.read(self.rows, EVALUATION_SIDE, _HELD_BATCH)
+        for held, decoded in zip(pixels.split(_HELD_BATCH), read, strict=True):
+            held.copy_(decoded)
+        return Examples(pixels, self.labels, self.scaling)
 
 
 @dataclass(frozen=True)
@@ -54,14 +153,15 @@ class Dataset:
         if not self.spec.halves:
             raise ValueError(f"{self.spec.name} has no halves to train on")
         rows = half(self.train.labels, self.spec, train_subset)
-        return replace(self, train=Examples(self.train.images[rows], self.train.labels[rows]))
+        return replace(self, train=self.train.chosen(rows))
 
     def reduced(self, n_images: int | None) -> Dataset:
-        """This data set with at most `n_images` images of each split, as `subset` chooses them; None for all."""
+        """This data set with at most `n_images` images of each split, as `subset` chooses them, None for all: what is
+        evaluated again and again. Of images in files it holds those in memory that `FileExamples.held` does."""
 
         def reduce(examples: Examples, split: str) -> Examples:
             chosen = subset(self.spec.fingerprint, split, len(examples), n_images)
-            return examples if chosen is None else Examples(examples.images[chosen], examples.labels[chosen])
+            return (examples if chosen is None else examples.chosen(chosen)).held()
 
         return replace(self, train=reduce(self.train, "train"), test=reduce(self.test, "test"))
 

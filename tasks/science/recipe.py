@@ -59,8 +59,8 @@ class Recipe:
     """Length that the gradient of all parameters is shortened to where it is longer; 0 leaves every gradient as it is.
     """
     resized_crop: int = 0
-    """Side, in pixels, of the part of random size and shape that an image is seen by. Such a recipe is here to be read:
-    training refuses it."""
+    """Side, in pixels, that a part of the image, of random area, shape and place, is resized to: what is seen of it;
+    0 for all of it. Shifts and cutouts are of what is then seen."""
 
     def __post_init__(self) -> None:
         owner = f"recipe {self.name}: "
@@ -97,6 +97,10 @@ class Recipe:
         for name in ("flip", "skip_nonfinite"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{owner}{name} must be True or False, got {getattr(self, name)!r}")
+        if self.resized_crop and self.cutout > self.resized_crop:
+            raise ValueError(
+                f"{owner}cutout must be at most resized_crop, {self.resized_crop} pixels, got {self.cutout}"
+            )
         check_choice(owner, "optimizer", self.optimizer, Optimizer)
         check_choice(owner, "schedule", self.schedule, Schedule)
         check_choice(owner, "initialization", self.initialization, Initialization)
@@ -111,9 +115,9 @@ class Recipe:
     @property
     def augments(self) -> bool:
         """Whether an image is seen otherwise than it is."""
-        return self.flip or self.translate > 0 or self.cutout > 0
+        return self.flip or self.translate > 0 or self.cutout > 0 or self.resized_crop > 0
 
     @property
     def still(self) -> Recipe:
         """This recipe without augmentation."""
-        return dataclasses.replace(self, flip=False, translate=0, cutout=0)
+        return dataclasses.replace(self, flip=False, translate=0, cutout=0, resized_crop=0)

@@ -34,7 +34,7 @@ FAMILIES: Mapping[str, str] = {
     "resnet20-layer": "ResNet20 with LayerNorm",
     "resnet20-fixup": "ResNet20 with Fixup",
     "resnet18": "ResNet18 for small images",
-    "imagenet": "ResNet18, ResNet50 and its wide form on ImageNet: to be read only",
+    "imagenet": "ResNet18, ResNet50 and its wide form on ImageNet",
 }
 """What the recipes of a family train."""
 

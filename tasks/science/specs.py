@@ -255,6 +255,9 @@ class Measurement:
     """Which of the data set's random orders and augmentations statistics come from: another draw measures again."""
     augmented: bool = True
     """Whether statistics come from images under the recipe's own augmentation, else from the images as they are."""
+    flip_averaged: bool = False
+    """Whether curves are of logits averaged over each image and its mirror image, left for right: as the authors of
+    REPAIR evaluate on ImageNet, and nowhere else."""
 
     def __post_init__(self) -> None:
         for name in ("statistics", "evaluation"):
@@ -262,8 +265,9 @@ class Measurement:
                 check_positive("the number of images for ", **{name: getattr(self, name)})
         if isinstance(self.draw, bool) or not isinstance(self.draw, int) or self.draw < 0:
             raise ValueError(f"the draw of statistics must be a whole number of at least 0, got {self.draw!r}")
-        if not isinstance(self.augmented, bool):
-            raise ValueError(f"augmented must be True or False, got {self.augmented!r}")
+        for name in ("augmented", "flip_averaged"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.statistics == 1:
             raise ValueError("the number of images for statistics must be at least 2, so that they have a spread")
         if isinstance(self.alphas, bool) or not isinstance(self.alphas, int) or self.alphas < 3 or self.alphas % 2 == 0:
@@ -399,6 +403,8 @@ class Path:
                 "evaluation": self.measurement.evaluation,
                 "data": self.merge.cell.data.fingerprint,
             }
+            if self.measurement.flip_averaged:
+                spec["flip_averaged"] = True
             if self.method == "ensemble":
                 spec["alphas"] = self.measurement.alphas
             if self.joint:
@@ -421,6 +427,8 @@ def statistics_set(cell: Cell, samples: Samples) -> dict[str, Any]:
     chosen = {"data": cell.data.fingerprint, "flip": recipe.flip, "translate": recipe.translate}
     if recipe.cutout:
         chosen["cutout"] = recipe.cutout
+    if recipe.resized_crop:  # Whatever its side: statistics are seen at the data set's own.
+        chosen["resized_crop"] = True
     # As many as there are, or more, are all of them: the same set, hence the same identity.
     if samples.statistics is not None and samples.statistics < cell.data.n_train:
         chosen["n_images"] = samples.statistics

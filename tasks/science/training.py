@@ -10,6 +10,9 @@ One run passes through all checkpoints of a seed. Between two epochs its whole s
 are named by seed and epoch, so no generator has a state of its own, and a training that goes on from there passes
 through the same weights, to the bit on a CPU. Children are spawned from such a state of their parent: then their own
 seed names the order and the augmentation of what is left.
+
+Images that lie in files are decoded on the way. Every draw is made here, whoever decodes them, so the weights are the
+same to the bit with any number of decoding processes.
 """
 
 from __future__ import annotations
@@ -27,10 +30,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from tasks.science.augmentation import Views, draw_views, pad, take
+from tasks.science.augmentation import TrainImages, Views, draw_views
 from tasks.science.checks import is_own
 from tasks.science.evaluation import Evaluation, evaluate, lay_out, mode
-from tasks.science.examples import Dataset
+from tasks.science.examples import Dataset, Examples, FileExamples, subset
 from tasks.science.identity import stream
 from tasks.science.networks import build_network, build_training_network, draw_state
 from tasks.science.networks.folding import fold_batch_norm
@@ -43,6 +46,10 @@ from tasks.science.specs import Cell, State, TrainSubset
 UNTRAINED_SHARE = 0.95
 """An endpoint whose train loss is above this share of ln(n_classes) has learned next to nothing."""
 
+JUDGED_IMAGES = 5_000
+"""Of so many train images in files, at most, are an endpoint's train loss and accuracy: all of ImageNet's would take
+half as long as an epoch of training, at every checkpoint."""
+
 Status = Literal["trained", "diverged", "untrained"]
 Forward = Callable[[State, Tensor], Tensor]
 
@@ -50,8 +57,9 @@ Forward = Callable[[State, Tensor], Tensor]
 @dataclass(frozen=True)
 class Training:
     """One seed at one checkpoint of its training. Loss and accuracy are of the weights there, without augmentation; NaN
-    where it diverged. `train` is of the images it was trained on. `seconds` and skipped steps count from the beginning,
-    of a child from where it was spawned."""
+    where it diverged. `train` is of the images it was trained on, or where these lie in files of `JUDGED_IMAGES` of
+    them, as `subset` chooses them, `test` of the whole test split: `n_examples` says of how many. `seconds` and skipped
+    steps count from the beginning, of a child from where it was spawned."""
 
     seed: int
     epoch: int | None
@@ -114,9 +122,10 @@ def train_group(
     `checkpoints` are, by seed, the epochs of the schedule at which its weights are wanted, which are yielded as they
     are reached; by default the cell's own. `parent` is the state that a cell with `spawn` starts from. `progress` keeps
     states on the way; a stack of seeds goes on from there where all of them were left at the same epoch.
-    `group_size` seeds are stacked into one network at a time: by default 1 on a CPU, all that share their train images
-    elsewhere.
-    Raises ValueError where the recipe cannot be trained on `device`, for a checkpoint that training does not pass, and
+    `group_size` seeds are stacked into one network at a time: by default 1 on a CPU and where images lie in files, all
+    that share their train images elsewhere.
+    Raises ValueError where the recipe cannot be trained on `device` or the network cannot read images of the size that
+    the recipe shows or the data set is evaluated at, for a checkpoint that training does not pass, and
     where `parent` is not the state at the epoch to spawn at.
     """
     device = torch.device(device)
@@ -136,9 +145,10 @@ def train_group(
                 f"training of {cell.label} passes epochs {first_epoch} to {cell.recipe.epochs}, not epoch {epoch}"
             )
     network, trained_network = build_network(cell), build_training_network(cell)
-    # A person's own network may do what cannot be stacked.
-    alone = device.type == "cpu" or is_own(cell.architecture)
-    size = group_size or (1 if alone else len(seeds))
+    _check_sizes(cell, dataset)
+    # A person's own network may do what cannot be stacked, and images in files are seen one seed after another.
+    one_by_one = device.type == "cpu" or is_own(cell.architecture) or isinstance(dataset.train, FileExamples)
+    size = group_size or (1 if one_by_one else len(seeds))
     by_subset: dict[TrainSubset, list[int]] = {}
     for seed in seeds:
         by_subset.setdefault(cell.data.train_subset(seed), []).append(seed)
@@ -169,9 +179,10 @@ def train_states(
     progress: Progress | None = None,
 ) -> Iterator[TrainingState]:
     """The states that the training of one seed of `cell` passes through after `epochs` of its schedule, ascending:
-    what children are spawned from. Raises ValueError where the recipe cannot be trained on `device`."""
+    what children are spawned from. Raises ValueError as `train_group` does, where the recipe cannot be trained."""
     device = torch.device(device)
     check_trainable(cell.recipe, device)
+    _check_sizes(cell, dataset)
     own = dataset.trained_on(cell.data.train_subset(seed))
     starts = _find_starts([seed], min(epochs), progress)
     stack = _Stack(build_training_network(cell), cell, [seed], own, device, dtype, starts)
@@ -204,11 +215,24 @@ def check_trainable(recipe: Recipe, device: torch.device | str) -> None:
             f"recipe {recipe.name} trains in float16, which needs a GPU: on a CPU ask for precision=bfloat16 or "
             "precision=float32"
         )
-    if recipe.resized_crop:
-        raise ValueError(
-            f"recipe {recipe.name} is here to be read only: it sees images by random resized crops, which training "
-            "does not make"
-        )
+
+
+def _check_sizes(cell: Cell, dataset: Dataset) -> None:
+    """ValueError where the network cannot compute images of the sizes that it is trained and evaluated on, where these
+    are not what it is built for."""
+    side = cell.recipe.resized_crop
+    for size in ((side, side) if side else dataset.train.size, dataset.test.size):
+        if size == cell.data.shape[1:]:
+            continue
+        on_meta = build_network(cell).to("meta")
+        try:
+            with torch.no_grad(), mode(on_meta, training=False):
+                on_meta(torch.empty((1, cell.data.shape[0], *size), device="meta"))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{cell.architecture} cannot read images of {size[0]} x {size[1]} pixels, which recipe "
+                f"{cell.recipe.name} and {cell.data.name} show it: take another architecture, or another resized_crop"
+            ) from error
 
 
 def stacked_forward(network: nn.Module) -> Forward:
@@ -248,7 +272,7 @@ class _Stack:
         self._network, self._cell, self._dataset, self._device, self._dtype = network, cell, dataset, device, dtype
         recipe = cell.recipe
         self._batch_size = min(recipe.batch_size, len(dataset.train))
-        self._images = pad(dataset.train.images.to(device, dtype), recipe.translate, dataset.black)
+        self._images = TrainImages(dataset, recipe, device, dtype)
         self._labels = dataset.train.labels.to(device)
         if starts is None:
             states = [draw_state(cell, stream("initialization", seed)) for seed in seeds]
@@ -291,15 +315,11 @@ class _Stack:
 
     def _take_steps(self) -> None:
         recipe, seeds, batch_size = self._cell.recipe, self.seeds, self._batch_size
-        steps_per_epoch = len(self._dataset.train) // batch_size
-        orders, views = _draw_epoch(self._cell, seeds, self.epoch, self._dataset, self._device)
-        for batch in range(steps_per_epoch):
-            rows = slice(batch * batch_size, (batch + 1) * batch_size)
-            chosen = orders[:, rows]
-            if views is None:
-                seen = self._images[chosen]
-            else:
-                seen = take(self._images, chosen, _flatten(views, rows), recipe.translate, recipe.cutout)
+        n_examples = len(self._dataset.train)
+        steps_per_epoch = n_examples // batch_size
+        orders, views = _draw_epoch(self._cell, seeds, self.epoch, n_examples, self._images.size, self._device)
+        for batch, seen in enumerate(self._images.batches(orders, views, batch_size)):
+            chosen = orders[:, batch * batch_size : (batch + 1) * batch_size]
             with mode(self._network, training=True), _autocast(recipe, self._device):
                 logits = self._forward(self._weights, seen)
             # Summed over seeds, so each seed's gradient is that of its own mean loss.
@@ -330,20 +350,21 @@ def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
 
 
 def _draw_epoch(
-    cell: Cell, seeds: Sequence[int], epoch: int, dataset: Dataset, device: torch.device
+    cell: Cell, seeds: Sequence[int], epoch: int, n_examples: int, size: tuple[int, int], device: torch.device
 ) -> tuple[Tensor, Views | None]:
-    """Each seed's order of examples (n_seeds, n_examples), and its views (n_seeds, n_examples, ...) where augmented."""
-    n_examples, _, height, width = dataset.train.images.shape
+    """Each seed's order of examples (n_seeds, n_examples), and where these are augmented, to be seen at `size`, its
+    views, one seed's after another's."""
     kin = _kin(cell)
     orders = np.stack([stream("order", seed, epoch, *kin).permutation(n_examples) for seed in seeds])
     views = None
     if cell.recipe.augments:
-        size = (height, width)
         drawn = [draw_views(stream("augmentation", seed, epoch, *kin), n_examples, size, cell.recipe) for seed in seeds]
+        crops = [each.crops for each in drawn if each.crops is not None]
         views = Views(
-            torch.stack([each.offsets for each in drawn]).to(device),
-            torch.stack([each.mirrored for each in drawn]).to(device),
-            torch.stack([each.corners for each in drawn]).to(device),
+            torch.cat([each.offsets for each in drawn]).to(device),
+            torch.cat([each.mirrored for each in drawn]).to(device),
+            torch.cat([each.corners for each in drawn]).to(device),
+            torch.cat(crops) if crops else None,
         )
     return torch.from_numpy(orders).to(device), views
 
@@ -363,10 +384,13 @@ def _kin(cell: Cell) -> tuple[int | str, ...]:
     return () if cell.spawn is None else ("spawned", cell.spawn[0])
 
 
-def _flatten(views: Views, rows: slice) -> Views:
-    """Of views (n_seeds, n_examples, ...) those of `rows`, one seed's after another's."""
-    of = (tensor[:, rows].flatten(0, 1) for tensor in (views.offsets, views.mirrored, views.corners))
-    return Views(*of)
+def _judged_train(dataset: Dataset) -> Examples:
+    """The train images that an endpoint is judged by."""
+    train = dataset.train
+    if not isinstance(train, FileExamples):
+        return train
+    chosen = subset(dataset.spec.fingerprint, "train", len(train), JUDGED_IMAGES)
+    return train if chosen is None else train.chosen(chosen)
 
 
 def _fold(network: nn.Module, state: State) -> State:
@@ -386,7 +410,7 @@ def judge(
     if cell.normalization == "batch-fused":
         state = _fold(trained_network, state)
     as_trained = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    train, test = evaluate(network, as_trained, dataset.train), evaluate(network, as_trained, dataset.test)
+    train, test = (evaluate(network, as_trained, examples) for examples in (_judged_train(dataset), dataset.test))
     status: Status = "trained"
     message = ""
     epochs = cell.recipe.epochs

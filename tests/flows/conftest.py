@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+# What writes image folders stands beside the tests of what reads them.
+sys.path.insert(0, str(Path(__file__).parent.parent / "tasks"))
 
 
 @pytest.fixture(scope="session")

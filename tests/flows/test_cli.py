@@ -151,3 +151,13 @@ def test_a_report_without_tables_says_how_to_make_them(call_here: CallHere):
     called = call_here("report", "digits-depth")
     assert called.returncode == 1
     assert "holds no tables of digits-depth: `repairlab run digits-depth` makes them" in called.stderr
+
+
+def test_what_needs_a_gpu_is_planned_and_said(call_here: CallHere):
+    planned = call_here("run", "r20-curves", "--dry-run")
+    assert planned.returncode == 0
+    assert planned.stdout.startswith("10 endpoints, 20 pairs, ")
+    assert "not to be trained here: recipe r20-saved trains in float16, which needs a GPU" in planned.stdout
+    refused = call_here("run", "r20-curves", "--yes")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "which needs a GPU" in refused.stderr

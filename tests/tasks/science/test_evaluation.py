@@ -5,8 +5,8 @@ import math
 import torch
 from torch import nn
 
-from tasks.science.evaluation import evaluate
-from tasks.science.examples import Examples
+from tasks.science.evaluation import evaluate, evaluate_logits, logits_of
+from tasks.science.examples import Examples, Scaling
 
 LABELS = torch.tensor([0, 1, 2, 0, 1])
 
@@ -25,3 +25,29 @@ def test_logits_that_are_no_numbers_are_never_right():
     seen = evaluate(nn.Flatten(), {}, Examples(images, LABELS))
     assert seen.accuracy == 0
     assert math.isnan(seen.loss)
+
+
+def test_flip_averaged_is_of_the_mean_of_both_logits_and_the_same_of_mirrored_images():
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(3 * 2 * 3, 3))
+    state = dict(network.state_dict())
+    examples = Examples(torch.randn(5, 1, 4, 5, generator=torch.Generator().manual_seed(0)), LABELS)
+    mirrored = Examples(examples.images.flip(-1), LABELS)
+    plain, averaged = (evaluate(network, state, examples, flip_averaged=word) for word in (False, True))
+    assert averaged == evaluate(network, state, mirrored, flip_averaged=True)
+    assert averaged.loss != plain.loss
+    with torch.no_grad():
+        mean = (network(examples.images) + network(mirrored.images)) / 2
+    assert torch.allclose(logits_of(network, state, examples, flip_averaged=True), mean, atol=1e-6)
+    assert math.isclose(averaged.loss, evaluate_logits(mean, LABELS).loss, rel_tol=1e-6)
+
+
+def test_bytes_are_normalised_batch_by_batch():
+    pixels = torch.randint(0, 256, (7, 3, 2, 2), dtype=torch.uint8)
+    scaling = Scaling((10.0, 20.0, 30.0), (2.0, 4.0, 8.0))
+    examples = Examples(pixels, torch.arange(7), scaling)
+    images = torch.cat([images for images, _ in examples.batches(3)])
+    mean, deviation = (torch.tensor(of)[:, None, None] for of in (scaling.mean, scaling.deviation))
+    assert torch.equal(images, (pixels.float() - mean) / deviation)
+    few = next(examples.chosen(torch.tensor([4, 2])).batches(2))
+    assert torch.equal(few[0], images[[4, 2]])
+    assert few[1].tolist() == [4, 2]

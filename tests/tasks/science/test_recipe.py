@@ -18,6 +18,7 @@ from tasks.science.recipe import Recipe
         ({"cutout": 2.5}, "cutout must be a whole number of pixels, got 2.5"),
         ({"cutout": True}, "cutout must be a whole number of pixels, got True"),
         ({"resized_crop": -1}, "resized_crop must be a whole number of pixels, got -1"),
+        ({"resized_crop": 4, "cutout": 5}, "cutout must be at most resized_crop, 4 pixels, got 5"),
         ({"warmup_from": -1e-6}, "warmup_from must be a finite number of at least 0"),
         ({"warmup_from": 0.1}, "warmup_from is where a warm-up begins, below the learning rate of 0.05, got 0.1 with"),
         ({"warmup_from": 1e-6, "warmup": 0.0}, "below the learning rate of 0.05, got 1e-06 with a warmup of 0"),

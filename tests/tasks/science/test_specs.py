@@ -6,7 +6,18 @@ import pytest
 
 from tasks.science.identity import canonical_json
 from tasks.science.recipe import Recipe
-from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member, Merge, Path, Samples, override
+from tasks.science.specs import (
+    Cell,
+    DataSpec,
+    Endpoint,
+    Measurement,
+    Member,
+    Merge,
+    Path,
+    Samples,
+    override,
+    statistics_set,
+)
 
 
 def test_the_id_of_an_endpoint_does_not_change_from_one_release_to_the_next():
@@ -62,6 +73,27 @@ def test_fewer_statistics_images_are_other_permutations_and_all_of_them_are_the_
     again = Merge(cell, a, b, "activation", samples=Samples(draw=1))
     assert again.id != everything.id
     assert Path(again, "none", Measurement("m", draw=1)).id != Path(everything, "none", Measurement("m")).id
+
+
+def test_a_flip_averaged_measurement_is_other_paths_of_the_same_merges_and_its_default_is_no_part_of_an_id(cell: Cell):
+    plain, averaged = Measurement("m"), Measurement("m", flip_averaged=True)
+    assert canonical_json(plain) == "{}"
+    assert plain.samples == averaged.samples
+    merge = Merge(cell, Member(0, "a", "1"), Member(1, "b", "2"), "none")
+    for method in ("weights", "ensemble"):
+        assert Path(merge, "none", plain, method).id != Path(merge, "none", averaged, method).id
+    assert override(plain, flip_averaged=True).name == "m/flip_averaged=True"
+    with pytest.raises(ValueError, match="flip_averaged must be True or False, got 1"):
+        Measurement("m", flip_averaged=1)  # type: ignore[arg-type]
+
+
+def test_statistics_of_crops_are_another_set_whatever_size_training_sees_them_at(cell: Cell):
+    small, large = (
+        dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, resized_crop=side)) for side in (4, 5)
+    )
+    assert statistics_set(small, Samples()) == statistics_set(large, Samples()) != statistics_set(cell, Samples())
+    still = Samples(augmented=False)
+    assert statistics_set(small, still) == statistics_set(cell, still)
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,9 @@ def test_a_recipe_that_cannot_be_trained_here_is_refused_with_the_way_out(blobs:
                        "precision=bfloat16 or precision=float32"):  # fmt: skip
         list(train_group(half, [0], blobs))
     check_trainable(half.recipe, "cuda")
-    with pytest.raises(ValueError, match="random resized crops, which training does not make"):
+    with pytest.raises(
+        ValueError, match="mlp cannot read images of 4 x 4 pixels, which recipe quick and blobs show it"
+    ):
         list(train_group(with_recipe(cell, resized_crop=4), [0], blobs))
 
 
