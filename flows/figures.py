@@ -15,7 +15,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from tasks.sweep import FIELDS
+from flows.labels import (
+    FACTORS,
+    NETWORK,
+    cells_of,
+    label_cell,
+    label_lines,
+    label_path,
+    label_points,
+    label_value,
+    main_factor,
+    swept_factors,
+)
 
 mpl.use("Agg")
 
@@ -57,9 +68,6 @@ MAX_SERIES = 4
 MIN_CELLS = 3
 """Fewer cells than that say nothing of how their barriers go with their errors."""
 
-FACTORS = ["depth", "width"]
-_NETWORK = ["dataset", "architecture", "normalization"]
-_SERIES = [*_NETWORK, "recipe", "measurement"]
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -82,68 +90,6 @@ def curves_of(frame: pd.DataFrame) -> list[Curve]:
     ]
 
 
-def label_path(matcher: str, correction: str) -> str:
-    """A path in words: how B was permuted, and what was done to the interpolated network."""
-    aligned = {"none": "direct", "activation": "aligned"}.get(matcher, f"aligned by {matcher}")
-    return aligned if correction == "none" else f"{aligned}, {'REPAIR' if correction == 'repair' else correction}"
-
-
-def swept_factors(ablation: pd.DataFrame) -> list[str]:
-    """The fields of recipes and measurements that a study sweeps: those that its table has a column for."""
-    return [name for name in ablation.columns if name in FIELDS]
-
-
-def main_factor(ablation: pd.DataFrame) -> str:
-    """What the horizontal axis shows: of depth, width and all that is swept the one with most values."""
-    return max([*FACTORS, *swept_factors(ablation)], key=lambda factor: ablation[factor].nunique(dropna=False))
-
-
-def label_value(value: Any, factor: str = "") -> str:
-    """A factor's value on an axis; a number of images that is not bounded is all of them, and an epoch that is not
-    given the last."""
-    if pd.isna(value):
-        return {"epoch": "last", "spawn_seed": "none", "spawn_epoch": "none"}.get(factor, "all")
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def label_points(frame: pd.DataFrame, aside: str = "") -> pd.Series:
-    """One text per row that says what tells its cell and measurement apart, in as few words as do, a factor aside."""
-    swept = swept_factors(frame)
-    if aside == "depth":
-        # A VGG's depth is in its name. ResNets of other depths are other designs, so their names stay.
-        frame = frame.assign(architecture=frame["architecture"].replace(r"^vgg\d+$", "vgg", regex=True))
-    names = [*_NETWORK, *FACTORS, *swept, *([] if swept else ["recipe", "measurement"])]
-    return _labels(frame, telling(frame, [name for name in names if name != aside]))
-
-
-def label_lines(frame: pd.DataFrame) -> pd.Series:
-    """One text per row that says which of the fewest lines holds its point, a line being along one factor alone."""
-    labels = [label_points(frame, factor) for factor in [*FACTORS, *swept_factors(frame)]]
-    return min(labels, key=lambda of_rows: of_rows.nunique())
-
-
-def telling(frame: pd.DataFrame, names: list[str]) -> list[str]:
-    """Those of the columns that tell rows apart; not those that follow from others before them, as the depth of a
-    VGG does from its name."""
-    chosen: list[str] = []
-    for name in names:
-        distinct = len(frame[chosen].drop_duplicates()) if chosen else 1
-        if len(frame[[*chosen, name]].drop_duplicates()) > distinct:
-            chosen.append(name)
-    return chosen
-
-
-def _labels(frame: pd.DataFrame, names: list[str]) -> pd.Series:
-    """One text per row of what these columns hold."""
-    if not names:
-        return pd.Series("", index=frame.index)
-    return frame[names].apply(lambda row: _label(row, names), axis=1)
-
-
-def _label(row: pd.Series, names: Sequence[str]) -> str:
-    return ", ".join(str(row[name]) if name in _SERIES else f"{name} {label_value(row[name], name)}" for name in names)
-
-
 def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
     """Test accuracy and loss barrier with 95 % intervals cut off at 0: against the main factor, a panel per series;
     where that makes too many panels, or one per cell, all cells side by side."""
@@ -153,11 +99,11 @@ def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
     if shown.empty:
         return None
     # What has no value comes last: all images, or the end of training.
-    shown = shown.sort_values([factor, *_NETWORK, *FACTORS]).assign(series=lambda f: label_points(f, factor))
+    shown = shown.sort_values([factor, *NETWORK, *FACTORS]).assign(series=lambda f: label_points(f, factor))
     n_series, n_places = shown["series"].nunique(), shown.groupby("series")[factor].nunique(dropna=False)
     apart = n_series > MAX_SERIES or (n_series > 1 and n_places.max() == 1)
     if apart:
-        shown = shown.sort_values([*_NETWORK, *FACTORS]).assign(series="", place=label_points)
+        shown = shown.sort_values([*NETWORK, *FACTORS]).assign(series="", place=label_points)
     else:
         shown = shown.assign(place=[label_value(value, factor) for value in shown[factor]])
     panels = [(series, metric) for metric in metrics for series in sorted(shown["series"].unique())]
@@ -274,7 +220,7 @@ def draw_errors(ablation: pd.DataFrame) -> bytes | None:
     A panel needs MIN_CELLS cells; None where there is none.
     """
     test = ablation[(ablation["split"] == "test") & ablation["mean"].notna()]
-    order = [*_NETWORK, *FACTORS, *swept_factors(ablation)]
+    order = [*NETWORK, *FACTORS, *swept_factors(ablation)]
     barriers = test[test["metric"] == "accuracy_barrier"].sort_values(order)
     # A corrected path has endpoints of its own.
     ends = _of_curve(test[test["metric"] == "endpoint_accuracy"], _ALIGNED)
@@ -315,7 +261,7 @@ def draw_closed_form(paths: pd.DataFrame) -> bytes | None:
     both = middle[middle["correction"] == "repair-closed-form"].merge(
         middle[middle["correction"] == "repair"], on=["merge_id", "measurement"], suffixes=("", "_forward")
     )
-    both = both.sort_values([*_NETWORK, *FACTORS, *swept_factors(both)]).assign(series=label_points)
+    both = both.sort_values([*NETWORK, *FACTORS, *swept_factors(both)]).assign(series=label_points)
     # What overflowed has no place on an axis.
     both = both.replace([np.inf, -np.inf], np.nan)
     metrics = {"accuracy": ("accuracy, {} (%)", 100), "loss": ("loss, {} (nats)", 1)}
@@ -404,18 +350,6 @@ def draw_comparison(paper: pd.DataFrame) -> bytes | None:
         axes.set_title(", ".join([" ".join(first[network]), *(str(first[name]) for name in differing)]))
 
     return _panels(panels, draw, 2)
-
-
-def cells_of(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    """The rows of each cell and measurement, in the order of data set, width, depth and what is swept."""
-    names = ["dataset", "width", "depth", *swept_factors(frame), "cell_id", "measurement"]
-    return [group for _, group in frame.groupby(names, sort=True, dropna=False)]
-
-
-def label_cell(of_cell: pd.DataFrame, among: pd.DataFrame) -> str:
-    """What sets a cell apart from the others of a study."""
-    cells = among.drop_duplicates(["cell_id", "measurement"])
-    return str(label_points(cells)[of_cell.index[0]])
 
 
 def _of_curve(frame: pd.DataFrame, curve: Curve) -> pd.DataFrame:

@@ -17,7 +17,6 @@ from rich.table import Table as TextTable
 
 from flows.controls import began_apart, tell_controls
 from flows.figures import (
-    FACTORS,
     curves_of,
     draw_barriers,
     draw_closed_form,
@@ -25,11 +24,8 @@ from flows.figures import (
     draw_paths,
     draw_predictions,
     draw_variance,
-    label_value,
-    main_factor,
-    swept_factors,
-    telling,
 )
+from flows.labels import FACTORS, label_value, main_factor, swept_factors, telling
 from infra.paths import figure_key, report_key, table_key
 from infra.runners import TASK_OPTIONS
 from infra.storage import Store, StoreError

@@ -10,19 +10,8 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 
-from flows.figures import (
-    CURVES,
-    cells_of,
-    curves_of,
-    draw_barriers,
-    draw_closed_form,
-    draw_errors,
-    draw_predictions,
-    label_cell,
-    label_lines,
-    label_points,
-    main_factor,
-)
+from flows.figures import CURVES, curves_of, draw_barriers, draw_closed_form, draw_errors, draw_predictions
+from flows.labels import cells_of, label_cell, label_lines, label_points, main_factor
 from flows.report import answer_widths, make_claim, print_ablation, section_starts, summarise_ablation, write_report
 from infra.storage import Store, StoreError
 from infra.tables import write_table
