@@ -150,7 +150,7 @@ def run(
     from flows.imports import resolve
     from flows.options import STUDY_FILE, StudyOptions, read_study
     from flows.plan import make_plan, refuse_training
-    from tasks.datasets import describe_dataset, load_dataset
+    from tasks.datasets import describe_dataset
 
     with _checking_words():
         settings = _settings(store=store, runner=runner)
@@ -199,9 +199,9 @@ def run(
         )
     target.check_writable()
     from flows.report import print_ablation
-    from flows.study import UnfinishedError, run_study
+    from flows.study import UnfinishedError, find_request, run_study
 
-    request = resolve(options, target, lambda name: load_dataset(name, settings.data_dir).spec)
+    request, _ = find_request(options, target, settings.data_dir)
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, _stop)
     try:

@@ -8,6 +8,7 @@ interrupted goes on where it was.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -36,7 +37,7 @@ from infra.settings import Settings
 from infra.storage import Store
 from tasks.align import align
 from tasks.artifacts import has_match, has_path, missing_checkpoints
-from tasks.datasets import load_dataset
+from tasks.datasets import load_dataset, published_shape
 from tasks.ensemble import ensemble
 from tasks.gather import gather
 from tasks.interpolate import interpolate
@@ -46,7 +47,7 @@ from tasks.repair import repair
 from tasks.science.augmentation import check_statistics
 from tasks.science.correction_table import CORRECTIONS
 from tasks.science.request import Request
-from tasks.science.specs import Cell, Endpoint, Measurement, Merge, Path, ShiftMethod
+from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Merge, Path, ShiftMethod
 from tasks.shift import shift
 from tasks.train import train, train_parent
 
@@ -82,7 +83,7 @@ def study(options: StudyOptions, store_url: str, data_dir: Folder) -> StudyResul
     before anything is trained, where the samples of a measurement cannot be held in memory.
     """
     store = Store(store_url)
-    request = resolve(options, store, lambda name: load_dataset(name, data_dir).spec)
+    request, lacking = find_request(options, store, data_dir)
     for cell, measurement in product(request.cells, request.measurements):
         try:
             check_statistics(cell.data, measurement.samples)
@@ -91,6 +92,8 @@ def study(options: StudyOptions, store_url: str, data_dir: Folder) -> StudyResul
     store.create(request_key(request.study, request.id), request.to_json().encode())
     with show_stages() as stages:
         work = Work(stages)
+        for sentence in lacking:
+            work.report(sentence)
         training = train_endpoints(work, request, store, data_dir)
         failures: dict[str, str] = {}
         matching: list[tuple[Cell, list[Merge], list[Submitted]]] = []
@@ -117,6 +120,29 @@ def study(options: StudyOptions, store_url: str, data_dir: Folder) -> StudyResul
     if work.problems:
         raise UnfinishedError(work.problems)
     return StudyResult(tables, page)
+
+
+def find_request(options: StudyOptions, store: Store, data_dir: Folder) -> tuple[Request, list[str]]:
+    """What `options` ask for on the data that there are, and a sentence for each data set that is not there, whose
+    cells are left out. Raises DataError where none of them is there, and ValueError for what cannot be."""
+    missing: dict[str, DataError] = {}
+
+    def describe(name: str) -> DataSpec:
+        try:
+            return load_dataset(name, data_dir).spec
+        except DataError as error:
+            missing[name] = error
+            return published_shape(name)
+
+    request = resolve(options, store, describe)
+    cells = [cell for cell in request.cells if cell.data.name not in missing]
+    if not cells:
+        raise next(iter(missing.values()))
+    if not missing:
+        return request, []
+    return dataclasses.replace(request, cells=tuple(cells)), [
+        f"{error}; its cells are left out" for error in missing.values()
+    ]
 
 
 def train_endpoints(

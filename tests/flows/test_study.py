@@ -18,6 +18,7 @@ from infra.settings import Settings
 from infra.storage import Store
 from tasks import schema
 from tasks.datasets import DATASETS
+from tasks.published import DataError
 from tasks.science import training
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.xdist_group("prefect")]
@@ -146,6 +147,21 @@ def test_the_ui_has_named_tasks_their_logs_the_table_and_the_figure(store: Store
     assert artifacts["digits-depth-ablation"].type == "table"
     assert "accuracy removed, %" in str(artifacts["digits-depth-ablation"].data)
     assert "data:image/png;base64," in str(artifacts["digits-depth-figure"].data)
+
+
+def test_a_data_set_that_is_missing_is_a_sentence_and_the_rest_is_measured(store: Store, monkeypatch):
+    def fetch(_files: object, _folder: Path) -> Path:
+        raise DataError("svhn: its files were not found")
+
+    monkeypatch.setattr("tasks.published.MatFiles.fetch", fetch)
+    monkeypatch.setattr("tasks.published.MatFiles.find", lambda _files, _folder: None)
+    with pytest.raises(UnfinishedError, match="svhn: its files were not found; its cells are left out"):
+        run(store, depth=[2], dataset=["digits", "svhn"])
+    tables = tables_of(store)
+    assert set(tables["cells"]["dataset"]) == {"digits"}
+    assert (tables["ablation"].query("metric == 'loss_barrier'")["n_pairs"] == 3).all()
+    with pytest.raises(DataError, match="svhn: its files were not found"):
+        run(store, depth=[2], dataset=["svhn"])
 
 
 def test_a_task_that_fails_is_a_sentence_and_the_rest_is_measured(store: Store, monkeypatch):
