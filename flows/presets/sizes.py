@@ -10,7 +10,7 @@ from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Size
 from tasks.science.recipe import Recipe
 from tasks.science.specs import override
 
-SMOKE_MEASUREMENT = override(DEFAULT_MEASUREMENT, alphas=3, statistics=300, evaluation=200)
+SMOKE_MEASUREMENT = override(DEFAULT_MEASUREMENT, alphas=3, statistics=200, evaluation=100)
 
 SMALL_MEASUREMENT = override(DEFAULT_MEASUREMENT, alphas=5, statistics=5_000, evaluation=10_000)
 
@@ -27,7 +27,7 @@ _STILL = {
 
 SMOKE_TRAINING: Mapping[str, Any] = _STILL | {
     "optimizer": "adam", "schedule": "linear", "learning_rate": 0.0005, "warmup": 0.1, "warmup_from": 0.0,
-    "batch_size": 25, "epochs": 3, "weight_decay": 0.0, "precision": "bfloat16",
+    "batch_size": 25, "epochs": 2, "weight_decay": 0.0, "precision": "bfloat16",
 }  # fmt: skip
 """A few hundred steps at which convolutional networks with and without a norm leave chance."""
 

@@ -123,7 +123,7 @@ def test_a_studys_own_epochs_are_those_that_its_recipes_reach():
     over_training = {"study": "barrier-over-training"}
     assert times(**over_training) == {"resnet20": [0, 1, 2, 5, None], "mlp": [0, 1, 2, 5, 10, 20, 50, None]}
     assert times(**over_training, epochs=5) == {name: [0, 1, 2, None] for name in ("resnet20", "mlp")}
-    assert times(**over_training, size="smoke") == {"resnet20": [0, 1, 2, None], "mlp": [0, 1, 2, 5, None]}
+    assert times(**over_training, size="smoke") == {"resnet20": [0, 1, None], "mlp": [0, 1, 2, 5, None]}
     assert times(study="stability", size="smoke") == {
         "resnet20": [(0, 0), (0, 1), (0, 2)], "mlp": [(0, 0), (0, 1), (0, 2), (0, 5)],
     }  # fmt: skip
