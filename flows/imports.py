@@ -10,17 +10,20 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from flows.options import StudyOptions
 from flows.presets import PRESETS
 from flows.presets.preset import Preset
+from infra.paths import requests_prefix
 from infra.storage import Store
 from infra.weights import read_weights
+from tasks.artifacts import read_endpoint
 from tasks.datasets import UNKNOWN_FINGERPRINT, load_dataset
-from tasks.imports import read_imports, save_import
+from tasks.imports import MOST, check_import, read_imports, save_import
 from tasks.science.checks import check_choice, is_own
-from tasks.science.identity import safe_name
+from tasks.science.identity import safe_name, weights_digest
 from tasks.science.merging import check_classes, fit_state, in_float32
 from tasks.science.networks import build_network, find_architecture
 from tasks.science.networks.own import factors_of
@@ -37,6 +40,8 @@ _UNKNOWN = Recipe("imported", batch_size=1, epochs=1, learning_rate=1.0, warmup=
 """What stands for a training that nothing is known of."""
 
 _FACTORS = ("width", "depth", "normalization")
+
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,11 @@ class ImportOptions:
         for pattern in self.patterns:
             whole = Path(pattern)
             folder = Path(whole.anchor or ".")
-            # A name with a bracket may be just that.
-            found = [whole] if whole.exists() else sorted(folder.glob(str(whole.relative_to(whole.anchor))))
+            try:
+                # A name with a bracket may be just that.
+                found = [whole] if whole.exists() else sorted(folder.glob(str(whole.relative_to(whole.anchor))))
+            except OSError as error:
+                raise ValueError(f"{pattern} cannot be looked for ({error.strerror})") from error
             if not found:
                 raise ValueError(f"there is no file {pattern}")
             paths |= dict.fromkeys(found)
@@ -85,6 +93,8 @@ class ImportOptions:
             if not numbers:
                 raise ValueError(f"{path} has no number in its name: --seed-from order counts the files instead")
             seed = int(numbers[-1])
+            if seed > MOST:
+                raise ValueError(f"{path} has {seed} as the last number in its name, and seeds are at most {MOST}")
             if seed in by_seed:
                 raise ValueError(
                     f"{by_seed[seed]} and {path} both have seed {seed}, the last number in their names: --seed-from "
@@ -96,6 +106,9 @@ class ImportOptions:
     def cell(self, data: DataSpec) -> Cell:
         """The cell that all files are endpoints of. ValueError for facts that cannot be, and as `describe_own`."""
         facts = {name: parse_value(name, value) for name, value in self.facts.items() if name not in _FACTORS}
+        for name, value in facts.items():
+            if isinstance(value, int) and value > MOST:
+                raise ValueError(f"{name} must be at most {MOST}, got {value}")
         size = {name: _positive(name, self.facts[name]) for name in ("width", "depth") if name in self.facts}
         word = self.facts.get("normalization")
         fields: dict[str, Any]
@@ -119,8 +132,8 @@ class ImportOptions:
 
 
 def _positive(name: str, word: str) -> int:
-    if not word.isdigit() or int(word) < 1:
-        raise ValueError(f"{name} must be a positive whole number, got {word}")
+    if not (word.isascii() and word.isdigit() and 1 <= int(word) <= MOST):
+        raise ValueError(f"{name} must be a positive whole number of at most {MOST}, got {word}")
     return int(word)
 
 
@@ -134,14 +147,54 @@ def import_files(options: ImportOptions, store: Store, data_dir: Path) -> dict[i
     files = options.files
     dataset = load_dataset(options.data, data_dir)
     cell = options.cell(dataset.spec)
+    _check_company(cell, store, options.study)
     network = build_network(cell)
-    for path in files.values():
-        state = _read(network, path)
-        check_classes(network, state, dataset.test.images, dataset.spec, str(path))
+    found = {endpoint: record for endpoint, record in _records(store, options.study) if endpoint.cell == cell}
+    digests = {record["weights_sha256"]: f"seed {endpoint.seed}" for endpoint, record in found.items()}
+    for seed, path in files.items():
+        state, endpoint = _read(network, path), Endpoint(cell, seed)
+        check_classes(network, state, next(dataset.test.batches(16))[0], dataset.spec, str(path))
+        digest = weights_digest(state)
+        check_import(store, options.study, endpoint, digest)
+        if endpoint not in found and digest in digests:
+            raise ValueError(f"{path} holds the same weights as {digests[digest]}: a network is one endpoint")
+        digests[digest] = str(path)
     return {
         seed: save_import(store, options.study, Endpoint(cell, seed), network, _read(network, path), dataset)
         for seed, path in files.items()
     }
+
+
+def _records(store: Store, study: str) -> list[tuple[Endpoint, Record]]:
+    """What was imported under the study's name, with what the store has of it."""
+    records = ((endpoint, read_endpoint(store, endpoint)) for endpoint in read_imports(store, study))
+    return [(endpoint, record) for endpoint, record in records if record is not None]
+
+
+def _check_company(cell: Cell, store: Store, study: str) -> None:
+    """ValueError where `cell` cannot be of one study with what the store has under its name: one command names one
+    network and one data set of a person's own, and the same network is the same throughout."""
+    others = list(dict.fromkeys(endpoint.cell for endpoint in read_imports(store, study)))
+    if not others and store.names(requests_prefix(study)):
+        raise ValueError(f"{study} is a study that was trained in this store: take another --study")
+    for other in others:
+        if any(a != b for a, b in zip(_own_words(cell), _own_words(other), strict=True) if a and b):
+            raise ValueError(
+                f"{study} holds what was imported with --network {other.architecture} --data {other.data.name}: take "
+                "another --study"
+            )
+        if other.data.name == cell.data.name and other.data != cell.data:
+            raise ValueError(f"{cell.data.name} holds other data than when {study} was imported: take another --study")
+        if other.network | {"graph": ""} == cell.network | {"graph": ""} and other.graph != cell.graph:
+            raise ValueError(
+                f"{cell.architecture} makes another network than when {study} was imported: take another --study"
+            )
+
+
+def _own_words(cell: Cell) -> tuple[str, str]:
+    """The places of a person's own network and data; empty where they are not."""
+    network, data = (word if is_own(word) else "" for word in (cell.architecture, cell.data.name))
+    return network, data
 
 
 def _read(network: nn.Module, path: Path) -> State:
@@ -159,17 +212,25 @@ def imported_preset(
     endpoints = read_imports(store, study)
     if not endpoints:
         return None
+    if n_missing := len(endpoints) - len(_records(store, study)):
+        raise ValueError(
+            f"{n_missing} of the {len(endpoints)} endpoints that were imported as {study} are not in {store.url}: "
+            "import them again"
+        )
     cells = list(dict.fromkeys(endpoint.cell for endpoint in endpoints))
     for cell in cells:
         _check_named(study, cell, named)
         data = describe(cell.data.name)
         if data.fingerprint not in (cell.data.fingerprint, UNKNOWN_FINGERPRINT):
-            raise ValueError(f"{cell.data.name} holds other data than when {study} was imported: import it again")
+            raise ValueError(
+                f"{cell.data.name} holds other data than when {study} was imported: import under another name"
+            )
         if is_own(cell.architecture):
             now = describe_own(cell.architecture, cell.data, cell.width, cell.depth, cell.normalization)
             if now["graph"] != cell.graph:
                 raise ValueError(
-                    f"{cell.architecture} makes another network than when {study} was imported: import it again"
+                    f"{cell.architecture} makes another network than when {study} was imported: import under another "
+                    "name"
                 )
     return Preset(
         name=study,
@@ -187,8 +248,7 @@ def resolve(options: StudyOptions, store: Store, describe: Callable[[str], DataS
 
 
 def _check_named(study: str, cell: Cell, named: Sequence[str | None]) -> None:
-    own = [word for word in (cell.architecture, cell.data.name) if is_own(word)]
-    if not set(own) <= set(named):
+    if not set(_own_words(cell)) <= {"", *named}:
         raise ValueError(
             f"{study} was imported with --network {cell.architecture} --data {cell.data.name}: give these again, for "
             "code is run only where you name it"
@@ -206,7 +266,11 @@ def print_imports(trained: Mapping[int, Training], options: ImportOptions, conso
         found = trained[seed]
         problem = "" if found.status == "trained" else f"{found.status}: {found.message}"
         table.add_row(
-            str(path), str(seed), f"{100 * found.train.accuracy:.2f}", f"{100 * found.test.accuracy:.2f}", problem
+            Text(str(path)),
+            str(seed),
+            f"{100 * found.train.accuracy:.2f}",
+            f"{100 * found.test.accuracy:.2f}",
+            Text(problem),
         )
     console.print(table)
     needed = is_own(options.network) or is_own(options.data)

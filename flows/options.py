@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from flows.presets import PRESETS, find_preset
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
@@ -47,10 +47,10 @@ class OwnStudy(BaseModel):
     correction: Words = Field(["none", "repair"], description="Corrections")
     measurement: dict[str, Any] = Field({}, description="Fields of the measurement")
     sweep: dict[str, list[Any]] = Field({}, description="Fields of the recipe or measurement, with their values")
-    checkpoints: list[int | Literal["last"]] = Field(
+    checkpoints: list[StrictInt | Literal["last"]] = Field(
         [], description="After how many epochs weights are taken: numbers, or last"
     )
-    spawn_from: list[tuple[int, int]] | tuple[int, int] | None = Field(
+    spawn_from: list[tuple[StrictInt, StrictInt]] | tuple[StrictInt, StrictInt] | None = Field(
         None,
         description="Parents that every cell is spawned from: a seed and an epoch of its training, or a list of them",
     )

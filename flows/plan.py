@@ -85,7 +85,9 @@ def _latest(cells: Iterable[Cell]) -> Cell:
 
 def training_flops(cell: Cell) -> float:
     """Arithmetic of one training up to the cell's epoch, of a child from where it is spawned: a forward pass per
-    example and epoch, at the size that the recipe shows, and twice that backward."""
+    example and epoch, at the size that the recipe shows, and twice that backward. What was imported takes none."""
+    if cell.origin is not None:
+        return 0.0
     channels, height, width = cell.data.shape
     side = cell.recipe.resized_crop
     shape = (channels, side or height, side or width)

@@ -10,7 +10,7 @@ from prefect import task
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
 from tasks.artifacts import has_match, load_weights, save_match
-from tasks.datasets import load_dataset
+from tasks.datasets import check_data, load_dataset
 from tasks.science.augmentation import statistics_images
 from tasks.science.controls import permuted_self
 from tasks.science.matching import FUNCTION_TOLERANCE, function_error, match
@@ -29,7 +29,7 @@ def align(merges: Sequence[Merge], store_url: str, data_dir: Path) -> list[str]:
         return []
     cell = merges[0].cell
     network, spec = build_network(cell), cell_permutation_spec(cell)
-    dataset = load_dataset(cell.data.name, data_dir)
+    dataset = check_data(load_dataset(cell.data.name, data_dir), cell.data)
     images = statistics_images(dataset, cell.recipe, merges[0].samples)
     weights = load_weights(store, [member for merge in merges for member in (merge.a, merge.b)])
     ends = list(dict.fromkeys(end for merge in merges for end in ((merge.a, False), (merge.b, merge.permuted_self))))

@@ -24,7 +24,7 @@ from tasks.published import Arrays, Files, IdxFiles, MatFiles, PickleFiles, Scal
 from tasks.science.checks import is_own
 from tasks.science.examples import Dataset, Examples, Scaling
 from tasks.science.identity import stream
-from tasks.science.own import find_function, load_own_data
+from tasks.science.own import OwnCodeError, find_function, load_own_data
 from tasks.science.specs import DataSpec
 
 UNKNOWN_FINGERPRINT = "unknown"
@@ -105,6 +105,16 @@ def load_dataset(name: str, data_dir: Path) -> Dataset:
     if known.files is None:
         return _read(name, None)
     return _read(name, known.files.find(data_dir) or known.files.fetch(data_dir))
+
+
+def check_data(dataset: Dataset, asked: DataSpec) -> Dataset:
+    """`dataset` where it is what a cell asks for. Raises OwnCodeError where a person's own function returns other data
+    here than where the study was planned."""
+    if is_own(asked.name) and dataset.spec.fingerprint != asked.fingerprint:
+        raise OwnCodeError(
+            f"{asked.name} returns other data each time it is called: let what it draws come from a seed of its own"
+        )
+    return dataset
 
 
 @functools.lru_cache(maxsize=2)

@@ -91,7 +91,7 @@ class ImageFolders:
                 counts.append(len(files))
                 for file, n_bytes in files:
                     paths.append(f"{name}/{file}")
-                    digest.update(f"\n{paths[-1]}:{n_bytes}".encode())
+                    digest.update(f"\n{paths[-1]}:{n_bytes}".encode(errors="surrogateescape"))
             labels = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
             images = FolderImages(place / split, tuple(paths), n_workers)
             examples.append(FileExamples(images, torch.arange(len(labels)), labels, scaling))

@@ -16,11 +16,15 @@ from torch import nn
 from infra.paths import import_key, imports_prefix
 from infra.storage import DamagedError, Store, StoreError
 from tasks.artifacts import read_endpoint, save_endpoint
+from tasks.science.checks import is_whole
 from tasks.science.examples import Dataset
 from tasks.science.identity import weights_digest
 from tasks.science.request import read_cell
 from tasks.science.specs import Endpoint, State
 from tasks.science.training import Training, TrainingState, judge
+
+MOST = 2**31 - 1
+"""The largest seed, width or depth of what is imported."""
 
 
 def save_import(
@@ -28,21 +32,28 @@ def save_import(
 ) -> Training:
     """Measures weights and stores them as `endpoint`, of `study`. The same ones again change nothing.
 
-    Raises StoreError where the endpoint is there with other weights: nobody overwrites those.
+    Raises StoreError as `check_import`.
     """
+    # A tensor under two names would be refused.
+    state = {name: tensor.clone() for name, tensor in state.items()}
     end = endpoint.cell.recipe.epochs
     reached = TrainingState(end, state, {}, end, 0, math.nan)
     found = judge(network, network, endpoint.cell, endpoint.seed, reached, dataset)
     save_endpoint(store, endpoint, found, device="")
-    record = read_endpoint(store, endpoint)
-    if record is None or record["weights_sha256"] != weights_digest(state):
-        raise StoreError(
-            f"seed {endpoint.seed} of {endpoint.cell.label} was brought in as {study} already, with other weights: "
-            "take another --study or --store for these"
-        )
+    check_import(store, study, endpoint, weights_digest(state))
     fields = {"cell": dataclasses.asdict(endpoint.cell), "seed": endpoint.seed}
     store.create(import_key(study, endpoint.id), json.dumps(fields, indent=1, sort_keys=True).encode())
     return found
+
+
+def check_import(store: Store, study: str, endpoint: Endpoint, digest: str) -> None:
+    """StoreError where the store has `endpoint` with weights of another `digest`: nobody overwrites those."""
+    record = read_endpoint(store, endpoint)
+    if record is not None and record["weights_sha256"] != digest:
+        raise StoreError(
+            f"seed {endpoint.seed} of {endpoint.cell.label} was imported as {study} already, with other weights: "
+            "take another --study or --store for these"
+        )
 
 
 def read_imports(store: Store, study: str) -> list[Endpoint]:
@@ -53,10 +64,12 @@ def read_imports(store: Store, study: str) -> list[Endpoint]:
         key = import_key(study, name.removesuffix(".json"))
         try:
             fields = json.loads(store.read(key))
-            endpoint = Endpoint(read_cell(fields["cell"]), int(fields["seed"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            endpoint = Endpoint(read_cell(fields["cell"]), fields["seed"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedError(f"{store.locate(key)} is damaged ({error}): delete it, import again") from error
-        if import_key(study, endpoint.id) != key:
-            raise DamagedError(f"{store.locate(key)} is of another endpoint: delete it, import again")
+        cell = endpoint.cell
+        is_import = cell.origin is not None and cell.origin.name == study and (cell.epoch, cell.spawn) == (None, None)
+        if not is_import or not is_whole(endpoint.seed, 0, MOST) or import_key(study, endpoint.id) != key:
+            raise DamagedError(f"{store.locate(key)} is of no endpoint of {study}: delete it, import again")
         endpoints.append(endpoint)
     return sorted(endpoints, key=lambda endpoint: (endpoint.cell.id, endpoint.seed))

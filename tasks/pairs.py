@@ -12,7 +12,7 @@ from torch import nn
 
 from infra.storage import Store
 from tasks.artifacts import has_path, load_permutation, load_weights, save_rows
-from tasks.datasets import load_dataset
+from tasks.datasets import check_data, load_dataset
 from tasks.schema import LAYER_ROWS, PATH_ROWS
 from tasks.science.augmentation import statistics_images
 from tasks.science.controls import PERMUTED_SELF, shuffle
@@ -52,7 +52,9 @@ def load_ends(paths: Sequence[Path], store_url: str, data_dir: Folder) -> Ends |
         return None
     cell = missing[0].merge.cell
     weights = load_weights(store, [member for path in missing for member in ends_of(path)])
-    return Ends(store, missing, build_network(cell), load_dataset(cell.data.name, data_dir), weights)
+    return Ends(
+        store, missing, build_network(cell), check_data(load_dataset(cell.data.name, data_dir), cell.data), weights
+    )
 
 
 def ends_of(path: Path) -> tuple[Member, ...]:
@@ -78,7 +80,7 @@ class PairBench:
         cell = paths[0].merge.cell
         self.network = build_network(cell)
         self.spec = cell_permutation_spec(cell)
-        dataset, measurement = load_dataset(cell.data.name, data_dir), paths[0].measurement
+        dataset, measurement = check_data(load_dataset(cell.data.name, data_dir), cell.data), paths[0].measurement
         self.dataset = dataset.reduced(measurement.evaluation)
         self.statistics = statistics_images(dataset, cell.recipe, measurement.samples)
         weights = load_weights(store, [member for path in paths for member in (path.merge.a, path.merge.b)])

@@ -10,7 +10,7 @@ from prefect import task
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
 from tasks.artifacts import missing_checkpoints, save_endpoint
-from tasks.datasets import load_dataset
+from tasks.datasets import check_data, load_dataset
 from tasks.science.specs import Cell, Endpoint
 from tasks.science.training import train_group
 from tasks.trainings import StoredProgress, ensure_states
@@ -23,7 +23,7 @@ def train(
     """Trains those of a group of seeds that the store lacks, each in one run through all checkpoints `epochs` that are
     missing; by default the cell's own."""
     store = Store(store_url)
-    dataset = load_dataset(cell.data.name, data_dir)
+    dataset = check_data(load_dataset(cell.data.name, data_dir), cell.data)
     missing = missing_checkpoints(store, cell, seeds, [cell.epoch] if epochs is None else epochs)
     if not missing:
         return
@@ -47,4 +47,5 @@ def train(
 def train_parent(parents: Sequence[Endpoint], store_url: str, data_dir: Path) -> None:
     """Trains one seed through `parents`, the checkpoints that others are spawned from, as far as the store lacks their
     states."""
-    ensure_states(Store(store_url), parents, load_dataset(parents[0].cell.data.name, data_dir))
+    data = parents[0].cell.data
+    ensure_states(Store(store_url), parents, check_data(load_dataset(data.name, data_dir), data))

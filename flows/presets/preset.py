@@ -171,7 +171,10 @@ class Preset:
             if recipe is not None or training or of_recipes or epochs is not None:
                 raise ValueError(f"the endpoints of {self.name} were imported: none is trained here, in whatever way")
             cells = self._imported_cells(factors)
-            seeds = sorted({endpoint.seed for endpoint in self.imported if endpoint.cell in cells})[:n_seeds]
+            seeds = sorted({endpoint.seed for endpoint in self.imported if endpoint.cell in cells})
+            if n_seeds is not None and n_seeds > len(seeds):
+                raise ValueError(f"{self.name} has {len(seeds)} seeds that were imported, got {n_seeds}")
+            seeds = seeds[:n_seeds]
         else:
             recipes = self._recipes_of(recipe, training or {}, _combinations(of_recipes))
             cells = self._trained_cells(describe, factors, recipes, epochs)

@@ -23,6 +23,9 @@ from tasks.science.specs import DataSpec
 OUR_PACKAGES = ("flows", "tasks", "infra")
 
 
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
 class OwnCodeError(Exception):
     """A person's own function does not do what is asked of it; the message says which, and what."""
 
@@ -79,6 +82,10 @@ def build_own_network(build: Callable[..., Any], place: str, **arguments: Any) -
     network = _call(functools.partial(build, **arguments), place)
     if not isinstance(network, nn.Module):
         raise OwnCodeError(f"{place} must return a torch.nn.Module, got {type(network).__name__}")
+    if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
+        raise OwnCodeError(
+            f"{place} makes a network on the meta device, which has no weights: let it make one on the CPU"
+        )
     return network.cpu().float()
 
 
@@ -106,6 +113,8 @@ def load_own_data(load: Callable[[], Any], place: str) -> Dataset:
         )
     tensors = {"train": train.images, "train_labels": train.labels, "test": test.images, "test_labels": test.labels}
     n_classes = int(torch.cat([train.labels, test.labels]).max()) + 1
+    if n_classes < 2:
+        raise OwnCodeError(f"{place}: all labels are 0, and a network tells classes apart: there must be at least 2")
     n_channels, height, width = train.images.shape[1:]
     spec = DataSpec(place, weights_digest(tensors), len(train), len(test), n_classes, (n_channels, height, width))
     return Dataset(spec, train, test, black=tuple(train.images.amin((0, 2, 3)).tolist()))
@@ -119,20 +128,24 @@ def _call(function: Callable[[], Any], place: str) -> Any:
 
 
 def _examples(images: Any, labels: Any, what: str) -> Examples:
-    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
+    if not _is_plain(images) or not images.is_floating_point() or images.ndim != 4 or not images.numel():
         raise OwnCodeError(
             f"{what} images must be a tensor of floats, normalised, of shape (n, channels, height, width), "
             f"got {_described(images)}"
         )
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != images.shape[:1]:
+    if not _is_plain(labels) or labels.dtype not in _WHOLE or labels.shape != images.shape[:1]:
         raise OwnCodeError(
             f"{what} labels must be a tensor of whole numbers of shape ({len(images)},), got {_described(labels)}"
         )
-    if not len(labels) or int(labels.min()) < 0:
-        raise OwnCodeError(f"{what} labels must be at least one, counted from 0")
+    if int(labels.min()) < 0:
+        raise OwnCodeError(f"{what} labels must be counted from 0, got {int(labels.min())}")
     if not bool(torch.isfinite(images).all()):
         raise OwnCodeError(f"{what} images have values that are not finite")
     return Examples(images.detach().cpu().float(), labels.detach().cpu().long())
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
 
 
 def _described(value: Any) -> str:

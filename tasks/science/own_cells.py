@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
 
+from tasks.science.checks import is_whole
 from tasks.science.identity import weights_digest
 from tasks.science.layout import find_layout
 from tasks.science.merging import check_classes, shared_tensors
@@ -36,8 +37,9 @@ def describe_own(
 
     What is None is the function's own default; where it does not take it, width is 1, depth counts the hidden layers
     and normalization is what the network has. Raises ValueError for what it must be given, for a network that does not
-    fit the data, and, where it is to be `trained`, for one that has a tensor under two names, which training would tear
-    apart; OwnCodeError and TraceError where it cannot be made or traced.
+    fit the data, and, where it is to be `trained`, for one that has a tensor under two names, frozen parameters, or
+    weights that come from elsewhere than torch's random numbers; OwnCodeError and TraceError where it cannot be made or
+    traced.
     """
     given = {"width": width, "depth": depth, "normalization": normalization}
     taken = factors_of(place)
@@ -46,17 +48,16 @@ def describe_own(
         if name not in taken:
             continue
         arguments[name] = taken[name] if value is None else value
-        if arguments[name] is None:
-            raise ValueError(f"{place} takes a {name}, which has no default: give --{name}")
+        usable = isinstance(arguments[name], str) if name == "normalization" else is_whole(arguments[name], 1)
+        if not usable:
+            kind = "word" if name == "normalization" else "positive whole number"
+            raise ValueError(f"{place} takes a {name}, and has no {kind} for its default: give one")
     network = build_at(place, arguments)
     images = torch.zeros(2, *data.shape)
     state = network.state_dict()
     check_classes(network, state, images, data, place)
-    if trained and (shared := shared_tensors(network)):
-        raise ValueError(
-            f"{place} makes a network whose {shared[0][0]} and {shared[0][1]} are one tensor, which is not trained "
-            "here: train it elsewhere, and bring it in by `repairlab import`"
-        )
+    if trained:
+        _check_trainable(network, build_at(place, arguments), place)
     has = normalization_of(network)
     word = arguments.get("normalization", normalization) or has
     if word not in NORMALIZATIONS or (word == "batch") != (has == "batch"):
@@ -67,10 +68,28 @@ def describe_own(
     return {
         "architecture": place,
         "normalization": word,
-        "width": arguments.get("width", width) or 1,
-        "depth": arguments.get("depth", depth) or max(1, n_hidden),
+        "width": arguments.get("width", width or 1),
+        "depth": arguments.get("depth", depth or max(1, n_hidden)),
         "graph": graph_digest(network, data.shape),
     }
+
+
+def _check_trainable(network: nn.Module, again: nn.Module, place: str) -> None:
+    """ValueError where training here would not do what a person expects: `again` was made as `network` was."""
+    elsewhere = "train it elsewhere, and bring it in by `repairlab import`"
+    if shared := shared_tensors(network):
+        first, second = shared[0][:2]
+        raise ValueError(
+            f"{place} makes a network whose {first} and {second} are one tensor, which is not trained here: {elsewhere}"
+        )
+    if frozen := [name for name, parameter in network.named_parameters() if not parameter.requires_grad]:
+        raise ValueError(
+            f"{place} makes a network whose {frozen[0]} is frozen, and here every parameter is trained: {elsewhere}"
+        )
+    if weights_digest(network.state_dict()) != weights_digest(again.state_dict()):
+        raise ValueError(
+            f"{place} makes other weights each time from the same random numbers of torch: let it draw from these alone"
+        )
 
 
 def describe_own_grid(

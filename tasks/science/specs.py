@@ -83,6 +83,9 @@ class Origin:
     def __post_init__(self) -> None:
         # A list, where it was read from JSON.
         object.__setattr__(self, "known", tuple(sorted(self.known)))
+        fields = [f.name for f in dataclasses.fields(Recipe)]
+        if lacking := [name for name in self.known if name not in fields]:
+            raise ValueError(f"recipes have no field {lacking[0]!r}; known: {', '.join(fields)}")
 
 
 @dataclass(frozen=True)
@@ -341,9 +344,9 @@ class Merge:
         }
         if self.permuted_self:
             spec["control"] = self.control
-        if self.cell.epoch is not None:
-            # Early weights may be those of another cell as well, as the initial ones are at any learning rate; each
-            # cell has pairs of its own all the same.
+        if self.cell.epoch is not None or self.cell.origin is not None:
+            # Early weights may be those of another cell as well, as the initial ones are at any learning rate, and the
+            # same file may be imported as two cells; each cell has pairs of its own all the same.
             spec["cell"] = self.cell.id
         if self.matcher == "none":
             return spec_id((), spec)

@@ -69,6 +69,9 @@ def test_a_file_may_ask_for_checkpoints_and_for_children_of_a_training(tmp_path:
         resolve(tmp_path, f'{over_time}spawn_from = [0, "start"]')
     with pytest.raises(ValueError, match="must be a whole number from 0 to 4"):
         resolve(tmp_path, f"{over_time}spawn_from = [0, 5]")
+    for written in ("checkpoints = [true]", "spawn_from = [true, false]"):
+        with pytest.raises(ValueError, match="cannot be True"):
+            resolve(tmp_path, over_time + written)
 
 
 def test_options_change_a_study_in_a_file_as_any_other(tmp_path: Path):
