@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from flows.presets.grids import IMAGENET
 from flows.presets.preset import DEFAULT_MEASUREMENT, Preset
 from flows.presets.sizes import smoke
@@ -18,6 +20,7 @@ PRESET = Preset(
     matchers=("none", "activation", "weight"),
     corrections=("none", "repair", "reset", "repair-block"),
     measurement=override(DEFAULT_MEASUREMENT, alphas=51, statistics=5_000, evaluation=5_000, flip_averaged=True),
-    sizes={"smoke": smoke(IMAGENET)},
+    # Matching ResNet50 by its weights takes a quarter of an hour when these are hardly trained.
+    sizes={"smoke": dataclasses.replace(smoke(IMAGENET), matchers=("none", "activation"))},
     ran="its networks on enlarged digits; ImageNet itself not run",
 )

@@ -52,12 +52,13 @@ class Grid:
 
 @dataclass(frozen=True)
 class Size:
-    """What is other at this size: grids, seeds and measurement, and what is swept where that is given."""
+    """What is other at this size: grids, seeds and measurement, and what is swept and the matchers where they are given."""
 
     grids: tuple[Grid, ...]
     n_seeds: int
     measurement: Measurement
     sweep: Mapping[str, tuple[Any, ...]] | None = None
+    matchers: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ class Preset:
             n_seeds=size.n_seeds,
             measurement=size.measurement,
             sweep=self.sweep if size.sweep is None else size.sweep,
+            matchers=size.matchers or self.matchers,
         )
 
     def request(

@@ -113,6 +113,13 @@ def test_a_sweep_of_epochs_gives_a_cell_for_every_checkpoint():
     assert Request.from_json(request.to_json()) == request
 
 
+def test_a_size_may_have_matchers_of_its_own():
+    preset = PRESETS["imagenet-curves"]
+    assert preset.resized("smoke").matchers == ("none", "activation")
+    assert preset.resized(None).matchers == ("none", "activation", "weight")
+    assert PRESETS["r20-ln-width"].resized("smoke").matchers == PRESETS["r20-ln-width"].matchers
+
+
 def test_a_studys_own_epochs_are_those_that_its_recipes_reach():
     def times(**options) -> dict[str, list]:
         found: dict[str, list] = {}
