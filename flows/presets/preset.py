@@ -52,7 +52,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Size:
-    """What is other at this size: grids, seeds and measurement, and what is swept and the matchers where they are given."""
+    """What is other at this size: grids, seeds, measurement; what is swept and the matchers, where these are given."""
 
     grids: tuple[Grid, ...]
     n_seeds: int
