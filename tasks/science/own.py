@@ -138,7 +138,7 @@ def _examples(images: Any, labels: Any, what: str) -> Examples:
             f"{what} labels must be a tensor of whole numbers of shape ({len(images)},), got {_described(labels)}"
         )
     if int(labels.min()) < 0:
-        raise OwnCodeError(f"{what} labels must be counted from 0, got {int(labels.min())}")
+        raise OwnCodeError(f"{what} labels must be at least one, counted from 0")
     if not bool(torch.isfinite(images).all()):
         raise OwnCodeError(f"{what} images have values that are not finite")
     return Examples(images.detach().cpu().float(), labels.detach().cpu().long())
