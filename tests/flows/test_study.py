@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.options import StudyOptions
 from flows.presets import PRESETS
+from flows.report import write_report
 from flows.study import PATH_TASKS, UnfinishedError, label_seeds, run_study
 from infra.settings import Settings
 from infra.storage import Store
@@ -63,6 +65,26 @@ def test_a_study_runs_to_its_tables_and_a_second_run_makes_nothing(store: Store)
     trained = set(snapshot(store)) - set(before)
     assert sum(key.startswith("endpoints/") for key in trained) == 1
     assert sum(key.startswith("permutations/") for key in trained) == 3
+
+
+def test_other_corrections_and_alphas_train_and_match_nothing_and_figures_are_drawn_from_the_store_alone(
+    store: Store, tmp_path: Path, monkeypatch
+):
+    run(store, depth=[2])
+    before = snapshot(store)
+    run(store, depth=[2], alphas=7, correction=["none", "repair", "reshift"])
+    made = set(snapshot(store)) - set(before)
+    assert {key.rpartition("/")[0] for key in made} == {"rows/paths", "rows/layers"}
+    assert sum(key.startswith("rows/paths") for key in made) == 3 * 2 * 3  # pairs, matchers, corrections
+    drawn = {path: path.read_bytes() for path in Path(store.url).rglob("studies/**/*.png")}
+    assert len(drawn) >= 3
+    for path in drawn:
+        path.unlink()
+    # A colleague has the store and neither data nor endpoints.
+    shutil.rmtree(Path(store.url) / "endpoints")
+    monkeypatch.chdir(tmp_path)
+    write_report(Store(store.url), "digits-depth")
+    assert {path: path.read_bytes() for path in drawn} == drawn
 
 
 def test_of_data_in_halves_joint_training_is_run_beside_the_halves_and_nothing_of_it_twice(store: Store, monkeypatch):
