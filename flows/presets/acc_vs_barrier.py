@@ -17,4 +17,5 @@ PRESET = Preset(
     controls=True,
     corrections=("none", "repair", "reset"),
     sizes={"smoke": smoke(GRIDS)},
+    ran="at --size smoke, on a stand-in",
 )

@@ -14,4 +14,5 @@ PRESET = Preset(
     controls=True,
     checkpoints=(0, 1, 2, 5, 10, 20, 50, None),
     sizes={"smoke": smoke(OVER_TIME)},
+    ran="at --size smoke, on a stand-in",
 )

@@ -26,4 +26,5 @@ PRESET = Preset(
     sizes={
         "smoke": Size(smoke(GRIDS).grids, 3, SMOKE_MEASUREMENT, {"statistics": (100, 500), "augmented": (True, False)})
     },
+    ran="at --size smoke, on a stand-in",
 )

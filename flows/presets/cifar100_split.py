@@ -23,4 +23,5 @@ PRESET = Preset(
     corrections=("none", "repair", "reset"),
     measurement=override(DEFAULT_MEASUREMENT, alphas=21),
     sizes={"smoke": smoke([GRID], n_seeds=4)},
+    ran="at --size smoke, on a stand-in",
 )

@@ -23,4 +23,5 @@ PRESET = Preset(
     controls=True,
     corrections=("none", "repair", "repair-closed-form"),
     sizes={"smoke": smoke(GRIDS)},
+    ran="at --size smoke, on a stand-in",
 )

@@ -23,4 +23,5 @@ PRESET = Preset(
     controls=True,
     ensembles=True,
     sizes={"smoke": smoke(GRIDS), "small": Size(_SMALL, 8, DEFAULT_MEASUREMENT)},
+    ran="at --size smoke, on a stand-in",
 )

@@ -22,5 +22,5 @@ PRESET = Preset(
     measurement=override(DEFAULT_MEASUREMENT, alphas=51, statistics=5_000, evaluation=5_000, flip_averaged=True),
     # Matching ResNet50 by its weights takes a quarter of an hour when these are hardly trained.
     sizes={"smoke": dataclasses.replace(smoke(IMAGENET), matchers=("none", "activation"))},
-    ran="its networks on enlarged digits; ImageNet itself not run",
+    ran="at --size smoke, on enlarged digits; ImageNet itself was not run",
 )

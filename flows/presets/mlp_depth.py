@@ -20,4 +20,5 @@ PRESET = Preset(
         "smoke": smoke([GRID], n_seeds=3),
         "paper": Size((mlp_depth(*range(2, 52)),), 5, DEFAULT_MEASUREMENT),
     },
+    ran="five depths on Fashion-MNIST, with its whole recipe; else at --size smoke",
 )

@@ -19,5 +19,5 @@ PRESET = Preset(
     controls=True,
     ensembles=True,
     sizes={"smoke": smoke(MLP_WIDTH, n_seeds=3), "small": Size(_SMALL, 4, DEFAULT_MEASUREMENT)},
-    ran="width 32 on Fashion-MNIST, with its whole recipe",
+    ran="widths 32 to 256 on Fashion-MNIST, with its whole recipe; else at --size smoke",
 )

@@ -25,4 +25,5 @@ PRESET = Preset(
     ensembles=True,
     corrections=("none", "repair", "reset"),
     sizes={"smoke": smoke(GRIDS), "small": small(R20)},
+    ran="at --size smoke, on a stand-in",
 )

@@ -34,4 +34,5 @@ PRESET = Preset(
     controls=True,
     corrections=("none", "repair", "reset"),
     sizes={"smoke": dataclasses.replace(_SMOKE, grids=(_BY_SGD, *_SMOKE.grids[1:])), "small": small(GRIDS)},
+    ran="at --size smoke, on a stand-in",
 )

@@ -17,4 +17,5 @@ PRESET = Preset(
     corrections=("none", "repair", "reset"),
     measurement=override(DEFAULT_MEASUREMENT, alphas=101),
     sizes={"smoke": smoke([R18_CIFAR]), "small": small([R18_CIFAR])},
+    ran="at --size smoke, on a stand-in",
 )

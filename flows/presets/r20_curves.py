@@ -19,4 +19,5 @@ PRESET = Preset(
     corrections=("none", "repair", "reset"),
     measurement=override(DEFAULT_MEASUREMENT, alphas=25),
     sizes={"smoke": smoke(GRIDS), "small": small(GRIDS)},
+    ran="at --size smoke, on a stand-in",
 )

@@ -15,4 +15,5 @@ PRESET = Preset(
     controls=True,
     corrections=("none", "repair", "reset"),
     sizes={"smoke": smoke(R20_DATASETS), "small": small(R20_DATASETS[:1], widths=(1, 2))},
+    ran="at --size smoke, on a stand-in",
 )

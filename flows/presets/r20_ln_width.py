@@ -18,4 +18,5 @@ PRESET = Preset(
     matchers=("none", "activation", "weight"),
     corrections=("none", "repair", "repair-block"),
     sizes={"smoke": smoke([GRID]), "small": small([GRID])},
+    ran="at --size smoke, on a stand-in",
 )

@@ -16,4 +16,5 @@ PRESET = Preset(
     ensembles=True,
     corrections=("none", "repair", "reset"),
     sizes={"smoke": smoke(R20_WIDTH), "small": small(R20_WIDTH)},
+    ran="at --size smoke, on a stand-in",
 )

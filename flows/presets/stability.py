@@ -19,4 +19,5 @@ PRESET = Preset(
     corrections=("none",),
     spawns=tuple((0, epoch) for epoch in (0, 1, 2, 5, 10, 20, 50)),
     sizes={"smoke": smoke(OVER_TIME)},
+    ran="at --size smoke, on a stand-in",
 )

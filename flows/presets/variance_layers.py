@@ -24,4 +24,5 @@ PRESET = Preset(
     controls=True,
     measurement=override(DEFAULT_MEASUREMENT, alphas=3),
     sizes={"smoke": smoke(GRIDS)},
+    ran="at --size smoke, on a stand-in",
 )

@@ -22,4 +22,5 @@ PRESET = Preset(
     measurement=override(DEFAULT_MEASUREMENT, alphas=25),
     corrections=("none", "repair", "repair-closed-form"),
     sizes={"smoke": smoke([GRID])},
+    ran="at --size smoke, on a stand-in",
 )

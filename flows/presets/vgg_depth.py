@@ -15,4 +15,5 @@ PRESET = Preset(
     controls=True,
     corrections=("none", "repair", "reset"),
     sizes={"smoke": smoke([VGG_DEPTH]), "small": small([VGG_DEPTH])},
+    ran="at --size smoke, on a stand-in",
 )
