@@ -1,13 +1,29 @@
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 # What writes image folders stands beside the tests of what reads them.
 sys.path.insert(0, str(Path(__file__).parent.parent / "tasks"))
+
+
+@pytest.fixture
+def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Writes a module of a person's own into a folder that becomes the current one; returns its name."""
+
+    def write(text: str) -> str:
+        name = re.sub(r"\W", "_", f"own_{tmp_path.name}")  # no two tests import the same
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        return name
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -105,14 +104,9 @@ TRAINED = {"epochs": 12, "batch_size": 20, "learning_rate": 0.05, "warmup": 0.1}
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def own(write_module: Callable[[str], str]) -> str:
     """The name of a module in the current folder."""
-    name = re.sub(r"\W", "_", f"nets_{tmp_path.name}")  # no two tests import the same
-    (tmp_path / f"{name}.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    return name
+    return write_module(MODULE)
 
 
 @pytest.fixture

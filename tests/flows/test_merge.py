@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -108,13 +107,9 @@ number = 3
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def own(write_module: Callable[[str], str]) -> str:
     """The name of a module in the current folder, beside weights of two of its networks, a.safetensors and b.pt."""
-    name = re.sub(r"\W", "_", f"own_{tmp_path.name}")  # no two tests import the same
-    (tmp_path / f"{name}.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    name = write_module(MODULE)
     scope: dict = {}
     exec(MODULE, scope)  # noqa: S102
     for seed, function, save in ((0, "build", "a.safetensors"), (1, "build", "b.pt"), (2, "Branching", "c.pt")):

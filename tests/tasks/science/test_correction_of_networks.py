@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from tasks.science.correction import correct
+from tasks.science.correction import Corrected, correct
 from tasks.science.correction_table import CORRECTIONS
 from tasks.science.curves import measure_path, measure_side
 from tasks.science.evaluation import Evaluation
@@ -20,6 +20,7 @@ from tasks.science.identity import stream
 from tasks.science.interpolation import interpolate
 from tasks.science.networks import build_network, initial_state
 from tasks.science.preactivations import (
+    LayerMoments,
     RunningMoments,
     goal_moments,
     matched_covariances,
@@ -306,13 +307,20 @@ def test_the_closed_form_is_that_of_interpolated_preactivations_written_out(pair
         assert torch.allclose(moments.sd, mixed.var(1, correction=0).sqrt(), rtol=1e-7, atol=1e-9)
 
 
-def test_the_closed_form_is_exact_in_the_first_layer_and_fixes_the_others_as_predicted(pair: Pair):
+def in_closed_form(pair: Pair) -> tuple[State, LayerMoments, LayerMoments, Corrected]:
+    """The interpolated weights, the goal, the predicted moments, and what the correction by these makes."""
     a, b = sides_of(pair)
     goal = goal_moments(a.moments, b.moments, ALPHA)
     covariances = matched_covariances(pair.network, a.layout, *pair.states, pair.images)
     predicted = predicted_moments(a.moments, b.moments, covariances, ALPHA)
     state = interpolate(*pair.states, ALPHA)
     result = correct(pair.network, a.layout, state, "repair-closed-form", goal, pair.images, predicted=predicted)
+    return state, goal, predicted, result
+
+
+def test_the_closed_form_is_exact_in_the_first_layer_and_fixes_the_others_as_predicted(pair: Pair):
+    a, b = sides_of(pair)
+    state, goal, predicted, result = in_closed_form(pair)
     reports = report_layers(result.achieved, goal, a.moments, b.moments)
     assert max(reports[0].mean_error, reports[0].sd_error) < 1e-9
     assert max(report.sd_error for report in reports) > 1e-3
@@ -331,11 +339,7 @@ def test_the_closed_form_is_exact_in_the_first_layer_and_fixes_the_others_as_pre
 def test_correlations_of_the_closed_form_are_those_with_the_moments_it_stands_for(pair: Pair):
     """Against a plain reference: every layer's own correction is left out in turn, and its moments are measured."""
     a, b = sides_of(pair)
-    goal = goal_moments(a.moments, b.moments, ALPHA)
-    covariances = matched_covariances(pair.network, a.layout, *pair.states, pair.images)
-    predicted = predicted_moments(a.moments, b.moments, covariances, ALPHA)
-    state = interpolate(*pair.states, ALPHA)
-    result = correct(pair.network, a.layout, state, "repair-closed-form", goal, pair.images, predicted=predicted)
+    state, goal, predicted, result = in_closed_form(pair)
     reports = report_layers(result.achieved, goal, a.moments, b.moments, predicted)
     for site, report in zip(a.layout.layers, reports, strict=True):
         without = dict(result.state)
