@@ -36,8 +36,10 @@ def read_header(store: Store, key: str) -> dict[str, Any]:
     try:
         entries = json.loads(text)
         header = json.loads(entries["__metadata__"][_METADATA])
-        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        ends = [int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__"]
+        if not isinstance(header, dict):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise damaged(store, key, "not a checkpoint of repairlab") from error
     if end + max(ends, default=0) != size:
         raise damaged(store, key, "cut short")
@@ -55,4 +57,8 @@ def read_checkpoint(store: Store, key: str) -> tuple[dict[str, torch.Tensor], di
 
 def damaged(store: Store, key: str, reason: str) -> DamagedError:
     """The error for a file that cannot be used, with the way out."""
+    if store.upstream is not None and not store.own.exists(key):
+        return DamagedError(
+            f"{store.locate(key)}, upstream, is damaged ({reason}): leave out --upstream to make your own"
+        )
     return DamagedError(f"{store.locate(key)} is damaged ({reason}): delete it and run the study again to make it anew")

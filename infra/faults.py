@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 RETRY_DELAYS_SECONDS = [1.0, 5.0, 20.0]
 
-_TRANSIENT = (errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ESTALE, errno.EIO, errno.ENETUNREACH, errno.EHOSTUNREACH)
+_TRANSIENT = (
+    *(errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ESTALE, errno.EIO, errno.ENETUNREACH, errno.EHOSTUNREACH),
+    getattr(errno, "EREMOTEIO", errno.EIO),  # s3fs' word for a server's internal error; macOS has none.
+)
+
+_BROKEN_ANSWERS = ("Connect", "Timeout", "HTTPClient", "Disconnected", "Payload", "IncompleteRead", "ResponseParser")
+"""Words in the names of what botocore and aiohttp raise for a connection that broke, or an answer that was cut off:
+neither shares a base class with Python's own."""
+
+
+_PASSING_STATUS = (408, 409, 429)
+
+
+def _http_status(error: BaseException) -> int | None:
+    """With what a server refused, where it answered: s3fs gives every code that it does not know the same error."""
+    response: Any = getattr(error.__cause__, "response", None)
+    if not isinstance(response, dict):
+        return None
+    told: Any = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return told if isinstance(told, int) else None
 
 
 def is_transient(error: BaseException) -> bool:
     """True for a connection that broke or timed out; False for anything that another try would meet again."""
     if isinstance(error, ConnectionError | TimeoutError):
         return True
+    if (status := _http_status(error)) is not None:
+        return status >= 500 or status in _PASSING_STATUS
     if isinstance(error, OSError):
         return error.errno in _TRANSIENT
-    # Botocore's connection errors share no base class with Python's.
-    return type(error).__module__.startswith("botocore") and any(
-        word in type(error).__name__ for word in ("Connect", "Timeout", "HTTPClient")
+    return type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")) and any(
+        word in type(error).__name__ for word in _BROKEN_ANSWERS
     )

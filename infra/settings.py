@@ -9,8 +9,11 @@ from typing import Literal, get_args
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-Runner = Literal["processes", "threads"]
+Runner = Literal["processes", "threads", "dask"]
 RUNNERS: tuple[str, ...] = get_args(Runner)
+
+Device = Literal["cpu", "cuda"]
+DEVICES: tuple[str, ...] = get_args(Device)
 
 
 def usable_cores() -> int:
@@ -24,10 +27,23 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="REPAIRLAB_", extra="ignore")
 
-    store: str = "./runs"
-    data_dir: Path = Path("~/.cache/repairlab/data")
-    runner: Runner = "processes"
-    workers: int = Field(default_factory=usable_cores, ge=1)
+    store: str = Field(default="./runs", description="Folder or s3:// URL that everything is kept in")
+    upstream: str | None = Field(
+        default=None, description="Store that is read where `store` lacks something, never written"
+    )
+    data_dir: Path = Field(default=Path("~/.cache/repairlab/data"), description="Folder that data sets are found in")
+    runner: Runner = Field(default="processes", description="What carries tasks out")
+    workers: int = Field(default_factory=usable_cores, ge=1, description="How many tasks run at once")
+    scheduler: str | None = Field(
+        default=None, description="Address of a Dask scheduler; without, dask starts its own workers"
+    )
+    device: Device = Field(default="cpu", description="What networks are trained on")
+
+    def anchored(self) -> Settings:
+        """The same with whole paths, so that workers that were started elsewhere on this machine find the same."""
+        paths = {name: str(Path(url).expanduser().absolute()) for name in ("store", "upstream")
+                 if (url := getattr(self, name)) and "://" not in url}  # fmt: skip
+        return self.model_copy(update={**paths, "data_dir": self.data_dir.expanduser().absolute()})
 
 
 def load_settings() -> Settings:

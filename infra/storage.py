@@ -1,7 +1,8 @@
 """One store behind one URL: a local folder or anything fsspec reaches, such as `s3://bucket/prefix`.
 
 Every write is whole or not at all: a temporary file and a rename in a local folder, a single put elsewhere. What has
-been finished is never overwritten by `create`: who comes second learns so and uses what is there.
+been finished is never overwritten by `create`: who comes second learns so and uses what is there. Whoever reads may
+fall back on another store, an upstream, to which nothing is ever written.
 """
 
 from __future__ import annotations
@@ -9,18 +10,33 @@ from __future__ import annotations
 import errno
 import os
 import re
+import time
 import uuid
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 
 from infra.faults import is_transient
 
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EDQUOT, errno.ENAMETOOLONG)
+
+
+PATIENCE_SECONDS = 60.0
+"""For how long a store that does not answer is asked again before a task fails: a server that starts anew is back."""
+
+PROTOCOLS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
+"""What a store's URL may begin with: object storage, of which s3 is the one that is tested."""
+
+_WAITS_SECONDS = (0.2, 0.5, 1.0, 2.0)
+
+T = TypeVar("T")
 
 
 class StoreError(Exception):
@@ -35,25 +51,50 @@ class DamagedError(StoreError):
     """A file in the store is not what was written there."""
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A file in a store: its key, its size and when it was written."""
+
+    key: str
+    n_bytes: int
+    modified: datetime
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether it is what a writer leaves that was killed in the middle."""
+        return Path(self.key).name.startswith(".")
+
+
 class Store:
-    """Reads and writes whole files under `url`. Cheap to make, safe to send to another process."""
+    """Reads and writes whole files under `url`. Cheap to make, safe to send to another process.
 
-    def __init__(self, url: str) -> None:
-        if not url.strip() or "::" in url or re.match(r"[A-Za-z][A-Za-z0-9]+:/(?!/)", url):
-            raise StoreError(f"{url!r} is no store: give a folder, or a URL such as s3://bucket/prefix")
+    What is not there is read from `upstream`, where one is given. A store that is not a folder and does not answer is
+    asked again for `patience_seconds`.
+    """
+
+    def __init__(self, url: str, upstream: str | None = None, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        _check_url(url)
         self.url = url.rstrip("/") or "/"
+        self.patience_seconds = patience_seconds
+        self.upstream = Store(upstream, patience_seconds=patience_seconds) if upstream else None
 
-    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return Store, (self.url,)
+    def __reduce__(self) -> tuple[type[Store], tuple[str, str | None, float]]:
+        return Store, (self.url, self.upstream.url if self.upstream else None, self.patience_seconds)
 
     def __repr__(self) -> str:
-        return f"Store({self.url!r})"
+        return f"Store({self.url!r})" if self.upstream is None else f"Store({self.url!r}, {self.upstream.url!r})"
+
+    @cached_property
+    def own(self) -> Store:
+        """The store without what it falls back on."""
+        return self if self.upstream is None else Store(self.url, patience_seconds=self.patience_seconds)
 
     @cached_property
     def _filesystem(self) -> tuple[Any, str]:
         try:
-            filesystem, root = fsspec.core.url_to_fs(self.url)
-        except (ValueError, ImportError) as error:
+            # Others write while we read: what was listed a moment ago says nothing about what is there.
+            filesystem, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+        except Exception as error:  # Whatever a file system's own package says, or that it is not installed.
             raise StoreError(
                 f"{self.url!r} is no store: give a folder, or a URL such as s3://bucket/prefix ({error})"
             ) from error
@@ -65,6 +106,8 @@ class Store:
 
     def locate(self, key: str) -> str:
         """Where a person finds `key`: a path, or a URL."""
+        if self.upstream is not None and not self.own.exists(key) and self.upstream.exists(key):
+            return self.upstream.locate(key)
         filesystem, _ = self._filesystem
         return self._full(key) if self.is_local else str(filesystem.unstrip_protocol(self._full(key)))
 
@@ -80,35 +123,68 @@ class Store:
             raise self._unwritable(error) from error
 
     def exists(self, key: str) -> bool:
-        filesystem, _ = self._filesystem
-        with self._reaching():
-            return bool(filesystem.exists(self._full(key)))
+        filesystem, full = self._filesystem[0], self._full(key)
+        if self._reach(lambda: filesystem.exists(full)):
+            return True
+        return self.upstream is not None and self.upstream.exists(key)
 
     def size_bytes(self, key: str) -> int:
-        filesystem, _ = self._filesystem
-        with self._reaching():
-            return int(filesystem.size(self._full(key)))
+        filesystem, full = self._filesystem[0], self._full(key)
+        try:
+            return int(self._reach(lambda: filesystem.size(full)))
+        except FileNotFoundError:
+            if self.upstream is None:
+                raise
+            return self.upstream.size_bytes(key)
 
     def read(self, key: str, start: int | None = None, end: int | None = None) -> bytes:
         """The bytes of `key` from `start` to before `end`. FileNotFoundError where there is no such key."""
-        filesystem, _ = self._filesystem
-        with self._reaching():
-            return bytes(filesystem.cat_file(self._full(key), start=start, end=end))
+        filesystem, full = self._filesystem[0], self._full(key)
+        try:
+            return bytes(self._reach(lambda: filesystem.cat_file(full, start=start, end=end)))
+        except FileNotFoundError:
+            if self.upstream is None:
+                raise
+            return self.upstream.read(key, start, end)
 
     def names(self, prefix: str) -> list[str]:
         """The names of the finished files directly in the folder `prefix`, sorted; none where it is not there."""
-        filesystem, _ = self._filesystem
-        filesystem.invalidate_cache()
+        return self._list(prefix, "file")
+
+    def folders(self, prefix: str) -> list[str]:
+        """As `names`, those of folders."""
+        return self._list(prefix, "directory")
+
+    def _list(self, prefix: str, kind: str) -> list[str]:
+        filesystem, full = self._filesystem[0], self._full(prefix)
+        upstream = set(self.upstream._list(prefix, kind)) if self.upstream is not None else set[str]()
         try:
-            with self._reaching():
-                entries = filesystem.ls(self._full(prefix), detail=True)
+            entries = self._reach(lambda: filesystem.ls(full, detail=True))
         except (FileNotFoundError, NotADirectoryError):
+            return sorted(upstream)
+        names = {Path(entry["name"]).name for entry in entries if entry["type"] == kind}
+        return sorted(upstream | {name for name in names if name and not name.startswith(".")})
+
+    def entries(self) -> list[Entry]:
+        """Every file of one's own, by key, with what killed writers have left."""
+        filesystem, root = self._filesystem
+        try:
+            found = self._reach(lambda: filesystem.find(root, detail=True))
+        except FileNotFoundError:
             return []
-        names = (Path(entry["name"]).name for entry in entries if entry["type"] == "file")
-        return sorted(name for name in names if name and not name.startswith("."))
+        return sorted(
+            (
+                Entry(name.removeprefix(f"{root}/"), int(info["size"]), _modified(info))
+                for name, info in found.items()
+                if info["type"] == "file"
+            ),
+            key=lambda entry: entry.key,
+        )
 
     def create(self, key: str, data: bytes) -> bool:
-        """Writes `key` unless it is there; says whether it was this call that wrote it."""
+        """Writes `key` unless it is there, or upstream; says whether it was this call that wrote it."""
+        if self.upstream is not None and self.upstream.exists(key):
+            return False
         return self._write(key, data, overwrite=False)
 
     def replace(self, key: str, data: bytes) -> None:
@@ -116,59 +192,111 @@ class Store:
         self._write(key, data, overwrite=True)
 
     def remove(self, key: str) -> None:
-        """Removes `key`, if it is there."""
-        filesystem, _ = self._filesystem
-        with self._reaching(), suppress(FileNotFoundError):
-            filesystem.rm_file(self._full(key))
+        """Removes `key`, if it is there; never from upstream."""
+        filesystem, full = self._filesystem[0], self._full(key)
+        with suppress(FileNotFoundError):
+            self._reach(lambda: filesystem.rm_file(full))
 
     def _full(self, key: str) -> str:
-        if key.startswith("/") or ".." in key.split("/"):
+        if key.startswith("/") or ".." in key.split("/") or "\\" in key or "\0" in key:
             raise StoreError(f"{key!r} would leave the store")
         return f"{self._filesystem[1]}/{key}"
 
     def _write(self, key: str, data: bytes, *, overwrite: bool) -> bool:
-        filesystem, _ = self._filesystem
         full = self._full(key)
         try:
             if self.is_local:
                 return write_file(Path(full), data, overwrite=overwrite)
-            if not overwrite and self.exists(key):
+            if not overwrite and self.own.exists(key):
                 return False
-            with self._reaching():
-                filesystem.pipe_file(full, data)
-            return True
+            return self._put(full, data, overwrite=overwrite)
         except StoreError:
             raise
         except OSError as error:
-            if error.errno in _UNWRITABLE:
+            # Nothing is missing for a put but the bucket.
+            if error.errno in _UNWRITABLE or (isinstance(error, FileNotFoundError) and not self.is_local):
                 raise self._unwritable(error) from error
             raise
 
-    @contextmanager
-    def _reaching(self) -> Generator[None]:
-        """Says in a sentence what goes wrong on the way to a store that is not a folder."""
-        try:
-            yield
-        except (FileNotFoundError, NotADirectoryError):
-            raise
-        except Exception as error:
-            if self.is_local:
+    def _put(self, full: str, data: bytes, *, overwrite: bool) -> bool:
+        """A single put, on condition that nobody was first, as far as the server knows conditions."""
+        filesystem, _ = self._filesystem
+        if not overwrite:
+            try:
+                self._reach(lambda: filesystem.pipe_file(full, data, mode="create"))
+                return True
+            except FileExistsError:
+                return False
+            except NotImplementedError:
+                pass
+        self._reach(lambda: filesystem.pipe_file(full, data))
+        return True
+
+    def _reach(self, call: Callable[[], T]) -> T:
+        """What `call` returns. What goes wrong on the way to a store that is not a folder is said in a sentence, once
+        asking again has not helped for as long as there is patience."""
+        begun = time.monotonic()
+        for wait in chain(_WAITS_SECONDS, repeat(_WAITS_SECONDS[-1])):
+            try:
+                return call()
+            except (FileNotFoundError, NotADirectoryError, FileExistsError, NotImplementedError):
                 raise
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            if is_transient(error):
-                raise UnreachableError(f"the store {self.url} does not answer ({reason})") from error
-            if isinstance(error, OSError) or type(error).__module__.startswith("botocore"):
-                raise StoreError(
-                    f"the store {self.url} cannot be used ({reason}): check its name and your credentials, "
-                    "or name another with --store or REPAIRLAB_STORE"
-                ) from error
-            raise
+            except Exception as error:
+                if self.is_local:
+                    raise
+                if _was_taken(error):
+                    raise FileExistsError(str(error)) from error
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                if is_transient(error):
+                    if time.monotonic() + wait - begun < self.patience_seconds:
+                        time.sleep(wait)
+                        continue
+                    raise UnreachableError(f"the store {self.url} does not answer ({reason})") from error
+                if isinstance(error, OSError) and error.errno == errno.ENOSYS:
+                    raise NotImplementedError from error
+                if isinstance(error, OSError) or type(error).__module__.startswith("botocore"):
+                    raise StoreError(
+                        f"the store {self.url} cannot be used ({reason}): check its name and your credentials, "
+                        "or name another with --store or REPAIRLAB_STORE"
+                    ) from error
+                raise
+        raise AssertionError  # The waits never end.
 
     def _unwritable(self, error: OSError) -> StoreError:
         return StoreError(
             f"the store {self.url} cannot be written ({error.strerror or error}): free or unlock it, "
             "or name another with --store or REPAIRLAB_STORE"
         )
+
+
+def _check_url(url: str) -> None:
+    """StoreError for what is no store, or may not be the one that is meant. What may hold a secret is not repeated."""
+    scheme, _, place = url.partition("://") if "://" in url else ("", "", "")
+    if "@" in place or "?" in place or "#" in place:
+        raise StoreError(
+            "a store's URL holds no password, key or other words after its path, for it is written into logs and "
+            "tables: give s3://bucket/prefix, and credentials as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a "
+            "profile as AWS_PROFILE"
+        )
+    is_slip = not url.strip() or not url.strip("/") or "::" in url or re.match(r"[A-Za-z][A-Za-z0-9]+:/(?!/)", url)
+    # Elsewhere a store would be gone with the process, or be a request to any server that is named.
+    is_elsewhere = "://" in url and (scheme not in PROTOCOLS or not place.strip("/") or "//" in place)
+    if is_slip or is_elsewhere:
+        raise StoreError(f"{url!r} is no store: give a folder, or a URL such as s3://bucket/prefix")
+
+
+def _was_taken(error: Exception) -> bool:
+    """Whether S3 refused a put because the key was there: s3fs tells that as any other invalid argument."""
+    response: Any = getattr(error.__cause__, "response", None)
+    return isinstance(response, dict) and response["Error"].get("Code") in ("PreconditionFailed", "412")
+
+
+def _modified(info: dict[str, Any]) -> datetime:
+    """When a file was written, as the file systems of fsspec tell it; of one that does not tell, now."""
+    told = info.get("LastModified", info.get("mtime"))
+    if isinstance(told, datetime):
+        return told if told.tzinfo else told.replace(tzinfo=UTC)
+    return datetime.now(UTC) if told is None else datetime.fromtimestamp(float(told), UTC)
 
 
 def write_file(path: Path, data: bytes, *, overwrite: bool) -> bool:

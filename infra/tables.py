@@ -80,9 +80,13 @@ def read_table(store: Store, key: str) -> pd.DataFrame:
 
 
 def read_provenance(store: Store, key: str) -> dict[str, Any]:
-    """What was written as provenance into the table at `key`."""
-    metadata = pq.read_schema(io.BytesIO(store.read(key))).metadata or {}
-    return json.loads(metadata[b"repairlab"])
+    """What was written as provenance into the table at `key`. DamagedError where it holds none."""
+    data = store.read(key)
+    try:
+        metadata = pq.read_schema(io.BytesIO(data)).metadata or {}
+        return dict(json.loads(metadata[b"repairlab"]))
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(store, key, "not a table of repairlab") from error
 
 
 def _to_bytes(table: pa.Table) -> bytes:

@@ -20,10 +20,9 @@ from tasks.science.specs import Merge
 
 
 @task(**TASK_OPTIONS)
-def align(merges: Sequence[Merge], store_url: str, data_dir: Path) -> list[str]:
+def align(merges: Sequence[Merge], store: Store, data_dir: Path) -> list[str]:
     """Aligns those pairs of one cell and statistics set that the store lacks, those of a matcher in one pass; returns a
     sentence for each that must stop."""
-    store = Store(store_url)
     merges = [merge for merge in merges if not has_match(store, merge)]
     if not merges:
         return []

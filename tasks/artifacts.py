@@ -18,8 +18,14 @@ from tasks.science.identity import weights_digest
 from tasks.science.matching import Match
 from tasks.science.networks import build_network
 from tasks.science.permutation import Permutation
+from tasks.science.request import Request
 from tasks.science.specs import Cell, Endpoint, Member, Merge, Path, State
 from tasks.science.training import Training
+
+_RECORD = {
+    *("status", "message", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "n_train_examples"),
+    *("n_parameters", "train_seconds", "device"),
+}
 
 
 def has_endpoint(store: Store, endpoint: Endpoint) -> bool:
@@ -60,9 +66,12 @@ def read_endpoint(store: Store, endpoint: Endpoint) -> dict[str, Any] | None:
     header = read_header(store, key)
     try:
         # What was stored before recipes could skip a step has skipped none.
-        return {"n_skipped_steps": 0, **header["record"], "weights_sha256": header["weights_sha256"]}
-    except KeyError as error:
+        record = {"n_skipped_steps": 0, **header["record"], "weights_sha256": header["weights_sha256"]}
+    except (KeyError, TypeError) as error:
         raise damaged(store, key, f"its header has no {error}") from error
+    if missing := sorted(_RECORD - record.keys()):
+        raise damaged(store, key, f"its header has no {missing[0]}")
+    return record
 
 
 def as_member(endpoint: Endpoint, record: Mapping[str, Any]) -> Member:
@@ -150,3 +159,15 @@ def missing_checkpoints(
         seed: [at.last_epoch for at in at_epochs if not has_endpoint(store, Endpoint(at, seed))] for seed in seeds
     }
     return {seed: lacking for seed, lacking in missing.items() if lacking}
+
+
+def trained_members(store: Store, request: Request, cell: Cell) -> list[Member]:
+    """The endpoints of a cell that may take part in pairs."""
+    found = ((endpoint, read_endpoint(store, endpoint)) for endpoint in request.endpoints(cell))
+    return [as_member(endpoint, record) for endpoint, record in found if record and record["status"] == "trained"]
+
+
+def joint_members(store: Store, request: Request, cell: Cell) -> list[Member]:
+    """The endpoints trained on both halves of the data of a cell, where it has halves and such were asked for."""
+    joint = request.joint_cell(cell)
+    return [] if joint is None else trained_members(store, request, joint)

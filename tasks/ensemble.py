@@ -8,15 +8,16 @@ from pathlib import Path as Folder
 from prefect import task
 
 from infra.runners import TASK_OPTIONS, run_logger
+from infra.storage import Store
 from tasks.pairs import load_ends, save_points
 from tasks.science.ensembling import measure_ensemble, outputs_of
 from tasks.science.specs import Path
 
 
 @task(**TASK_OPTIONS)
-def ensemble(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None:
+def ensemble(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
     """Measures those ensembles of one cell and measurement that the store lacks; each endpoint is run once."""
-    ends = load_ends(paths, store_url, data_dir)
+    ends = load_ends(paths, store, data_dir)
     if ends is None:
         return
     measurement = ends.measurement

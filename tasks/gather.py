@@ -37,9 +37,8 @@ Record = dict[str, Any]
 
 
 @task(**TASK_OPTIONS)
-def gather(study: str, store_url: str, failures: Mapping[str, str]) -> list[str]:
+def gather(study: str, store: Store, failures: Mapping[str, str]) -> list[str]:
     """Writes a study's tables; returns where they lie. `failures` tells, by endpoint id, why one is not there."""
-    store = Store(store_url)
     requests = read_requests(store, study)
     while True:
         frames = _write_tables(store, study, requests, failures)
@@ -58,6 +57,7 @@ def _write_tables(store: Store, study: str, requests: Mapping[str, Request], fai
         "torch": torch.__version__,
         "schema": SCHEMA_VERSION,
         "revisions": dict(REVISIONS),
+        "upstream": None if store.upstream is None else store.upstream.url,
         "requests": sorted(requests),
     }
     frames, sweep = build_tables(store, study, list(requests.values()), failures)
@@ -68,13 +68,17 @@ def _write_tables(store: Store, study: str, requests: Mapping[str, Request], fai
 
 
 def read_requests(store: Store, study: str) -> dict[str, Request]:
-    """Every request ever made under the study's name in this store, by id."""
+    """Every request ever made under the study's name in this store, by id. Not those of an upstream: what a colleague
+    has asked for under the same name is theirs."""
+    store = store.own
     requests: dict[str, Request] = {}
-    for name in store.names(requests_prefix(study)):
+    for name in (name for name in store.names(requests_prefix(study)) if name.endswith(".json")):
         request_id = name.removesuffix(".json")
         key = request_key(study, request_id)
         try:
-            requests[request_id] = Request.from_json(store.read(key).decode())
+            requests[request_id] = request = Request.from_json(store.read(key).decode())
+            if request.study != study:
+                raise ValueError(f"it is of a study {request.study}")
         except ValueError as error:
             raise DamagedError(f"{store.locate(key)} is damaged ({error}): delete it, run the study again") from error
     return requests

@@ -16,10 +16,9 @@ from tasks.science.specs import Path
 
 
 @task(**TASK_OPTIONS)
-def interpolate(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None:
+def interpolate(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
     """Measures those uncorrected paths of one cell and measurement that the store lacks; raw endpoints are evaluated
     once for all."""
-    store = Store(store_url)
     missing = [path for path in paths if not has_path(store, path)]
     if not missing:
         return

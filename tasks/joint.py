@@ -8,16 +8,17 @@ from pathlib import Path as Folder
 from prefect import task
 
 from infra.runners import TASK_OPTIONS, run_logger
+from infra.storage import Store
 from tasks.pairs import load_ends, save_ends
 from tasks.science.curves import evaluate_splits
 from tasks.science.specs import Path
 
 
 @task(**TASK_OPTIONS)
-def evaluate_joint(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None:
+def evaluate_joint(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
     """Measures what the store lacks of the joint training beside pairs of one cell and measurement: the network with
     A's seed at alpha 0, that with B's at 1, each once for all pairs."""
-    ends = load_ends(paths, store_url, data_dir)
+    ends = load_ends(paths, store, data_dir)
     if ends is None:
         return
     measurement = ends.measurement

@@ -43,10 +43,9 @@ class Ends:
         return self.paths[0].measurement
 
 
-def load_ends(paths: Sequence[Path], store_url: str, data_dir: Folder) -> Ends | None:
+def load_ends(paths: Sequence[Path], store: Store, data_dir: Folder) -> Ends | None:
     """The ends of those of `paths` that the store lacks, each once: A and B, or what stands in their place; None where
     it lacks none."""
-    store = Store(store_url)
     missing = [path for path in paths if not has_path(store, path)]
     if not missing:
         return None

@@ -16,9 +16,8 @@ from tasks.science.specs import Path
 
 
 @task(**TASK_OPTIONS)
-def repair(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None:
+def repair(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
     """Measures those corrected paths of one cell and measurement that the store lacks; each names its correction."""
-    store = Store(store_url)
     missing = [path for path in paths if not has_path(store, path)]
     if not missing:
         return

@@ -8,16 +8,17 @@ from pathlib import Path as Folder
 from prefect import task
 
 from infra.runners import TASK_OPTIONS, run_logger
+from infra.storage import Store
 from tasks.pairs import load_ends, save_ends
 from tasks.science.logit_shift import measure_shifted
 from tasks.science.specs import Path
 
 
 @task(**TASK_OPTIONS)
-def shift(paths: Sequence[Path], store_url: str, data_dir: Folder) -> None:
+def shift(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
     """Measures those shifted endpoints of one cell, method and measurement that the store lacks: A at alpha 0, B at 1,
     each once for all its pairs."""
-    ends = load_ends(paths, store_url, data_dir)
+    ends = load_ends(paths, store, data_dir)
     if ends is None:
         return
     on_test = ends.paths[0].method == "logit-shift/chosen=test"

@@ -101,7 +101,9 @@ def has_arrived(store: Store, endpoint: Endpoint) -> bool:
         return False
 
 
-def ensure_states(store: Store, endpoints: Collection[Endpoint], dataset: Dataset) -> dict[int, TrainingState]:
+def ensure_states(
+    store: Store, endpoints: Collection[Endpoint], dataset: Dataset, device: torch.device | str = "cpu"
+) -> dict[int, TrainingState]:
     """The states at `endpoints`, checkpoints of one seed's training, by epoch. What the store lacks is trained and
     stored, in one run that goes on from what there is."""
     states = {endpoint.cell.last_epoch: load_state(store, endpoint) for endpoint in endpoints}
@@ -110,7 +112,7 @@ def ensure_states(store: Store, endpoints: Collection[Endpoint], dataset: Datase
     if missing:
         first = next(iter(endpoints))
         progress = StoredProgress(store, first.cell.at(max(missing)), found)
-        for state in train_states(first.cell, first.seed, missing, dataset, progress=progress):
+        for state in train_states(first.cell, first.seed, missing, dataset, device, progress=progress):
             save_state(store, Endpoint(first.cell.at(state.epoch), first.seed), state)
             found[state.epoch] = state
     return found

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+# Servers that tests start stand beside this file.
+sys.path.insert(0, str(Path(__file__).parent))
 
 # Read when Prefect is imported: tests neither print its log nor leave a trace in a person's own home.
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
@@ -10,6 +16,8 @@ os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
 import pytest
 import torch
+from object_storage import ObjectStorage
+from s3fs import S3FileSystem
 
 from infra.storage import Store
 from tasks.science.examples import Dataset, Examples
@@ -29,6 +37,27 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def store(tmp_path) -> Store:
     return Store(str(tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
+def object_storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStorage]:
+    """One S3 server for all tests of a session: it takes seconds to start."""
+    server = ObjectStorage(tmp_path_factory.mktemp("s3"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def s3_credentials(object_storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables of a person who may use the S3 server."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in object_storage.environment.items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()  # fsspec remembers the credentials of an earlier bucket.
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from tasks.science.checks import is_whole
 from tasks.science.correction_table import check_correction, is_defined
 from tasks.science.identity import safe_name, spec_id
 from tasks.science.matchers import parse_matcher
@@ -43,6 +44,8 @@ class Request:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "matchers", tuple(parse_matcher(matcher).text for matcher in self.matchers))
         safe_name(self.study)
+        if not all(is_whole(seed, 0, 2**31 - 1) for seed in self.seeds):
+            raise ValueError(f"seeds must be whole numbers from 0, got {self.seeds}")
         if len(self.seeds) < 2:
             raise ValueError(
                 f"a study needs at least 2 seeds, so that there is a pair to interpolate, got {len(self.seeds)}"
@@ -164,7 +167,7 @@ class Request:
             measurements = [Measurement(**measurement) for measurement in fields["measurements"]]
             fields |= {"cells": [read_cell(cell) for cell in fields["cells"]], "measurements": measurements}
             return cls(**fields)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"not a study request ({error})") from error
 
 

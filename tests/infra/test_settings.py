@@ -27,5 +27,7 @@ def test_without_any_a_laptop_is_assumed():
 
 def test_a_value_that_cannot_be_names_its_variable(monkeypatch):
     monkeypatch.setenv("REPAIRLAB_RUNNER", "carrier-pigeon")
-    with pytest.raises(ValueError, match="REPAIRLAB_RUNNER='carrier-pigeon': Input should be 'processes' or 'threads'"):
+    with pytest.raises(
+        ValueError, match="REPAIRLAB_RUNNER='carrier-pigeon': Input should be 'processes', 'threads' or 'dask'"
+    ):
         load_settings()

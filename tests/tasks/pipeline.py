@@ -55,16 +55,16 @@ def paths_of(store: Store, request: Request) -> list[Curve]:
 
 
 def train_all(store: Store, request: Request) -> None:
-    store.create(request_key(request.study, request.id), request.to_json().encode())
+    store.own.create(request_key(request.study, request.id), request.to_json().encode())
     for cell in request.trained_cells:
-        train.fn(cell, request.seeds, store.url, NOWHERE)
+        train.fn(cell, request.seeds, store, NOWHERE)
 
 
 def align_all(store: Store, request: Request) -> list[str]:
     stopped: list[str] = []
     for cell in request.cells:
         wanted = [merge for merge in merges_of(store, request) if merge.matcher != "none" and merge.cell == cell]
-        stopped += align.fn(wanted, store.url, NOWHERE)
+        stopped += align.fn(wanted, store, NOWHERE)
     return stopped
 
 
@@ -79,11 +79,11 @@ def measure_all(store: Store, request: Request, paths: list[Curve] | None = None
             *(((method, "none"), shift) for method in get_args(ShiftMethod)),
         ):
             wanted = [path for path in paths if (path.method, path.correction) == measured and path.merge.cell == cell]
-            verb.fn(wanted, store.url, NOWHERE)
+            verb.fn(wanted, store, NOWHERE)
 
 
 def run_all(store: Store, request: Request) -> None:
     train_all(store, request)
     align_all(store, request)
     measure_all(store, request)
-    gather.fn(request.study, store.url, {})
+    gather.fn(request.study, store, {})

@@ -282,7 +282,7 @@ def test_an_endpoint_that_could_not_be_made_is_failed_with_its_reason(store: Sto
     request = make_request(cell, n_seeds=4)
     train_all(store, make_request(cell, n_seeds=3))
     store.create("studies/test/requests/x.json", request.to_json().encode())
-    gather.fn("test", store.url, {Endpoint(cell, 3).id: "the disk caught fire"})
+    gather.fn("test", store, {Endpoint(cell, 3).id: "the disk caught fire"})
     endpoints = pd.read_parquet(f"{store.url}/studies/test/endpoints.parquet").set_index("seed")
     assert endpoints.loc[3, "status"] == "failed"
     assert endpoints.loc[3, "message"] == "the disk caught fire"
@@ -317,7 +317,7 @@ def test_an_endpoint_of_before_steps_could_be_skipped_has_skipped_none(store: St
 def test_every_file_says_where_it_comes_from(store: Store):
     metadata = pq.read_schema(f"{store.url}/{table_key('test', 'barriers')}").metadata[b"repairlab"]
     provenance = json.loads(metadata)
-    assert provenance.keys() == {"repairlab", "commit", "torch", "schema", "revisions", "requests"}
+    assert provenance.keys() == {"repairlab", "commit", "torch", "schema", "revisions", "requests", "upstream"}
     assert len(provenance["requests"]) == 1
 
 
@@ -328,7 +328,7 @@ def test_a_damaged_row_file_is_a_sentence_and_the_tables_stay(store: Store, cell
     path = request.paths(merges_of(store, request))[0]
     (Path(store.url) / row_key("paths", path.id)).write_bytes(b"PAR1 damaged")
     with pytest.raises(DamagedError, match=rf"{path.id}\.parquet is damaged \(not a whole Parquet file\): delete it"):
-        gather.fn("test", store.url, {})
+        gather.fn("test", store, {})
     assert store.read(table_key("test", "paths")) == before
     (Path(store.url) / row_key("paths", path.id)).unlink()
     run_all(store, request)
@@ -339,7 +339,7 @@ def test_a_damaged_request_is_a_sentence(store: Store, cell: Cell):
     run_all(store, make_request(cell))
     store.create("studies/test/requests/bad.json", b"{}")
     with pytest.raises(DamagedError, match=r"bad\.json is damaged .*: delete it, run the study again"):
-        gather.fn("test", store.url, {})
+        gather.fn("test", store, {})
 
 
 def test_the_commit_of_a_repository_around_an_installed_copy_is_not_ours(tmp_path: Path, monkeypatch):

@@ -372,13 +372,13 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     monkeypatch.setattr("tasks.trainings.SAVE_SECONDS", 0.0)
     monkeypatch.setattr("tasks.train.load_dataset", lambda _name, _folder: dataset)
     cell, other = cell_of(dataset, crops), Store(str(tmp_path / "other"))
-    train.fn(cell, [0, 1], other.url, Path())
+    train.fn(cell, [0, 1], other, Path())
     with dying(3 * 2 + 2):  # In the third epoch of three batches.
-        train.fn(cell, [0, 1], store.url, Path())
+        train.fn(cell, [0, 1], store, Path())
     with dying(3):
-        train.fn(cell, [0], store.url, Path())
+        train.fn(cell, [0], store, Path())
         raise RuntimeError("the power is off")
-    train.fn(cell, [0, 1], store.url, Path())
+    train.fn(cell, [0, 1], store, Path())
     for seed in (0, 1):
         ours, theirs = (read_endpoint(one, Endpoint(cell, seed)) for one in (store, other))
         assert ours is not None

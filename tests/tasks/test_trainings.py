@@ -47,15 +47,15 @@ def with_recipe(cell: Cell, **changes) -> Cell:
 
 
 def test_one_training_stores_every_checkpoint_that_is_missing(store: Store, other: Store, cell: Cell):
-    train.fn(cell, [0, 1], store.url, Path(), (0, 2, LAST))
+    train.fn(cell, [0, 1], store, Path(), (0, 2, LAST))
     assert len(store.names("endpoints")) == 6
     assert states_in(store) == set()
     for epoch in (0, 2, LAST):
-        train.fn(cell.at(epoch), [1], other.url, Path())
+        train.fn(cell.at(epoch), [1], other, Path())
         assert digest(other, cell, 1, epoch) == digest(store, cell, 1, epoch)
     kept = store.read(endpoint_key(Endpoint(cell.at(2), 0).id))
     (Path(store.url) / endpoint_key(Endpoint(cell.at(0), 0).id)).unlink()
-    train.fn(cell, [0, 1], store.url, Path(), (0, 2, 4, LAST))
+    train.fn(cell, [0, 1], store, Path(), (0, 2, 4, LAST))
     assert store.read(endpoint_key(Endpoint(cell.at(2), 0).id)) == kept
     assert len(store.names("endpoints")) == 8
 
@@ -87,15 +87,15 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     if architecture == "resnet20":
         cell = with_recipe(dataclasses.replace(cell, width=1, depth=20), epochs=3)
     n_steps = 6 * (cell.recipe.epochs - 1) + 2
-    train.fn(cell, [3], other.url, Path(), (1, LAST))
+    train.fn(cell, [3], other, Path(), (1, LAST))
     with dying(n_steps):
-        train.fn(cell, [3], store.url, Path(), (1, LAST))
+        train.fn(cell, [3], store, Path(), (1, LAST))
     key = training_key(Endpoint(cell, 3).id)
     assert read_header(store, key)["state"]["epoch"] == cell.recipe.epochs - 1
     assert digest(store, cell, 3, 1) == digest(other, cell, 3, 1)
     # What is left takes the steps of one epoch, and no state stays behind.
     with dying(6):
-        train.fn(cell, [3], store.url, Path(), (1, LAST))
+        train.fn(cell, [3], store, Path(), (1, LAST))
         raise RuntimeError("the power is off")
     assert digest(store, cell, 3) == digest(other, cell, 3)
     assert states_in(store) == set()
@@ -107,7 +107,7 @@ def test_a_damaged_state_is_ignored_with_a_line_in_the_log(
     store: Store, other: Store, cell: Cell, damage: str, caplog: pytest.LogCaptureFixture
 ):
     with dying(20):
-        train.fn(cell, [0], store.url, Path())
+        train.fn(cell, [0], store, Path())
     key = training_key(Endpoint(cell, 0).id)
     path = Path(store.url) / key
     tensors, header = read_checkpoint(store, key)
@@ -121,25 +121,25 @@ def test_a_damaged_state_is_ignored_with_a_line_in_the_log(
     else:
         path.write_bytes(pack(tensors, {"sha256": header["sha256"]}))
     with caplog.at_level(logging.WARNING):
-        train.fn(cell, [0], store.url, Path())
+        train.fn(cell, [0], store, Path())
     assert "a training state is ignored: " in caplog.text
-    train.fn(cell, [0], other.url, Path())
+    train.fn(cell, [0], other, Path())
     assert digest(store, cell, 0) == digest(other, cell, 0)
     assert states_in(store) == set()
 
 
 def test_a_state_is_saved_every_few_minutes_and_not_more_often(store: Store, cell: Cell):
     with dying(20):
-        train.fn(cell, [0], store.url, Path())
+        train.fn(cell, [0], store, Path())
     assert states_in(store) == set()
 
 
 def test_children_start_from_one_training_of_their_parent(store: Store, other: Store, cell: Cell, monkeypatch):
     parents = [Endpoint(cell.at(epoch), 7) for epoch in (0, 2, 4)]
-    train_parent.fn(parents, store.url, Path())
+    train_parent.fn(parents, store, Path())
     assert states_in(store) == {f"{parent.id}.safetensors" for parent in parents}
     assert all(has_arrived(store, parent) for parent in parents)
-    train.fn(cell, [7], other.url, Path(), (2,))
+    train.fn(cell, [7], other, Path(), (2,))
     state = load_state(store, parents[1])
     assert state is not None
     (weights,) = load_weights(other, [_member(other, Endpoint(cell.at(2), 7))]).values()
@@ -151,11 +151,11 @@ def test_children_start_from_one_training_of_their_parent(store: Store, other: S
     children = dataclasses.replace(cell, spawn=(7, 2))
     with monkeypatch.context() as patch:
         patch.setattr("tasks.trainings.train_states", never)
-        train_parent.fn(parents, store.url, Path())
-        train.fn(children, [0, 1], store.url, Path(), (3, LAST))
+        train_parent.fn(parents, store, Path())
+        train.fn(children, [0, 1], store, Path(), (3, LAST))
     assert states_in(store) == {f"{parent.id}.safetensors" for parent in parents}
     assert len({digest(store, children, seed, epoch) for seed in (0, 1) for epoch in (3, LAST)}) == 4
-    train.fn(children, [1], other.url, Path())
+    train.fn(children, [1], other, Path())
     assert digest(other, children, 1) == digest(store, children, 1)
 
 
@@ -171,15 +171,15 @@ def _member(store: Store, endpoint: Endpoint):
 def test_a_parent_goes_on_from_what_is_there(store: Store, other: Store, cell: Cell):
     late = Endpoint(cell.at(5), 0)
     with dying(6 * 3 + 2):
-        train_parent.fn([late], store.url, Path())
+        train_parent.fn([late], store, Path())
     assert not has_arrived(store, late)
     assert store.exists(training_key(late.id)), "a state on the way stands under what it leads to"
     with dying(6 * 2):
-        train_parent.fn([late], store.url, Path())
+        train_parent.fn([late], store, Path())
         raise RuntimeError("the power is off")
     with dying(6):  # A parent of a later epoch goes on from an earlier one, and a killed training of its own.
-        train_parent.fn([late, Endpoint(cell.at(4), 0), Endpoint(cell.at(3), 0)], other.url, Path())
-    train_parent.fn([late], other.url, Path())
+        train_parent.fn([late, Endpoint(cell.at(4), 0), Endpoint(cell.at(3), 0)], other, Path())
+    train_parent.fn([late], other, Path())
     for part in ("weights", "memory"):
         ours, theirs = (getattr(load_state(one, late), part) for one in (store, other))
         assert ours.keys() == theirs.keys()
@@ -189,11 +189,11 @@ def test_a_parent_goes_on_from_what_is_there(store: Store, other: Store, cell: C
 @pytest.mark.usefixtures("always_saving")
 def test_a_child_that_is_killed_goes_on_as_that_child(store: Store, other: Store, cell: Cell):
     children = with_recipe(dataclasses.replace(cell, spawn=(0, 1)), optimizer="adam", learning_rate=0.005)
-    train.fn(children, [0], other.url, Path())
-    train_parent.fn([children.parent], store.url, Path())
+    train.fn(children, [0], other, Path())
+    train_parent.fn([children.parent], store, Path())
     with dying(6 * 3 + 2):
-        train.fn(children, [0], store.url, Path())
+        train.fn(children, [0], store, Path())
     with dying(6 * 2):
-        train.fn(children, [0], store.url, Path())
+        train.fn(children, [0], store, Path())
         raise RuntimeError("the power is off")
     assert digest(store, children, 0) == digest(other, children, 0)

@@ -61,7 +61,7 @@ def assert_same(one: dict, other: dict) -> None:
 
 
 def test_an_endpoint_is_stored_with_its_spec_its_metrics_and_its_digest(store: Store, cell: Cell):
-    train.fn(cell, [0], store.url, Path())
+    train.fn(cell, [0], store, Path())
     header = read_header(store, endpoint_key(Endpoint(cell, 0).id))
     assert header["spec"]["cell"]["width"] == 16
     assert header["record"]["status"] == "trained"
@@ -85,10 +85,10 @@ def test_what_is_computed_together_changes_no_bit(store: Store, cell: Cell, tmp_
     measure_all(store, request)
     apart = Store(str(tmp_path / "apart"))
     for seed in (2, 0, 1):
-        train.fn(cell, [seed], apart.url, Path())
+        train.fn(cell, [seed], apart, Path())
     for merge in merges_of(apart, request)[::-1]:
         if merge.matcher != "none":
-            align.fn([merge], apart.url, Path())
+            align.fn([merge], apart, Path())
     for path in request.paths(merges_of(apart, request))[::-1]:
         measure_all(apart, request, [path])
     assert_same(numbers(store), numbers(apart))
@@ -137,7 +137,7 @@ def test_a_pair_whose_permutation_changes_the_function_stops_with_a_sentence(sto
             assert not has_match(store, merge)
             row = pd.read_parquet(f"{store.url}/{row_key('merges', merge.id)}").iloc[0]
             assert row["function_error"] > 1e-9
-    gather.fn("test", store.url, {})
+    gather.fn("test", store, {})
     gathered = pd.read_parquet(f"{store.url}/studies/test/merges.parquet").query("matcher == 'activation'")
     assert len(gathered) == 3
     assert (gathered["function_error"] > 1e-9).all()
@@ -206,8 +206,8 @@ def test_every_correction_of_a_residual_network_is_stored_by_one_task(store: Sto
     train_all(store, request)
     paths = request.paths(merges_of(store, request))
     assert [path.correction for path in paths] == list(names)
-    interpolate.fn([path for path in paths if path.correction == "none"], store.url, Path())
-    repair.fn([path for path in paths if path.correction != "none"], store.url, Path())
+    interpolate.fn([path for path in paths if path.correction == "none"], store, Path())
+    repair.fn([path for path in paths if path.correction != "none"], store, Path())
     frames = {path.correction: pd.read_parquet(f"{store.url}/{row_key('paths', path.id)}") for path in paths}
     layers = {path.correction: pd.read_parquet(f"{store.url}/{row_key('layers', path.id)}") for path in paths}
     for name in names:
@@ -220,7 +220,7 @@ def test_every_correction_of_a_residual_network_is_stored_by_one_task(store: Sto
     kept = store.read(row_key("layers", alone.id))
     for table in ("paths", "layers"):
         (Path(store.url) / row_key(table, alone.id)).unlink()
-    repair.fn([alone], store.url, Path())
+    repair.fn([alone], store, Path())
     assert store.read(row_key("layers", alone.id)) == kept
 
 
@@ -241,7 +241,7 @@ def test_every_architecture_is_aligned(store: Store, cell: Cell, architecture: s
     # Whether one epoch is enough to count as trained does not matter here.
     members = [as_member(e, record) for e in request.endpoints(changed) if (record := read_endpoint(store, e))]
     merges = [merge for merge in request.merges(changed, members) if merge.matcher != "none"]
-    assert align.fn(merges, store.url, Path()) == []
+    assert align.fn(merges, store, Path()) == []
     for merge in merges:
         assert has_match(store, merge)
         row = pd.read_parquet(f"{store.url}/{row_key('merges', merge.id)}").iloc[0]
