@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from infra.settings import Device
 from infra.storage import Store
-from tasks.artifacts import as_member, has_match, has_path, missing_seeds, read_endpoint
+from tasks.artifacts import has_match, has_path, joint_members, missing_seeds, read_endpoint, trained_members
 from tasks.datasets import UNKNOWN_FINGERPRINT
 from tasks.science.matchers import parse_matcher
 from tasks.science.networks import build_network
 from tasks.science.recipe import Recipe
 from tasks.science.request import Request
-from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member
+from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement
 from tasks.science.training import check_trainable
 from tasks.trainings import has_arrived
 
@@ -68,12 +69,12 @@ def trainings_to_go(store: Store, request: Request) -> list[Cell]:
     return to_go
 
 
-def refuse_training(store: Store, request: Request) -> str | None:
-    """Why an endpoint that is missing cannot be trained on this machine, in a sentence; None where all can."""
+def refuse_training(store: Store, request: Request, device: Device) -> str | None:
+    """Why an endpoint that is missing cannot be trained on `device`, in a sentence; None where all can."""
     try:
         for cell in request.trained_cells:
             if missing_seeds(store, cell, request.seeds):
-                check_trainable(cell.recipe, "cpu")
+                check_trainable(cell.recipe, device)
     except ValueError as error:
         return str(error)
     return None
@@ -156,18 +157,6 @@ def group_size(seconds_each: float) -> int:
     """How many of a thing one task should carry."""
     # Initial weights take no training at all.
     return max(1, round(TASK_SECONDS / max(seconds_each, 0.001)))
-
-
-def trained_members(store: Store, request: Request, cell: Cell) -> list[Member]:
-    """The endpoints of a cell that may take part in pairs."""
-    found = ((endpoint, read_endpoint(store, endpoint)) for endpoint in request.endpoints(cell))
-    return [as_member(endpoint, record) for endpoint, record in found if record and record["status"] == "trained"]
-
-
-def joint_members(store: Store, request: Request, cell: Cell) -> list[Member]:
-    """The endpoints trained on both halves of the data of a cell, where it has halves and such were asked for."""
-    joint = request.joint_cell(cell)
-    return [] if joint is None else trained_members(store, request, joint)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+import httpx
 import jinja2
 import pandas as pd
 from prefect import task
@@ -27,7 +28,7 @@ from flows.figures import (
 )
 from flows.labels import FACTORS, label_value, main_factor, swept_factors, telling
 from infra.paths import figure_key, report_key, table_key
-from infra.runners import TASK_OPTIONS
+from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store, StoreError
 from infra.tables import read_provenance, read_table
 from tasks.gather import NOT_YET
@@ -83,22 +84,30 @@ TEXT_COLUMNS = ("dataset", "architecture", "normalization", "path", "recipe", "m
 
 
 @task(**TASK_OPTIONS)
-def report(study: str, store_url: str) -> str:
+def report(study: str, store: Store) -> str:
     """Writes the report, and shows its table and main figure in the Prefect UI; returns where the page lies."""
-    store = Store(store_url)
     where = write_report(store, study)
-    ablation = read_table(store, table_key(study, "ablation"))
     if TaskRunContext.get() is not None:
-        rows: list[dict[str, Any]] = summarise_ablation(ablation).to_dict(orient="records")  # pyright: ignore
-        create_table_artifact(rows, key=f"{study}-ablation", description=make_claim(ablation))
-        if store.exists(figure_key(study, "barriers")):
-            figure = base64.b64encode(store.read(figure_key(study, "barriers"))).decode()
-            create_markdown_artifact(
-                f"# {study}\n\n{make_claim(ablation)}\n\n![{FIGURES['barriers']}](data:image/png;base64,{figure})\n\n"
-                f"Report: `{where}`",
-                key=f"{study}-figure",
-            )
+        try:
+            _show_in_prefect(store, study, where)
+        except httpx.HTTPError as error:
+            # The tables and the page are there; its artifacts are not worth a study.
+            run_logger().warning("the Prefect server has not taken the report's artifacts: %s", error)
     return where
+
+
+def _show_in_prefect(store: Store, study: str, where: str) -> None:
+    """The table and the main figure as artifacts of the task that runs."""
+    ablation = read_table(store, table_key(study, "ablation"))
+    rows: list[dict[str, Any]] = summarise_ablation(ablation).to_dict(orient="records")  # pyright: ignore
+    create_table_artifact(rows, key=f"{study}-ablation", description=make_claim(ablation))
+    if store.exists(figure_key(study, "barriers")):
+        figure = base64.b64encode(store.read(figure_key(study, "barriers"))).decode()
+        create_markdown_artifact(
+            f"# {study}\n\n{make_claim(ablation)}\n\n![{FIGURES['barriers']}](data:image/png;base64,{figure})\n\n"
+            f"Report: `{where}`",
+            key=f"{study}-figure",
+        )
 
 
 def write_report(store: Store, study: str) -> str:

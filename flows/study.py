@@ -15,6 +15,7 @@ from itertools import product
 from pathlib import Path as Folder
 from typing import get_args
 
+import httpx
 from prefect import flow
 
 from flows.imports import resolve
@@ -22,21 +23,19 @@ from flows.options import StudyOptions
 from flows.plan import (
     group_checkpoints,
     group_size,
-    joint_members,
     missing_parents,
     path_seconds,
-    trained_members,
     training_seconds,
 )
 from flows.progress import show_stages
 from flows.report import report
 from flows.work import Submitted, Work
 from infra.paths import request_key
-from infra.runners import make_runner, prefect_api
+from infra.runners import Routing, ServerError, check_runner, make_runner, prefect_api
 from infra.settings import Settings
 from infra.storage import Store
 from tasks.align import align
-from tasks.artifacts import has_match, has_path, missing_checkpoints
+from tasks.artifacts import has_match, has_path, joint_members, missing_checkpoints, trained_members
 from tasks.datasets import load_dataset, published_shape
 from tasks.ensemble import ensemble
 from tasks.gather import gather
@@ -76,25 +75,25 @@ class UnfinishedError(Exception):
 
 
 @flow(name="study", persist_result=False)
-def study(options: StudyOptions, store_url: str, data_dir: Folder) -> StudyResult:
-    """Carries a study out on `store_url` and gathers everything measured under its name.
+def study(options: StudyOptions, settings: Settings) -> StudyResult:
+    """Carries a study out on the store that the settings name, and gathers everything measured under its name.
 
     Raises UnfinishedError, after tables and report are written, where a task failed or a pair had to stop; DataError,
     before anything is trained, where the samples of a measurement cannot be held in memory.
     """
-    store = Store(store_url)
+    store, data_dir = Store(settings.store, settings.upstream), settings.data_dir
     request, lacking = find_request(options, store, data_dir)
     for cell, measurement in product(request.cells, request.measurements):
         try:
             check_statistics(cell.data, measurement.samples)
         except ValueError as error:
             raise DataError(str(error)) from error
-    store.create(request_key(request.study, request.id), request.to_json().encode())
+    store.own.create(request_key(request.study, request.id), request.to_json().encode())
     with show_stages() as stages:
-        work = Work(stages)
+        work = Work(stages, Routing.of(settings))
         for sentence in lacking:
             work.report(sentence)
-        training = train_endpoints(work, request, store, data_dir)
+        training = train_endpoints(work, request, store, settings)
         failures: dict[str, str] = {}
         matching: list[tuple[Cell, list[Merge], list[Submitted]]] = []
         for cells, groups in training:
@@ -115,8 +114,8 @@ def study(options: StudyOptions, store_url: str, data_dir: Folder) -> StudyResul
             measuring += measure_paths(work, paths, aligning, store, data_dir)
         for submitted in measuring:
             work.wait(submitted)
-    tables = gather.with_options(task_run_name=f"gather {request.study}")(request.study, store_url, failures)
-    page = report.with_options(task_run_name=f"report {request.study}")(request.study, store_url)
+    tables = gather.with_options(task_run_name=f"gather {request.study}")(request.study, store, failures)
+    page = report.with_options(task_run_name=f"report {request.study}")(request.study, store)
     if work.problems:
         raise UnfinishedError(work.problems)
     return StudyResult(tables, page)
@@ -146,17 +145,18 @@ def find_request(options: StudyOptions, store: Store, data_dir: Folder) -> tuple
 
 
 def train_endpoints(
-    work: Work, request: Request, store: Store, data_dir: Folder
+    work: Work, request: Request, store: Store, settings: Settings
 ) -> list[tuple[list[Cell], list[tuple[list[int], Submitted]]]]:
     """Submits the endpoints that are missing, the longest trainings first, so that no worker ends up with one alone:
     cells that are checkpoints of one training per seed, with their groups of seeds.
 
     What others are spawned from is trained first, beside all that needs no parent.
     """
+    data_dir, device = settings.data_dir, settings.device
     parents: list[Submitted] = []
     for states in missing_parents(store, request):
         name = f"train {states[0].cell.at(None).label}, seed {states[0].seed}, to spawn from"
-        parents.append(work.submit(train_parent, name, len(states), states, store.url, data_dir))
+        parents.append(work.submit(train_parent, name, len(states), states, store, data_dir, device, trains=True))
     training: list[tuple[list[Cell], list[tuple[list[int], Submitted]]]] = []
     groups = group_checkpoints(request.trained_cells)
     # Children last, and each group the longest first.
@@ -177,7 +177,8 @@ def train_endpoints(
             if len(cells) > 1:
                 name += f", {len(cells)} checkpoints"
             n_endpoints = sum(len(missing[seed]) for seed in group)
-            task = work.submit(train, name, n_endpoints, end, group, store.url, data_dir, epochs)
+            where = (store, data_dir, epochs, device)
+            task = work.submit(train, name, n_endpoints, end, group, *where, trains=True)
             submitted.append((group, task))
         training.append((cells, submitted))
     return training
@@ -193,7 +194,7 @@ def align_pairs(
     for samples in dict.fromkeys(merge.samples for merge in missing.values()):
         wanted = [merge for merge in missing.values() if merge.samples == samples]
         name = f"align {wanted[0].cell.label}, {len(wanted)} pairs"
-        submitted.append(work.submit(align, name, len(wanted), wanted, store.url, data_dir, after=trained))
+        submitted.append(work.submit(align, name, len(wanted), wanted, store, data_dir, after=trained))
     return submitted
 
 
@@ -214,15 +215,21 @@ def measure_paths(
             chunk = missing[start : start + size]
             done = verb.name if correction == "none" else correction
             name = f"{done} {cell.label}, paths {start + 1}-{start + len(chunk)} of {len(missing)}"
-            measuring.append(work.submit(verb, name, len(chunk), chunk, store.url, data_dir, after=aligned))
+            measuring.append(work.submit(verb, name, len(chunk), chunk, store, data_dir, after=aligned))
     return measuring
 
 
-def run_study(options: StudyOptions, settings: Settings, store_url: str) -> StudyResult:
-    """The flow, on the runner that the settings name."""
-    configured = study.with_options(task_runner=make_runner(settings), flow_run_name=options.study)
+def run_study(options: StudyOptions, settings: Settings) -> StudyResult:
+    """The flow, on the runner that the settings name. Raises ServerError where what it needs does not answer."""
+    check_runner(settings)
     with prefect_api():
-        return configured(options, store_url, settings.data_dir)
+        configured = study.with_options(task_runner=make_runner(settings), flow_run_name=options.study)
+        try:
+            return configured(options, settings.anchored())
+        except httpx.TransportError as error:
+            raise ServerError(
+                f"the Prefect server is gone ({error}): start it, and the same command goes on from here"
+            ) from error
 
 
 def label_seeds(seeds: Sequence[int]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,24 +13,36 @@ from prefect import Task
 from prefect.futures import PrefectFuture
 
 from flows.progress import Stages
+from infra.faults import RETRY_DELAYS_SECONDS
+from infra.runners import Routing, ServerError, lost_its_worker, lost_the_api, lost_the_scheduler
 from infra.storage import StoreError
 from tasks.published import DataError
 
 
 def describe(error: Exception) -> str:
     """The first line of what went wrong, with its kind where the words alone would not tell."""
+    if lost_its_worker(error):
+        return "it was given up, for every worker that it ran on was killed, most likely for want of memory"
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return line if isinstance(error, StoreError | DataError) else f"{type(error).__name__}: {line}"
 
 
-@dataclass(frozen=True)
+LOST_TRIES = 2
+"""How often a task is submitted whose workers keep being killed. Dask gives such a task up after four workers, and with
+it others that only waited on the same workers: they are done when they are tried again, the guilty one is not."""
+
+
+@dataclass
 class Submitted:
-    """A task that was submitted, and how many `things` (endpoints, pairs, paths) of its stage it carries."""
+    """A task that was submitted, and how many `things` (endpoints, pairs, paths) of its stage it carries; `submit`
+    submits it again. `has_ended_well` is known once it was waited for."""
 
     future: PrefectFuture[Any]
     name: str
     stage: str
     n_things: int
+    submit: Callable[[], PrefectFuture[Any]]
+    has_ended_well: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,36 +56,70 @@ class Outcome:
 class Work:
     """The tasks of one flow run."""
 
-    def __init__(self, stages: Stages) -> None:
-        self._stages = stages
+    def __init__(self, stages: Stages, routing: Routing) -> None:
+        self._stages, self._routing = stages, routing
         self.problems: list[str] = []
 
     def submit(
-        self, task: Task[..., Any], name: str, n_things: int, *arguments: Any, after: Sequence[Submitted] = ()
+        self,
+        task: Task[..., Any],
+        name: str,
+        n_things: int,
+        *arguments: Any,
+        after: Sequence[Submitted] = (),
+        trains: bool = False,
     ) -> Submitted:
-        """Submits `task` under `name`; `after` are finished tasks that it builds on, which the UI draws as edges."""
+        """Submits `task` under `name`; `after` are tasks that were waited for and that it builds on, which the UI draws
+        as edges. One that `trains` goes where training is routed to."""
         self._stages.expect(task.name, n_things)
-        done = [submitted.future for submitted in after if submitted.future.state.is_completed()]
-        future = task.with_options(task_run_name=name).submit(*arguments, wait_for=done)
-        return Submitted(future, name, task.name, n_things)
+        done = [submitted.future for submitted in after if submitted.has_ended_well]
+        named = task.with_options(task_run_name=name)
+        if trains:
+            named = named.with_options(tags=self._routing.tags)
+
+        def submit() -> PrefectFuture[Any]:
+            with self._routing.training() if trains else nullcontext():
+                return named.submit(*arguments, wait_for=done)
+
+        return Submitted(submit(), name, task.name, n_things, submit)
 
     def wait(self, submitted: Submitted) -> Outcome:
-        """Waits for a task to end."""
+        """Waits for a task to end. Raises ServerError where nothing that was submitted can end any more."""
         try:
-            result = submitted.future.result()
+            result = self._result(submitted)
         except BrokenProcessPool:
             failure = (
-                "a worker process was killed, most likely for want of memory; the same command goes on from here, "
-                "perhaps with fewer workers (REPAIRLAB_WORKERS)"
+                "a worker process was killed, most likely for want of memory, or never reached the Prefect server; the "
+                "same command goes on from here, perhaps with fewer workers (REPAIRLAB_WORKERS)"
             )
             self.report(failure)
             return Outcome(failure=failure)
         except Exception as error:  # Whatever a task dies of becomes a recorded outcome of its cell.
+            if lost_the_scheduler(error):
+                raise ServerError(
+                    "the Dask scheduler is gone, and with it all that was submitted: start it and its workers again, "
+                    "and the same command goes on from here"
+                ) from error
             failure = describe(error)
             self.report(f"{submitted.name}: {failure}")
             return Outcome(failure=failure)
+        submitted.has_ended_well = True
         self._stages.advance(submitted.stage, submitted.n_things)
         return Outcome(result)
+
+    def _result(self, submitted: Submitted) -> Any:
+        """What a task returned. One that never began, for the Prefect server did not answer, is submitted again after a
+        while, and at once one that Dask gave up."""
+        waits, tries = iter(RETRY_DELAYS_SECONDS), iter([0.0] * (LOST_TRIES - 1))
+        while True:
+            try:
+                return submitted.future.result()
+            except Exception as error:
+                pauses = waits if lost_the_api(error) else tries if lost_its_worker(error) else iter(())
+                if (pause := next(pauses, None)) is None:
+                    raise
+            time.sleep(pause)
+            submitted.future = submitted.submit()
 
     def report(self, problem: str) -> None:
         """Keeps a sentence for the person, once."""

@@ -6,11 +6,15 @@ each other on a shared machine are slower by up to two orders of magnitude. Para
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import signal
+import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import torch
 from prefect.cache_policies import NO_CACHE
@@ -28,11 +32,92 @@ if TYPE_CHECKING:
 
 
 def make_runner(settings: Settings) -> TaskRunner[Any]:
-    """The runner that `settings` name, with as many workers as they say."""
+    """The runner that `settings` name, with as many workers as they say, which report to the Prefect API of here."""
+    if settings.runner == "dask":
+        from infra.dask import make_dask_runner, n_gpus_here
+
+        n_gpus = n_gpus_here() if settings.device == "cuda" else 0
+        return make_dask_runner(settings.scheduler, settings.workers, n_gpus)
     if settings.runner == "threads":
         use_one_thread()
         return ThreadPoolTaskRunner(max_workers=settings.workers)
-    return ProcessPoolTaskRunner(max_workers=settings.workers, initializer=_begin_worker)
+    api_url = get_current_settings().api.url
+    return ProcessPoolTaskRunner(max_workers=settings.workers, initializer=_begin_worker, initargs=(api_url,))
+
+
+def check_runner(settings: Settings) -> None:
+    """Raises ServerError where tasks could never be carried out, with the way out, before any is submitted."""
+    on_gpu = settings.device == "cuda"
+    if settings.runner != "dask" or settings.scheduler is None:
+        if settings.runner == "dask":
+            _check_dask_is_installed()
+        if on_gpu and not torch.cuda.is_available():
+            raise ServerError(
+                "torch finds no GPU here: leave out --device cuda, or name a --scheduler with GPU workers"
+            )
+        return
+    _check_dask_is_installed()
+    from infra.dask import count_workers
+
+    try:
+        n_workers, n_gpus = count_workers(settings.scheduler)
+    except Exception as error:  # Whatever an address, its TLS, or another kind of server makes Dask raise.
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ServerError(
+            f"the Dask scheduler {settings.scheduler} does not answer ({reason}): start it, set up Dask's TLS where it "
+            "asks for it, or leave out --scheduler to run on this machine"
+        ) from error
+    if not n_workers or (on_gpu and not n_gpus):
+        kind = "workers with a GPU" if n_workers else "workers"
+        resource = " --nthreads 1 --resources GPU=1" if on_gpu else " --nthreads 1"
+        raise ServerError(f"{settings.scheduler} has no {kind}: start some, dask worker {settings.scheduler}{resource}")
+    host = urlsplit(settings.scheduler).hostname or ""
+    if host not in ("localhost", "127.0.0.1", "::1") and get_current_settings().api.url is None:
+        raise ServerError(
+            f"the workers of {settings.scheduler} cannot reach a Prefect server that lives in this process: start one "
+            "that they reach, and name it in PREFECT_API_URL here and there"
+        )
+
+
+def _check_dask_is_installed() -> None:
+    if importlib.util.find_spec("prefect_dask") is None:
+        raise ServerError("the runner dask needs two more packages: pip install 'repairlab[cluster]'")
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Where tasks that train are sent, and how the UI marks them."""
+
+    to_gpu_workers: bool
+    tags: tuple[str, ...]
+
+    @classmethod
+    def of(cls, settings: Settings) -> Routing:
+        on_gpu = settings.device == "cuda"
+        return cls(on_gpu and settings.runner == "dask", ("gpu",) if on_gpu else ())
+
+    def training(self) -> AbstractContextManager[Any]:
+        """What is submitted in here trains."""
+        if not self.to_gpu_workers:
+            return nullcontext()
+        from infra.dask import on_gpu
+
+        return on_gpu()
+
+
+def lost_the_api(error: BaseException) -> bool:
+    """Whether a task could not begin because the Prefect server did not answer."""
+    return isinstance(error, RuntimeError) and str(error).startswith("Failed to reach API")
+
+
+def lost_the_scheduler(error: BaseException) -> bool:
+    """Whether a task ended because Dask's scheduler, and with it all that was submitted, is gone."""
+    return type(error).__name__ in ("FutureCancelledError", "ClosedClientError", "CommClosedError")
+
+
+def lost_its_worker(error: BaseException) -> bool:
+    """Whether a task ended because Dask gave it up: every worker that it was sent to died."""
+    return type(error).__name__ == "KilledWorker"
 
 
 def use_one_thread() -> None:
@@ -40,17 +125,39 @@ def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _begin_worker() -> None:
+def _begin_worker(api_url: str | None) -> None:
     use_one_thread()
     # Ctrl-C reaches every process of a terminal; the flow alone decides what it means, and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if api_url is not None:
+        _greet(api_url)
+
+
+_GREETING_SECONDS = 120
+
+
+def _greet(api_url: str) -> None:
+    """Has this process ask the Prefect server for its version, which every process does once, until it answers.
+
+    Left to the first task, a server that happens to be down ends the worker with SystemExit, at which Prefect's pool
+    stops handing results out and the flow waits for ever.
+    """
+    begun = time.monotonic()
+    with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
+        while True:
+            try:
+                return client.raise_for_api_version_mismatch_once()
+            except RuntimeError:
+                if time.monotonic() - begun > _GREETING_SECONDS:
+                    raise
+                time.sleep(1)
 
 
 _own_servers: list[SubprocessASGIServer] = []
 
 
 class ServerError(Exception):
-    """The Prefect server cannot be reached or started; the message says what to do."""
+    """A server or worker that is needed cannot be reached or started; the message says what to do."""
 
 
 @contextmanager

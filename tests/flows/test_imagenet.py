@@ -58,7 +58,7 @@ def test_a_study_whose_statistics_no_memory_holds_is_refused_before_it_trains(st
         dataclasses.replace(PRESETS["imagenet-curves"], measurement=PRESETS["width"].measurement),
     )
     with pytest.raises(DataError, match="on 1281167 images at once, which take 771 GB: ask for fewer"):
-        study.fn(StudyOptions(**ONE_NETWORK), store.url, Path())
+        study.fn(StudyOptions(**ONE_NETWORK), Settings(store=store.url, data_dir=Path()))
     assert not Path(store.url).exists()
 
 
@@ -80,7 +80,7 @@ def test_the_study_runs_on_a_small_folder_to_its_tables(tmp_path: Path, store: S
     monkeypatch.setitem(PRESETS, "imagenet-curves", small)
     options = StudyOptions(**ONE_NETWORK | {"epochs": 8}, alphas=3, statistics=4, evaluation=3)
     settings = Settings(store=store.url, runner=runner, workers=2, data_dir=tmp_path)
-    run_study(options, settings, store.url)
+    run_study(options, settings)
     tables = {
         name: pd.read_parquet(f"{store.url}/studies/imagenet-curves/{name}.parquet")
         for name in ("endpoints", "paths", "barriers", "cells")

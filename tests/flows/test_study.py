@@ -30,7 +30,7 @@ SMALL = {"study": "digits-depth", "depth": [2, 3], "width": [32], "seeds": 3, "e
 
 def run(store: Store, **changes):
     settings = Settings(store=store.url, runner="threads", workers=2)
-    return run_study(StudyOptions(**{**SMALL, **changes}), settings, store.url)
+    return run_study(StudyOptions(**{**SMALL, **changes}), settings)
 
 
 def snapshot(store: Store) -> dict[str, int]:
@@ -231,7 +231,7 @@ def test_a_cell_whose_seeds_all_diverge_is_counted_and_the_rest_goes_on(store: S
 def test_processes_compute_what_threads_compute(store: Store, tmp_path: Path):
     run(store)
     other = Store(str(tmp_path / "processes"))
-    run_study(StudyOptions(**SMALL), Settings(store=other.url, runner="processes", workers=2), other.url)
+    run_study(StudyOptions(**SMALL), Settings(store=other.url, runner="processes", workers=2))
     ours, theirs = tables_of(store), tables_of(other)
     clocks = ["train_seconds", "match_seconds"]
     for name in ours:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import logging
 
+import pytest
 import torch
 from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
+from infra import runners
 from infra.runners import TASK_OPTIONS, make_runner, retry_transient, run_logger
 from infra.settings import Settings
 
@@ -37,3 +39,32 @@ def test_outside_of_a_run_a_task_logs_where_python_does(caplog):
     with caplog.at_level(logging.INFO, logger="repairlab"):
         run_logger().info("hello")
     assert "hello" in caplog.text
+
+
+class Client:
+    """Answers from the third time on."""
+
+    def __init__(self) -> None:
+        self.n_asked = 0
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_error: object) -> None: ...
+
+    def raise_for_api_version_mismatch_once(self) -> None:
+        self.n_asked += 1
+        if self.n_asked < 3:
+            raise RuntimeError("Failed to reach API")
+
+
+def test_a_worker_waits_for_the_prefect_server_before_its_first_task(monkeypatch):
+    client = Client()
+    monkeypatch.setattr(runners, "get_client", lambda **_: client)
+    monkeypatch.setattr(runners.time, "sleep", lambda _seconds: None)
+    runners._greet("http://127.0.0.1:1/api")
+    assert client.n_asked == 3
+    client.n_asked = -1000
+    monkeypatch.setattr(runners, "_GREETING_SECONDS", 0)
+    with pytest.raises(RuntimeError, match="Failed to reach API"):
+        runners._greet("http://127.0.0.1:1/api")
