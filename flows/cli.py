@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 
 from infra.paths import report_key, table_key
-from infra.settings import RUNNERS, Settings, load_settings
+from infra.settings import DEVICES, RUNNERS, Settings, load_settings
 from infra.storage import Store, StoreError
 from tasks.science.identity import safe_name
 
@@ -37,16 +37,34 @@ app = typer.Typer(
 StoreOption = Annotated[
     str | None, typer.Option("--store", help="Folder or s3:// URL of the store [REPAIRLAB_STORE, ./runs]")
 ]
-RunnerOption = Annotated[str | None, typer.Option("--runner", help="processes or threads [REPAIRLAB_RUNNER]")]
+UpstreamOption = Annotated[
+    str | None,
+    typer.Option("--upstream", help="Store to read what one's own lacks from, never written [REPAIRLAB_UPSTREAM]"),
+]
+RunnerOption = Annotated[str | None, typer.Option("--runner", help=f"{', '.join(RUNNERS)} [REPAIRLAB_RUNNER]")]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option("--scheduler", help="Address of a Dask scheduler; else dask starts its own [REPAIRLAB_SCHEDULER]"),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", help=f"What networks are trained on: {' or '.join(DEVICES)} [REPAIRLAB_DEVICE]"),
+]
 
 
 def _settings(**changes: Any) -> Settings:
     given = {name: value for name, value in changes.items() if value is not None}
-    if given.get("runner", "processes") not in RUNNERS:
-        raise ValueError(f"--runner takes {' or '.join(RUNNERS)}, got {given['runner']}")
+    for name, words in (("runner", RUNNERS), ("device", DEVICES)):
+        if given.get(name, words[0]) not in words:
+            raise ValueError(f"--{name} takes {', '.join(words[:-1])} or {words[-1]}, got {given[name]}")
     for name, value in given.items():
         os.environ[f"REPAIRLAB_{name.upper()}"] = value
     return load_settings()
+
+
+def _find_store(settings: Settings) -> Store:
+    """The store for a command that a person waits for: one that does not answer is not asked for long."""
+    return Store(settings.store, settings.upstream, patience_seconds=0)
 
 
 def _words(values: list[str] | None) -> list[str] | None:
@@ -142,7 +160,10 @@ def run(
             "--joint-training/--no-joint-training", help="Of data in halves, every seed on both halves as well"
         ),
     ] = None,
+    upstream: UpstreamOption = None,
     runner: RunnerOption = None,
+    scheduler: SchedulerOption = None,
+    device: DeviceOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop")] = False,
     yes: Annotated[bool, typer.Option("--yes", help=f"Start what takes more than {LONG_HOURS} hours")] = False,
 ) -> None:
@@ -153,7 +174,7 @@ def run(
     from tasks.datasets import describe_dataset
 
     with _checking_words():
-        settings = _settings(store=store, runner=runner)
+        settings = _settings(store=store, upstream=upstream, runner=runner, scheduler=scheduler, device=device)
         own = read_study(Path(study)) if study.endswith(STUDY_FILE) else None
         options = StudyOptions(
             study=own.name if own else study,
@@ -182,9 +203,9 @@ def run(
             logit_shifts=logit_shifts,
             joint_training=joint_training,
         )
-        target = Store(settings.store)
+        target = _find_store(settings)
         request = resolve(options, target, lambda name: describe_dataset(name, settings.data_dir))
-    plan, refusal = make_plan(target, request, settings.workers), refuse_training(target, request)
+    plan, refusal = make_plan(target, request, settings.workers), refuse_training(target, request, settings.device)
     if dry_run:
         typer.echo(plan.describe())
         if refusal is not None:
@@ -205,7 +226,7 @@ def run(
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, _stop)
     try:
-        run_study(options, settings, settings.store)
+        run_study(options, settings)
         problems = None
     except UnfinishedError as error:
         problems = error
@@ -260,16 +281,16 @@ def redraw(
 
     with _checking_words():
         settings = _settings(store=store)
-        _check_study(settings.store, study)
-    typer.echo(write_report(Store(settings.store), study))
+        _check_study(_find_store(settings), study)
+    typer.echo(write_report(_find_store(settings), study))
 
 
-def _check_study(store_url: str, study: str) -> None:
+def _check_study(store: Store, study: str) -> None:
     """ValueError for a study that neither has tables in the store nor could be run."""
     from flows.presets import find_preset
 
     safe_name(study)
-    if not Store(store_url).exists(table_key(study, "ablation")):
+    if not store.exists(table_key(study, "ablation")):
         find_preset(study)
 
 
@@ -282,8 +303,32 @@ def compare_study(
 
     with _checking_words():
         settings = _settings(store=store)
-        _check_study(settings.store, study)
-    compare(Store(settings.store), study, Console())
+        _check_study(_find_store(settings), study)
+    compare(_find_store(settings), study, Console())
+
+
+@app.command()
+def du(store: StoreOption = None, upstream: UpstreamOption = None) -> None:
+    """Say how much a store holds, by kind and by study."""
+    from flows.housekeeping import print_usage
+
+    with _checking_words():
+        settings = _settings(store=store, upstream=upstream)
+    print_usage(_find_store(settings), Console())
+
+
+@app.command()
+def gc(
+    store: StoreOption = None,
+    upstream: UpstreamOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and stop")] = False,
+) -> None:
+    """Remove what no study of a store refers to, and what killed writers have left, once it is a day old."""
+    from flows.housekeeping import collect_garbage
+
+    with _checking_words():
+        settings = _settings(store=store, upstream=upstream)
+    collect_garbage(_find_store(settings), Console(), dry_run=dry_run)
 
 
 @app.command()
@@ -329,7 +374,7 @@ def import_endpoints(
     with _checking_words():
         settings = _settings(store=store)
         options = ImportOptions(tuple(files), network, data, study, _facts(known), seed_from)
-        target = Store(settings.store)
+        target = _find_store(settings)
         target.check_writable()
         trained = import_files(options, target, settings.data_dir)
     print_imports(trained, options, Console())

@@ -67,7 +67,7 @@ def call_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> CallHe
             ("run", "mlp-width", "--recipe", "table1-skip", "--precision", "float16"),
             "recipe table1-skip/precision=float16 trains in float16, which needs a GPU: on a CPU ask for",
         ),
-        (("run", "digits-depth", "--runner", "gpu"), "--runner takes processes or threads, got gpu"),
+        (("run", "digits-depth", "--runner", "gpu"), "--runner takes processes, threads or dask, got gpu"),
         (("run", "digits-depth", "--size", "huge"), "digits-depth has no size 'huge': it comes in one"),
         (("run", "digits-depth", "--sweep", "learning_rate"), "--sweep takes FIELD=VALUE,VALUE,..., got learning_rate"),
         (("run", "digits-depth", "--sweep", "batch_size=8,x"), "batch_size takes whole numbers, got x"),

@@ -1,0 +1,148 @@
+"""What of a store its studies refer to: all that their requests name and that a run of them would look for again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from infra.paths import endpoint_key, permutation_key, row_key, table_key, training_key
+from infra.storage import Entry, Store
+from infra.tables import read_provenance
+from tasks.artifacts import has_endpoint, joint_members, trained_members
+from tasks.gather import read_requests
+from tasks.imports import read_imports
+from tasks.science.identity import REVISIONS, SCHEMA_VERSION
+from tasks.science.request import Request
+from tasks.science.specs import Endpoint
+
+STUDIES = "studies"
+KINDS = ("endpoints", "trainings", "permutations", "rows", STUDIES)
+"""The folders of a store. Whatever else lies beside them is somebody's, and no garbage."""
+
+_OF_PAIRS = ("permutations/", "rows/")
+
+MIN_AGE = timedelta(days=1)
+"""What is younger is not garbage: somebody may be writing it, or about to say what it is for."""
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The files of a store. `studies` tells, by study, the keys that it refers to, its own among them; `unfinished`
+    which of them name endpoints that are not there, so that nobody knows what was measured between those; `foreign`
+    which have requests that were not gathered under this version's revisions, and may name files by other ids;
+    `requests` is every request that was there."""
+
+    entries: list[Entry]
+    studies: dict[str, frozenset[str]]
+    unfinished: tuple[str, ...]
+    foreign: tuple[str, ...]
+    requests: frozenset[tuple[str, str]]
+
+    def bytes_of(self, study: str) -> int:
+        """Shared files are counted with every study that refers to them."""
+        return sum(entry.n_bytes for entry in self.entries if entry.key in self.studies[study])
+
+    def count_kinds(self) -> dict[str, tuple[int, int]]:
+        """By top folder, how many files there are and how many bytes."""
+        counts, sizes = Counter[str](), Counter[str]()
+        for entry in self.entries:
+            kind = entry.key.partition("/")[0]
+            counts[kind] += 1
+            sizes[kind] += entry.n_bytes
+        return {kind: (counts[kind], sizes[kind]) for kind in KINDS if kind in counts}
+
+    def garbage(self) -> list[Entry]:
+        """What no study refers to and is a day old: what killed writers have left, and what was made under options or
+        revisions that no request names. As long as a study is unfinished, nothing that was measured of any pair; and
+        as long as one is foreign, or there is none, only the former."""
+        kept = frozenset[str]().union(*self.studies.values())
+        youngest = datetime.now(UTC) - MIN_AGE
+        old = [entry for entry in self.entries if entry.key not in kept and entry.modified < youngest]
+        if self.foreign or not self.requests:
+            return [entry for entry in old if entry.is_temporary]
+        return [e for e in old if e.is_temporary or not (self.unfinished and e.key.startswith(_OF_PAIRS))]
+
+
+def take_inventory(store: Store) -> Inventory:
+    """What is in the store, and what it is there for.
+
+    `store` is to have the upstream that its studies were run with, if they were. Raises DamagedError for a request that
+    cannot be read.
+    """
+    # Listed before requests are read: a request is written before anything that it names.
+    entries = [entry for entry in store.own.entries() if entry.key.partition("/")[0] in KINDS]
+    names = sorted({entry.key.split("/")[1] for entry in entries if entry.key.startswith(f"{STUDIES}/")})
+    requests = {study: read_requests(store, study) for study in names}
+    imports = {study: read_imports(store, study) for study in names}
+    return Inventory(
+        entries,
+        {study: frozenset(_keys_of(store, study, requests[study], imports[study], entries)) for study in names},
+        tuple(study for study in names if _is_unfinished(store, requests[study].values(), imports[study])),
+        tuple(study for study in names if _is_foreign(store.own, study, requests[study])),
+        list_requests(store),
+    )
+
+
+def list_requests(store: Store) -> frozenset[tuple[str, str]]:
+    """Every request in a store, and every import, by study and name."""
+    return frozenset(
+        (study, f"{kind}/{name}")
+        for study in store.own.folders(STUDIES)
+        for kind in ("requests", "imported")
+        for name in store.own.names(f"{STUDIES}/{study}/{kind}")
+    )
+
+
+def _is_unfinished(store: Store, requests: Iterable[Request], imports: Iterable[Endpoint]) -> bool:
+    """Of cells that were brought in nobody can tell how many endpoints there are, but where all of them are known."""
+    known = {endpoint.cell for endpoint in imports}
+    cells = {cell: request for request in requests for cell in request.trained_cells}
+    if any(cell.origin is not None and cell not in known for cell in cells):
+        return True
+    wanted = [*imports, *(e for cell, request in cells.items() if cell.origin is None for e in request.endpoints(cell))]
+    return any(not has_endpoint(store, endpoint) for endpoint in wanted)
+
+
+def _is_foreign(store: Store, study: str, requests: Mapping[str, Request]) -> bool:
+    if not requests:
+        return False
+    key = table_key(study, "ablation")
+    if not store.exists(key):
+        return True
+    gathered = read_provenance(store, key)
+    same = (gathered.get("schema"), gathered.get("revisions")) == (SCHEMA_VERSION, dict(REVISIONS))
+    return not (same and requests.keys() <= set(gathered.get("requests", ())))
+
+
+def _keys_of(
+    store: Store, study: str, requests: Mapping[str, Request], imports: Iterable[Endpoint], entries: Iterable[Entry]
+) -> Iterator[str]:
+    prefix = f"{STUDIES}/{study}/"
+    yield from (entry.key for entry in entries if entry.key.startswith(prefix) and not entry.is_temporary)
+    for endpoint in imports:
+        yield endpoint_key(endpoint.id)
+    for request in requests.values():
+        yield from _keys_named(store, request)
+
+
+def _keys_named(store: Store, request: Request) -> Iterator[str]:
+    for cell in request.trained_cells:
+        for endpoint in request.endpoints(cell):
+            yield endpoint_key(endpoint.id)
+            yield training_key(endpoint.id)
+        if cell.parent is not None:
+            yield training_key(cell.parent.id)
+        # A training that was killed on its way is named by its end.
+        for endpoint in request.endpoints(cell.at(None)):
+            yield training_key(endpoint.id)
+    for cell in request.cells:
+        merges = request.merges(cell, trained_members(store, request, cell))
+        for merge in merges:
+            yield permutation_key(merge.id)
+            yield row_key("merges", merge.id)
+            yield row_key("axes", merge.id)
+        for path in request.paths(merges, joint_members(store, request, cell)):
+            yield row_key("paths", path.id)
+            yield row_key("layers", path.id)
