@@ -3,10 +3,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow test-thorough studies-smoke lint bench clean
+.PHONY: demo up down status test test-slow test-thorough check-cluster studies-smoke lint bench bench-growth clean
 
 demo: .venv/installed
 	$(BIN)/repairlab demo
+
+# A small cluster on this machine: Prefect on PostgreSQL, S3, Dask, and a worker for what is scheduled.
+up: .venv/installed-stack
+	@$(BIN)/python -m infra.stack up
+
+down: .venv/installed-stack
+	@$(BIN)/python -m infra.stack down
+
+status: .venv/installed-stack
+	@$(BIN)/python -m infra.stack status
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not thorough and not gpu"
@@ -17,6 +27,9 @@ test-slow: .venv/installed-dev
 test-thorough: .venv/installed-dev
 	$(BIN)/python docs/networks.py --all --fresh
 	$(BIN)/python -m pytest -m "thorough and not gpu"
+
+check-cluster: .venv/installed-dev
+	$(BIN)/python .ci/cluster.py
 
 studies-smoke: .venv/installed
 	for study in $$($(BIN)/repairlab studies --size smoke); do $(BIN)/repairlab run $$study --size smoke || exit 1; done
@@ -30,6 +43,9 @@ lint: .venv/installed-dev
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/pipeline.py
 
+bench-growth: .venv/installed-dev
+	$(BIN)/python benchmarks/growth.py
+
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "repairlab needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
@@ -39,9 +55,13 @@ bench: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
+.venv/installed-stack: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[stack]'
+	touch $@
+
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	touch .venv/installed-stack $@
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
