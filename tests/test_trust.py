@@ -1,0 +1,190 @@
+"""A store may come from a stranger: whatever lies in it, nothing of it is ever run."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import json
+import pickle
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+
+from flows.options import OwnStudy
+from infra.checkpoints import pack, read_checkpoint, read_header
+from infra.paths import endpoint_key, import_key, request_key, table_key, training_key
+from infra.storage import DamagedError, Store
+from infra.tables import Table, read_provenance, read_rows, read_table
+from tasks.artifacts import read_endpoint
+from tasks.gather import read_requests
+from tasks.imports import read_imports
+from tasks.science.identity import safe_name
+from tasks.science.specs import Endpoint
+from tasks.trainings import load_state
+
+ROOT = Path(__file__).parent.parent
+TABLE = Table("things", {"name": pa.string()}, ("name",))
+
+
+class Payload:
+    """As a pickle: a program that leaves a mark."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Path:
+    return tmp_path / "it-was-run"
+
+
+@pytest.fixture(params=["pickle", "torch", "header"])
+def hostile_checkpoint(request: pytest.FixtureRequest, mark: Path) -> bytes:
+    if request.param == "pickle":
+        return pickle.dumps(Payload(mark))
+    if request.param == "torch":
+        buffer = io.BytesIO()
+        torch.save(Payload(mark), buffer)
+        return buffer.getvalue()
+    header = {"repairlab": pickle.dumps(Payload(mark), protocol=0).decode("latin-1")}
+    return safetensors.torch.save({"w": torch.zeros(1)}, metadata=header)
+
+
+def test_the_payload_would_do_harm(mark: Path):
+    pickle.loads(pickle.dumps(Payload(mark)))  # noqa: S301
+    assert mark.exists()
+
+
+def test_a_checkpoint_of_a_strangers_is_refused_and_not_run(store: Store, cell, hostile_checkpoint: bytes, mark: Path):
+    endpoint = Endpoint(cell, 0)
+    for key in (endpoint_key(endpoint.id), training_key(endpoint.id)):
+        store.create(key, hostile_checkpoint)
+    with pytest.raises(DamagedError, match="is damaged"):
+        read_header(store, endpoint_key(endpoint.id))
+    with pytest.raises(DamagedError, match="is damaged"):
+        read_checkpoint(store, endpoint_key(endpoint.id))
+    with pytest.raises(DamagedError, match="is damaged"):
+        read_endpoint(store, endpoint)
+    assert load_state(store, endpoint) is None
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [[], "x", 1, {}, {"record": "x"}, {"record": []}, {"record": {}}, {"record": {}, "weights_sha256": "0"}],
+    ids=str,
+)
+def test_a_header_that_says_something_else_is_refused_in_a_sentence(store: Store, cell, header):
+    endpoint = Endpoint(cell, 0)
+    store.create(endpoint_key(endpoint.id), pack({"w": torch.zeros(1)}, header))
+    with pytest.raises(DamagedError, match="is damaged"):
+        read_endpoint(store, endpoint)
+
+
+def test_offsets_that_are_no_numbers_are_refused_in_a_sentence(store: Store):
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": ["a", "b"]}
+    text = json.dumps({"w": entry, "__metadata__": {"repairlab": "{}"}}).encode()
+    store.create("x", len(text).to_bytes(8, "little") + text)
+    with pytest.raises(DamagedError, match="is damaged"):
+        read_header(store, "x")
+
+
+def test_a_file_that_is_no_request_lies_beside_them_unread(store: Store):
+    store.create("studies/s/requests/notes.txt", b"dear diary")
+    assert read_requests(store, "s") == {}
+
+
+def hostile_parquet(mark: Path) -> bytes:
+    """A column of pyarrow's old extension type, which readers before pyarrow 14 built by loading a pickle."""
+    told = {
+        b"ARROW:extension:name": b"arrow.py_extension_type",
+        b"ARROW:extension:metadata": pickle.dumps(Payload(mark)),
+    }
+    schema = pa.schema([pa.field("name", pa.string(), metadata=told)])
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([{"name": "a"}], schema=schema), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "pickle"])
+def test_a_table_of_a_strangers_is_not_run(store: Store, kind: str, mark: Path):
+    store.create("t.parquet", hostile_parquet(mark) if kind == "parquet" else pickle.dumps(Payload(mark)))
+    for read in (lambda: read_rows(store, "t.parquet", TABLE), lambda: read_table(store, "t.parquet")):
+        with contextlib.suppress(DamagedError):
+            read()
+    with pytest.raises(DamagedError, match="is damaged"):
+        read_provenance(store, "t.parquet")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        '{"study": "s"}',
+        json.dumps({"study": "../../etc", "cells": [], "seeds": [0, 1], "measurements": []}),
+        json.dumps({"study": "another", "cells": [], "seeds": ["a", "b"], "measurements": []}),
+        "[" * 100_000,
+        '{"study": ' + "1" * 10_000 + "}",
+        '{"py/object": "os.system", "py/reduce": ["touch"]}',
+        "\0",
+        "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"),
+    ],
+    ids=lambda text: text[:12],
+)
+def test_a_request_of_a_strangers_is_refused_in_a_sentence(store: Store, text: str):
+    store.create(request_key("s", "0123"), text.encode())
+    with pytest.raises(DamagedError, match=r"0123\.json is damaged \(.*\): delete it"):
+        read_requests(store, "s")
+    store.create(import_key("s", "0123"), text.encode())
+    with pytest.raises(DamagedError, match=r"0123\.json"):
+        read_imports(store, "s")
+
+
+def test_bytes_that_are_no_text_are_refused_likewise(store: Store):
+    store.create(request_key("s", "0123"), b"\xff\xfe\x00")
+    store.create(import_key("s", "0123"), b"\xff\xfe\x00")
+    with pytest.raises(DamagedError):
+        read_requests(store, "s")
+    with pytest.raises(DamagedError):
+        read_imports(store, "s")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "/x", "..", ".", "", "a\0", "-x", "a b"])
+def test_a_name_that_would_leave_its_folder_is_refused(store: Store, name: str):
+    with pytest.raises(ValueError, match="is no name"):
+        safe_name(name)
+    with pytest.raises(ValueError, match="is no name"):
+        OwnStudy(name=name, dataset="digits", architecture="mlp", depth=2, recipe="small/digits").preset()
+    assert store.entries() == []
+    assert table_key("s", "ablation").startswith("studies/s/")
+
+
+def test_no_code_of_ours_loads_a_pickle_but_through_readers_that_run_nothing():
+    """Torch's loader is called weights-only; `pickle` is imported where CIFAR's files are read by an unpickler that
+    calls nothing, and for the errors that torch raises."""
+    importing: set[str] = set()
+    for path in (p for folder in ("flows", "tasks", "infra") for p in (ROOT / folder).rglob("*.py")):
+        name = str(path.relative_to(ROOT))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                words = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                if words & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}:
+                    importing.add(name)
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert called not in ("pickle.loads", "pickle.load", "pd.read_pickle", "eval", "exec"), (name, called)
+                assert called != "torch.load" or options.get("weights_only") == "True", name
+                assert "allow_pickle" not in options, name
+    assert importing == {"tasks/pickles.py", "infra/weights.py"}
