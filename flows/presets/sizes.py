@@ -10,7 +10,7 @@ from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Size
 from tasks.science.recipe import Recipe
 from tasks.science.specs import override
 
-SMOKE_MEASUREMENT = override(DEFAULT_MEASUREMENT, alphas=3, statistics=200, evaluation=100)
+SMOKE_MEASUREMENT = override(DEFAULT_MEASUREMENT, alphas=3, statistics=100, evaluation=50)
 
 SMALL_MEASUREMENT = override(DEFAULT_MEASUREMENT, alphas=5, statistics=5_000, evaluation=10_000)
 
