@@ -18,6 +18,7 @@ neither shares a base class with Python's own."""
 
 
 _PASSING_STATUS = (408, 409, 429)
+_NOT_IMPLEMENTED = 501
 
 
 def _http_status(error: BaseException) -> int | None:
@@ -34,7 +35,7 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     if (status := _http_status(error)) is not None:
-        return status >= 500 or status in _PASSING_STATUS
+        return (status >= 500 and status != _NOT_IMPLEMENTED) or status in _PASSING_STATUS
     if isinstance(error, OSError):
         return error.errno in _TRANSIENT
     return type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")) and any(

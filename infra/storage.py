@@ -224,12 +224,12 @@ class Store:
         if not overwrite:
             try:
                 self._reach(lambda: filesystem.pipe_file(full, data, mode="create"))
-                return True
             except FileExistsError:
                 return False
             except NotImplementedError:
-                pass
-        self._reach(lambda: filesystem.pipe_file(full, data))
+                overwrite = True  # Such a server keeps the last of those who write in the same moment.
+        if overwrite:
+            self._reach(lambda: filesystem.pipe_file(full, data))
         return True
 
     def _reach(self, call: Callable[[], T]) -> T:

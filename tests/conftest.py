@@ -42,12 +42,8 @@ def store(tmp_path) -> Store:
 @pytest.fixture(scope="session")
 def object_storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStorage]:
     """One S3 server for all tests of a session: it takes seconds to start."""
-    server = ObjectStorage(tmp_path_factory.mktemp("s3"))
-    try:
-        server.start()
+    with ObjectStorage(tmp_path_factory.mktemp("s3")) as server:
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture

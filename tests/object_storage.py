@@ -63,6 +63,13 @@ class ObjectStorage:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
+    def __enter__(self) -> ObjectStorage:
+        self.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.kill()
+
     def start(self) -> None:
         """Returns once the bucket can be written."""
         (self._folder / "data").mkdir(parents=True, exist_ok=True)
@@ -77,7 +84,11 @@ class ObjectStorage:
             self._process = subprocess.Popen(
                 [str(Path(sys.executable).with_name("weed")), *words], stdout=log, stderr=log, cwd=self._folder
             )
-        self._wait()
+        try:
+            self._wait()
+        except BaseException:
+            self.kill()
+            raise
 
     def _wait(self) -> None:
         assert self._process is not None
@@ -91,7 +102,7 @@ class ObjectStorage:
                     bucket.mkdir(BUCKET)
                 bucket.pipe_file(f"{BUCKET}/.ready", b"")
                 bucket.rm_file(f"{BUCKET}/.ready")
-            except Exception:
+            except Exception:  # Whatever a server says that is not yet up.
                 assert time.monotonic() < deadline, "the S3 server did not start"
                 time.sleep(0.2)
             else:

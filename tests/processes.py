@@ -88,11 +88,22 @@ class PrefectServer:
         # Only by the environment do host and port reach the pages of the UI as well.
         self._bound = {"PREFECT_SERVER_API_HOST": "127.0.0.1", "PREFECT_SERVER_API_PORT": str(port)}
 
+    def __enter__(self) -> PrefectServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.kill()
+
     def start(self) -> None:
         self._process = Process(
             self._folder / "server.log", "prefect", "server", "start", **self.environment, **self._bound
         )
-        wait_until(self._is_up, 120, every=0.2)
+        try:
+            wait_until(self._is_up, 120, every=0.2)
+        except BaseException:
+            self.kill()
+            raise
 
     def _is_up(self) -> bool:
         assert self._process is not None
@@ -112,6 +123,7 @@ class DaskCluster:
     def __init__(self, folder: Path, n_workers: int = 2, **environment: str) -> None:
         (port,) = free_ports(1)
         self.address = f"tcp://127.0.0.1:{port}"
+        self.words = ("--runner", "dask", "--scheduler", self.address)
         self._folder, self._port, self._n_workers, self._environment = folder, port, n_workers, environment
         self.scheduler: Process | None = None
         self.workers: list[Process] = []

@@ -41,12 +41,8 @@ DOWN_SECONDS = 20
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
     """One for all: without, every run would start its own, which takes longer than the runs."""
-    server = PrefectServer(tmp_path_factory.mktemp("prefect"))
-    try:
-        server.start()
+    with PrefectServer(tmp_path_factory.mktemp("prefect")) as server:
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +142,7 @@ class TestDask:
         self, tmp_path: Path, store: Store, server: PrefectServer, undisturbed: Tables
     ):
         with DaskCluster(tmp_path, **server.environment) as cluster:
-            words = ("--runner", "dask", "--scheduler", cluster.address)
-            with run_study(tmp_path, store, *words, **server.environment) as run:
+            with run_study(tmp_path, store, *cluster.words, **server.environment) as run:
                 for prefix in ("endpoints/", "rows/paths/"):
                     wait_until(lambda: count(store, prefix) or not run.is_running)  # noqa: B023
                     assert run.is_running, run.output()
@@ -160,8 +155,7 @@ class TestDask:
         self, tmp_path: Path, store: Store, server: PrefectServer, undisturbed: Tables
     ):
         with DaskCluster(tmp_path, **server.environment) as cluster:
-            words = ("--runner", "dask", "--scheduler", cluster.address)
-            with run_study(tmp_path, store, *words, **server.environment) as run:
+            with run_study(tmp_path, store, *cluster.words, **server.environment) as run:
                 wait_until(lambda: count(store, "endpoints/") or not run.is_running)
                 cluster.workers[0].kill()
                 assert run.wait() == 0, run.output()[-3000:]
@@ -171,8 +165,7 @@ class TestDask:
         self, tmp_path: Path, store: Store, server: PrefectServer, undisturbed: Tables
     ):
         with DaskCluster(tmp_path, **server.environment) as cluster:
-            words = ("--runner", "dask", "--scheduler", cluster.address)
-            with run_study(tmp_path, store, *words, **server.environment) as run:
+            with run_study(tmp_path, store, *cluster.words, **server.environment) as run:
                 wait_until(lambda: count(store, "endpoints/") or not run.is_running)
                 assert cluster.scheduler is not None
                 cluster.scheduler.kill()
@@ -182,7 +175,7 @@ class TestDask:
                 assert "Traceback" not in run.output()
             cluster.kill()
             cluster.start()
-            finish_study(tmp_path, store, *words, **server.environment)
+            finish_study(tmp_path, store, *cluster.words, **server.environment)
         assert_same_tables(read_tables(store), undisturbed)
 
     def test_a_task_that_always_kills_its_worker_is_one_failed_cell_of_a_study_that_ends(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from botocore.exceptions import ClientError
+from fsspec.implementations.memory import MemoryFileSystem
 from object_storage import BUCKET, KEY, SECRET, ObjectStorage
 from s3fs import S3FileSystem
 
@@ -243,6 +244,29 @@ def test_a_url_that_may_hold_a_secret_is_refused_and_not_repeated(tmp_path: Path
         assert "hush-hush" not in str(caught.value)
 
 
+class Unconditional(MemoryFileSystem):
+    """Answers a put on a condition as S3 servers do that know none."""
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        if mode == "create":
+            error = OSError(errno.ENOSYS, "A header you provided implies functionality that is not implemented")
+            error.__cause__ = ClientError(
+                {"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}}, "PutObject"
+            )
+            raise error
+        super().pipe_file(path, value, mode=mode, **kwargs)
+
+
+def test_a_server_that_knows_no_conditions_is_written_at_once_without_them(monkeypatch):
+    store = Store("s3://bucket/unconditional")
+    monkeypatch.setattr(store, "_filesystem", (Unconditional(), "/bucket/unconditional"))
+    begun = time.monotonic()
+    assert store.create("x", b"1")
+    assert not store.create("x", b"2")
+    assert store.read("x") == b"1"
+    assert time.monotonic() - begun < 5, "it was asked again, as if it had not answered"
+
+
 @pytest.mark.slow
 @pytest.mark.s3
 @pytest.mark.usefixtures("s3_credentials")
@@ -346,7 +370,7 @@ def test_only_faults_that_pass_are_tried_again():
     assert not is_transient(StoreError("full"))
 
 
-@pytest.mark.parametrize(("status", "passes"), [(500, True), (503, True), (429, True), (403, False), (400, False)])
+@pytest.mark.parametrize(("status", "passes"), [(500, True), (503, True), (429, True), (501, False), (403, False)])
 def test_a_refusal_is_told_from_a_fault_by_the_servers_status(status: int, passes: bool):
     """s3fs gives every code that it does not know the error number of a broken disk."""
     error = OSError(errno.EIO, "QuotaExceeded")
