@@ -141,24 +141,28 @@ class TestDask:
     def test_a_worker_that_is_killed_in_a_task_loses_nothing(
         self, tmp_path: Path, store: Store, server: PrefectServer, undisturbed: Tables
     ):
-        with DaskCluster(tmp_path, **server.environment) as cluster:
-            with run_study(tmp_path, store, *cluster.words, **server.environment) as run:
-                for prefix in ("endpoints/", "rows/paths/"):
-                    wait_until(lambda: count(store, prefix) or not run.is_running)  # noqa: B023
-                    assert run.is_running, run.output()
-                    kill_worker(cluster.workers[0])
-                assert run.wait() == 0, run.output()[-3000:]
+        with (
+            DaskCluster(tmp_path, **server.environment) as cluster,
+            run_study(tmp_path, store, *cluster.words, **server.environment) as run,
+        ):
+            for prefix in ("endpoints/", "rows/paths/"):
+                wait_until(lambda: count(store, prefix) or not run.is_running)  # noqa: B023
+                assert run.is_running, run.output()
+                kill_worker(cluster.workers[0])
+            assert run.wait() == 0, run.output()[-3000:]
         assert_nothing_is_torn(store)
         assert_same_tables(read_tables(store), undisturbed)
 
     def test_a_worker_that_is_gone_for_good_leaves_its_work_to_the_others(
         self, tmp_path: Path, store: Store, server: PrefectServer, undisturbed: Tables
     ):
-        with DaskCluster(tmp_path, **server.environment) as cluster:
-            with run_study(tmp_path, store, *cluster.words, **server.environment) as run:
-                wait_until(lambda: count(store, "endpoints/") or not run.is_running)
-                cluster.workers[0].kill()
-                assert run.wait() == 0, run.output()[-3000:]
+        with (
+            DaskCluster(tmp_path, **server.environment) as cluster,
+            run_study(tmp_path, store, *cluster.words, **server.environment) as run,
+        ):
+            wait_until(lambda: count(store, "endpoints/") or not run.is_running)
+            cluster.workers[0].kill()
+            assert run.wait() == 0, run.output()[-3000:]
         assert_same_tables(read_tables(store), undisturbed)
 
     def test_a_scheduler_that_is_killed_ends_the_run_in_a_sentence_and_the_next_goes_on(
