@@ -21,6 +21,10 @@ GPU = {"GPU": 1}
 _HOST = "127.0.0.1"
 _CONNECT_SECONDS = 10
 
+_LOST_WORKER = "24h"
+"""How long a worker of our own may be gone before the cluster gives it up for good. Its nanny starts another at once,
+which on a busy machine takes longer than Dask's 15 s; without any worker a study would wait for ever."""
+
 
 def make_dask_runner(scheduler: str | None, n_workers: int, n_gpus: int) -> TaskRunner[Any]:
     """The runner on the workers of `scheduler`; where that is None, on workers of this machine that end with it."""
@@ -35,6 +39,7 @@ def start_cluster(n_workers: int, n_gpus: int, asynchronous: bool = False) -> Sp
     """`n_workers` processes of one thread that see no GPU, and one more for each of `n_gpus`, which sees it alone."""
     workers = {f"cpu-{i}": _worker("", {}) for i in range(n_workers)}
     workers |= {f"gpu-{i}": _worker(str(i), GPU) for i in range(n_gpus)}
+    dask.config.set({"distributed.deploy.lost-worker-timeout": _LOST_WORKER})
     scheduler = {"cls": Scheduler, "options": {"host": _HOST, "port": 0, "dashboard_address": f"{_HOST}:0"}}
     return SpecCluster(workers=workers, scheduler=scheduler, asynchronous=asynchronous, name="repairlab")
 

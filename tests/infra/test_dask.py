@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -66,6 +69,18 @@ def test_tasks_for_a_gpu_run_on_workers_with_one_each_seeing_its_own_and_one_at_
     for worker in ("gpu-0", "gpu-1"):
         assert most_at_once([seen for seen in on_gpus if seen[0] == worker]) == 1
     assert len(on_gpus) == len(anywhere) == N_TASKS
+
+
+def test_a_worker_that_is_long_in_coming_back_is_waited_for():
+    given_up = dask.config.set({"distributed.deploy.lost-worker-timeout": "10ms"})
+    with given_up, start_cluster(n_workers=1, n_gpus=0) as cluster, Client(cluster) as client:
+        before = client.submit(os.getpid, pure=False).result(60)
+        os.kill(before, signal.SIGKILL)
+        after = client.submit(os.getpid, pure=False).result(60)
+        assert after != before
+        # Given up, it would be ended now.
+        time.sleep(3)
+        assert client.submit(os.getpid, pure=False).result(30) == after
 
 
 def test_a_worker_of_many_threads_and_one_gpu_takes_one_such_task_at_a_time(tmp_path: Path):
