@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -79,11 +78,16 @@ class ObjectStorage:
         users.write_text(json.dumps({"identities": [_user(KEY, of_bucket), _user(ADMIN, ["Admin"])]}))
         words = ["server", f"-dir={self._folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
         words += [f"-{name}.port={port}" for name, port in self._ports.items()]
+        # Two more servers, on ports of their own that another S3 server here may hold.
+        words += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
         words += [f"-s3.config={users}", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
+        # Whoever's keys the server finds in its environment, the tests' own among them, may do everything.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [str(Path(sys.executable).with_name("weed")), *words], stdout=log, stderr=log, cwd=self._folder
-            )
+                [str(Path(sys.executable).with_name("weed")), *words],
+                env=environment, stdout=log, stderr=log, cwd=self._folder,
+            )  # fmt: skip
         try:
             self._wait()
         except BaseException:
@@ -111,7 +115,7 @@ class ObjectStorage:
     def kill(self) -> None:
         """As a power cut would."""
         if self._process is not None:
-            os.kill(self._process.pid, signal.SIGKILL)
+            self._process.kill()
             self._process.wait()
             self._process = None
 
