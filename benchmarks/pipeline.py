@@ -1,159 +1,565 @@
-"""Alignment and REPAIR of a pair of MLPs against the published schedule written out plainly, alternating in one run.
+"""Every step of the pipeline against the published schedule written out plainly, alternating in one run.
 
-Prints the median seconds of each and their ratio. One thread, process CPU time, so that a busy machine disturbs it
-little; data in memory on both sides. The reference aligns layer by layer, with a fresh pass through both networks for
-each, and repairs with three passes per alpha through layers that track their statistics, as the authors' notebooks do
-(REPAIR, appendix B). Its per-batch statistics are not ours, so the two agree closely, not exactly.
+Prints medians and ratios, and with --write keeps them: the table in docs/benchmarks.md, the raw figures in
+docs/benchmarks/. Each step runs on one thread and is clocked in CPU seconds, so that a busy machine disturbs it little;
+training, which is about using all cores, is clocked by the wall. Both sides have the same samples in memory, and every
+row says how far their results agree. Networks have the weights that training begins with, and images are noise, but for
+training: the work hardly depends on them.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
+import datetime
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import published
 import torch
-from scipy.optimize import linear_sum_assignment
+from machine import describe
 from torch import Tensor, nn
 
-from tasks.science.correction import goal_moments, preactivation_moments, reorder_layers, repair, unit_orders
+from tasks.science.assignment import SOLVERS
+from tasks.science.augmentation import TrainImages, draw_views
+from tasks.science.curves import CorrectedPath, Side, Splits, evaluate_splits, measure_path, measure_side
+from tasks.science.examples import Dataset, Examples
 from tasks.science.identity import stream
-from tasks.science.interpolation import interpolate
-from tasks.science.matching import match
+from tasks.science.matching import Match, match
 from tasks.science.networks import build_network, initial_state
-from tasks.science.networks.mlp import MLP
 from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.permutation import Permutation, PermutationSpec
 from tasks.science.recipe import Recipe
 from tasks.science.specs import Cell, DataSpec, State
+from tasks.science.training import train_group
 
-BATCH_SIZE = 500
+ROOT = Path(__file__).parent.parent
+PAGE, HISTORY = ROOT / "docs/benchmarks.md", ROOT / "docs/benchmarks"
+BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 
-
-def hidden_layer(network: MLP, state: State, batch: Tensor, position: int) -> Tensor:
-    """Activations (n_examples, width) of one hidden layer, from a pass up to it."""
-    values = batch.flatten(1)
-    for name in network.hidden_linears[: position + 1]:
-        values = nn.functional.linear(values, state[f"{name}.weight"], state[f"{name}.bias"]).relu()
-    return values
-
-
-def align_layer_by_layer(network: MLP, spec: PermutationSpec, a: State, b: State, images: Tensor) -> Permutation:
-    """For each layer a pass through both networks, float64 outer products and an assignment; then B is permuted."""
-    identity = dict(spec.identity())
-    vectors = dict(identity)
-    for position, axis in enumerate(spec.axes):
-        sums_a, sums_b, squares_a, squares_b = (torch.zeros(axis.size, dtype=torch.float64) for _ in range(4))
-        products = torch.zeros(axis.size, axis.size, dtype=torch.float64)
-        for batch in images.split(BATCH_SIZE):
-            seen_a, seen_b = (hidden_layer(network, state, batch, position).double() for state in (a, b))
-            sums_a += seen_a.sum(0)
-            sums_b += seen_b.sum(0)
-            squares_a += seen_a.square().sum(0)
-            squares_b += seen_b.square().sum(0)
-            products += seen_a.T @ seen_b
-        mean_a, mean_b = sums_a / len(images), sums_b / len(images)
-        sd_a, sd_b = ((s / len(images) - m**2).sqrt() for s, m in ((squares_a, mean_a), (squares_b, mean_b)))
-        correlation = (products / len(images) - torch.outer(mean_a, mean_b)) / (torch.outer(sd_a, sd_b) + 1e-4)
-        vectors[axis.name] = linear_sum_assignment(correlation.nan_to_num().numpy(), maximize=True)[1]
-        b = spec.apply(b, Permutation({**identity, axis.name: vectors[axis.name]}))
-    return Permutation(vectors)
+ALPHAS = [i / 10 for i in range(11)]
+N_SEEDS = 4
+"""Of paths: six pairs share four endpoints."""
 
 
-def tracked_pass(network: MLP, state: State, images: Tensor, goal: Sequence[tuple[Tensor, Tensor]] | None):
-    """Runs `state` with a BatchNorm after every layer, which only tracks, or, with a goal, also sets mean and sd."""
-    norms = [nn.BatchNorm1d(network.width, momentum=None, affine=False).train() for _ in range(network.depth)]
-    for batch in images.split(BATCH_SIZE):
-        values = batch.flatten(1)
-        for position, name in enumerate(network.hidden_linears):
-            values = nn.functional.linear(values, state[f"{name}.weight"], state[f"{name}.bias"])
-            standard = norms[position](values)
-            if goal is not None:
-                mean, sd = goal[position]
-                values = standard * sd + mean
-            values = values.relu()
-    return [(norm.running_mean, norm.running_var.sqrt()) for norm in norms]
+@dataclass(frozen=True)
+class Sizes:
+    """How many images each network sees. Costs are linear in them."""
+
+    mlp: int
+    mlp_all_pairs: int
+    resnet: int
+    vgg: int
+    path: int
+    resnet_path: int
+    assignment: tuple[int, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    resnet_steps: int
 
 
-def repair_in_three_passes(network: MLP, a: State, b: State, alpha: float, images: Tensor) -> State:
-    """Statistics of A, of B, and of the interpolated network while it is corrected; folded into the weights."""
-    ends = [tracked_pass(network, state, images, None) for state in (a, b)]
-    pairs = zip(*ends, strict=True)
-    goal = [((1 - alpha) * ma + alpha * mb, (1 - alpha) * sa + alpha * sb) for (ma, sa), (mb, sb) in pairs]
-    state = interpolate(a, b, alpha)
-    found = tracked_pass(network, state, images, goal)
-    for name, (mean, sd), (goal_mean, goal_sd) in zip(network.hidden_linears, found, goal, strict=True):
-        scale = goal_sd / sd
-        state[f"{name}.weight"] = scale[:, None] * state[f"{name}.weight"]
-        state[f"{name}.bias"] = scale * (state[f"{name}.bias"] - mean) + goal_mean
-    return state
+FULL = Sizes(10_000, 5_000, 200, 64, 10_000, 200, (512, 1024, 2048, 4096), (8, 16), 600, 40)
+TINY = Sizes(64, 64, 4, 2, 64, 4, (16,), (3,), 4, 2)
 
 
-def repair_path(
-    network: MLP,
-    spec: PermutationSpec,
-    a: State,
-    b: State,
-    permutation: Permutation,
-    alphas: list[float],
-    images: Tensor,
-) -> None:
-    """Ours: each endpoint measured once, B's moments reordered, each alpha corrected in one walk through the layers."""
-    moments_a, moments_b = (preactivation_moments(network, state, images) for state in (a, b))
-    aligned = spec.apply(b, permutation)
-    moments_b = reorder_layers(moments_b, unit_orders(spec, permutation, moments_b, b))
-    for alpha in alphas:
-        repair(network, interpolate(a, aligned, alpha), goal_moments(moments_a, moments_b, alpha), images)
+@dataclass(frozen=True)
+class Work:
+    """One step, done by ours and by the reference: `times` is how often the reference would have to be run for the same
+    work. `agrees` tells how far the results of the two agree. `best`: the largest ratio that was measured before this
+    was written, of a prototype; `least`: what is aimed at; 0 where neither is."""
+
+    key: str
+    name: str
+    ours: Callable[[], Any]
+    reference: Callable[[], Any]
+    agrees: Callable[[Any, Any], str]
+    times: float = 1.0
+    best: float = 0.0
+    least: float = 0.0
+    clock: Callable[[], float] = time.process_time
 
 
-def alternate(ours: Callable[[], object], reference: Callable[[], object], n_rounds: int) -> tuple[list[float], ...]:
-    """CPU seconds of each, run in turn, after one round that does not count."""
-    seconds: tuple[list[float], list[float]] = ([], [])
+@dataclass
+class Bench:
+    """A cell with the endpoints that its benchmarks share."""
+
+    architecture: str
+    normalization: str
+    width: int
+    depth: int
+    shape: tuple[int, int, int]
+    n_examples: int
+    n_states: int
+    recipe: Recipe = field(default_factory=lambda: Recipe("none", 1, 1, 1.0, 0.0))
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(self.n_examples, *self.shape, generator=generator)
+        labels = torch.arange(self.n_examples) % 10
+        n_test = max(2, self.n_examples // 5)
+        spec = DataSpec("noise", "", self.n_examples, n_test, 10, self.shape)
+        self.dataset = Dataset(spec, Examples(images, labels), Examples(images[:n_test], labels[:n_test]), 0.0)
+        self.cell = Cell(spec, self.architecture, self.normalization, self.width, self.depth, self.recipe)
+        self.network: nn.Module = build_network(self.cell)
+        self.spec: PermutationSpec = cell_permutation_spec(self.cell)
+        self.states: list[State] = [
+            initial_state(self.network, stream("benchmark", seed)) for seed in range(self.n_states)
+        ]
+
+    @property
+    def images(self) -> Tensor:
+        return self.dataset.train.images
+
+    @property
+    def splits(self) -> list[tuple[Tensor, Tensor]]:
+        return [(split.images, split.labels) for split in (self.dataset.train, self.dataset.test)]
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """The module that puts out each axis' units."""
+        return {axis.name: str(axis.readings[0].module) for axis in self.spec.axes}
+
+    def permute(self, state: State, partners: dict[str, np.ndarray]) -> State:
+        return self.spec.apply(state, Permutation({**self.spec.identity(), **partners}))
+
+    def align(self, pairs: Sequence[tuple[int, int]]) -> list[Match]:
+        return match(self.network, self.spec, self.states, pairs, "activation", self.images)
+
+    def align_plainly(self, a: int, b: int) -> tuple[dict[str, np.ndarray], float]:
+        batch_size = published.BATCH_SIZE if self.architecture == "mlp" else 100
+        return published.align_layer_by_layer(
+            self.network, self.modules, self.permute, self.states[a], self.states[b], self.images, batch_size
+        )
+
+
+def pairs_of(n_seeds: int) -> list[tuple[int, int]]:
+    return [(a, b) for a in range(n_seeds) for b in range(a + 1, n_seeds)]
+
+
+def same_objective(ours: list[Match], reference: tuple[dict[str, np.ndarray], float]) -> str:
+    partners, objective = reference
+    same = np.concatenate([ours[0].permutation[axis] == partner for axis, partner in partners.items()])
+    gap = abs(ours[0].objective - objective) / objective
+    return f"objective within {gap:.0e}, {same.mean():.2%} of partners the same"
+
+
+def alignment_works(sizes: Sizes) -> Iterator[Work]:
+    mlp = Bench("mlp", "none", 128, 11, (1, 28, 28), sizes.mlp, 2)
+    resnet = Bench("resnet20", "batch", 1, 20, (3, 32, 32), sizes.resnet, 2)
+    vgg = Bench("vgg16", "none", 1, 16, (3, 32, 32), sizes.vgg, 2)
+    for key, name, bench, best, least in (
+        ("align-mlp", "align one pair, MLP 11 x 128", mlp, 6.3, 5.4),
+        ("align-resnet20", "align one pair, ResNet20 x1", resnet, 7.2, 6.1),
+        ("align-vgg16", "align one pair, VGG16", vgg, 6.9, 5.9),
+    ):
+        yield Work(
+            key, f"{name}, {bench.n_examples:,} images",
+            lambda b=bench: b.align([(0, 1)]), lambda b=bench: b.align_plainly(0, 1), same_objective,
+            best=best, least=least,
+        )  # fmt: skip
+
+
+def all_pairs_works(sizes: Sizes) -> Iterator[Work]:
+    targets = {("mlp", 8): (16, 14), ("resnet20", 8): (32, 27)}
+    n_states = max(sizes.seeds)
+    mlp = Bench("mlp", "none", 128, 11, (1, 28, 28), sizes.mlp_all_pairs, n_states)
+    resnet = Bench("resnet20", "batch", 1, 20, (3, 32, 32), max(2, sizes.resnet // 2), n_states)
+    for bench, name in ((mlp, "MLP 11 x 128"), (resnet, "ResNet20 x1")):
+        for n_seeds in sizes.seeds:
+            best, least = targets.get((bench.architecture, n_seeds), (0, 0))
+            yield Work(
+                f"align-{bench.architecture}-{n_seeds}",
+                f"align all pairs of {n_seeds} seeds, {name}, {bench.n_examples:,} images",
+                lambda b=bench, n=n_seeds: b.align(pairs_of(n)), lambda b=bench: b.align_plainly(0, 1), same_objective,
+                times=published.n_pairs(n_seeds), best=best, least=least,
+            )  # fmt: skip
+
+
+def assignment_works(sizes: Sizes) -> Iterator[Work]:
+    from scipy.optimize import linear_sum_assignment
+
+    for solver in (name for name in SOLVERS if name != "scipy" and is_installed(name)):
+        for n in sizes.assignment:
+            # Correlations of units that are alike in part, as those of two trained networks are.
+            rng = np.random.default_rng(n)
+            shared, a, b = (rng.normal(size=(n, 200)) for _ in range(3))
+            a, b = shared + a, shared[rng.permutation(n)] + b
+            scores = np.corrcoef(a, b)[:n, n:]
+
+            def agree(ours: Any, reference: Any, scores: np.ndarray = scores) -> str:
+                totals = [scores[np.arange(len(scores)), partners].sum() for partners in (ours, reference[1])]
+                return f"objective within {abs(totals[0] - totals[1]) / totals[1]:.0e}"
+
+            targets = (10.0, 6.0) if n == 4096 and solver == "lapjv" else (0, 0)
+            yield Work(
+                f"assign-{solver}-{n}", f"assign {n:,} units, solver {solver}",
+                lambda s=solver, m=scores: SOLVERS[s](m), lambda m=scores: linear_sum_assignment(m, maximize=True),
+                agree, best=targets[0], least=targets[1],
+            )  # fmt: skip
+
+
+def is_installed(solver: str) -> bool:
+    try:
+        SOLVERS[solver](np.eye(2))
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+@dataclass
+class Paths:
+    """The aligned pairs of a bench, and how both sides measure what lies between their ends."""
+
+    bench: Bench
+    pairs: list[tuple[int, int]]
+
+    def __post_init__(self) -> None:
+        self.permutations = [found.permutation for found in self.bench.align(self.pairs)]
+        self.aligned = [
+            self.bench.spec.apply(self.bench.states[b], p)
+            for (_, b), p in zip(self.pairs, self.permutations, strict=True)
+        ]
+
+    def sides(self) -> list[Side]:
+        return [measure_side(self.bench.network, state, self.bench.images) for state in self.bench.states]
+
+    def ends(self) -> list[Splits]:
+        return [evaluate_splits(self.bench.network, state, self.bench.dataset) for state in self.bench.states]
+
+    def walk(self, sides: list[Side], ends: list[Splits]) -> list[list[tuple[float, float]]]:
+        """Loss and accuracy on the train split at every alpha of every pair; each endpoint is evaluated once."""
+        curves = []
+        for (a, b), permutation in zip(self.pairs, self.permutations, strict=True):
+            between = (sides[a], sides[b].permuted(self.bench.spec, permutation))
+            points = measure_path(
+                self.bench.network, between, "none", ALPHAS, self.bench.dataset, self.bench.images,
+                ends=(ends[a], ends[b]),
+            )  # fmt: skip
+            curves.append([(p.splits["train"].loss, p.splits["train"].accuracy) for p in points])
+        return curves
+
+    def walk_plainly(self) -> list[list[tuple[float, float]]]:
+        bench = self.bench
+        curves = []
+        for (a, _), aligned in zip(self.pairs, self.aligned, strict=True):
+            curve = published.walk_path(bench.network, bench.states[a], aligned, ALPHAS, bench.splits)
+            curves.append([point[0] for point in curve])
+        return curves
+
+    def repair(self) -> list[State]:
+        """The corrected weights at alpha .5 of every pair, of those at all alphas."""
+        sides = self.sides()
+        middles = []
+        for (a, b), permutation in zip(self.pairs, self.permutations, strict=True):
+            between = (sides[a], sides[b].permuted(self.bench.spec, permutation))
+            path = CorrectedPath(self.bench.network, between, "repair", self.bench.images)
+            corrected = [path.at(alpha).state for alpha in ALPHAS]
+            middles.append(corrected[5])
+        return middles
+
+    def repair_plainly(self, layers: Sequence[str]) -> list[State]:
+        bench = self.bench
+        middles = []
+        for (a, _), aligned in zip(self.pairs, self.aligned, strict=True):
+            corrected = [
+                published.repair_in_three_passes(
+                    bench.network, layers, bench.states[a], aligned, alpha, bench.images
+                )
+                for alpha in ALPHAS
+            ]  # fmt: skip
+            middles.append(corrected[5])
+        return middles
+
+
+def same_curves(ours: Any, reference: Any) -> str:
+    gap = np.abs(np.array(ours) - np.array(reference)).max(axis=(0, 1))
+    return f"losses within {gap[0]:.0e}, accuracies within {gap[1]:.0e}"
+
+
+def same_states(ours: list[State], reference: list[State]) -> str:
+    gaps = [
+        float((one[name] - other[name]).abs().max() / other[name].abs().max())
+        for one, other in zip(ours, reference, strict=True)
+        for name in other
+        if other[name].is_floating_point()
+    ]
+    return f"weights within {max(gaps):.0e} of the largest (the reference averages per batch)"
+
+
+def path_works(sizes: Sizes) -> Iterator[Work]:
+    for width, best, least in ((64, 2.5, 2.1), (128, 1.8, 1.5)):
+        paths = Paths(Bench("mlp", "none", width, 11, (1, 28, 28), sizes.path, N_SEEDS), pairs_of(N_SEEDS))
+        sides = paths.sides()
+        yield Work(
+            f"path-mlp-{width}",
+            f"path of 11 alphas, MLP 11 x {width}, {sizes.path:,} + {len(paths.bench.dataset.test):,} images, 6 pairs",
+            lambda p=paths, s=sides: p.walk(s, p.ends()), paths.walk_plainly, same_curves, best=best, least=least,
+        )  # fmt: skip
+    paths = Paths(Bench("resnet20", "batch", 1, 20, (3, 32, 32), sizes.resnet_path, 2), [(0, 1)])
+    sides = paths.sides()
+    yield Work(
+        "path-resnet20",
+        f"path of 11 alphas, ResNet20 x1, {sizes.resnet_path:,} + {len(paths.bench.dataset.test):,} images, 1 pair",
+        lambda p=paths, s=sides: p.walk(s, p.ends()), paths.walk_plainly, same_curves, best=2.7, least=2.3,
+    )  # fmt: skip
+
+
+def repair_works(sizes: Sizes) -> Iterator[Work]:
+    for width, best, least in ((64, 4.5, 3.9), (128, 3.7, 3.1)):
+        paths = Paths(Bench("mlp", "none", width, 11, (1, 28, 28), sizes.path, 3), pairs_of(3))
+        layers = [f"hidden.{i}.linear" for i in range(11)]
+        yield Work(
+            f"repair-mlp-{width}", f"REPAIR at 11 alphas, MLP 11 x {width}, {sizes.path:,} images, 3 pairs",
+            paths.repair, lambda p=paths, names=layers: p.repair_plainly(names), same_states, best=best, least=least,
+        )  # fmt: skip
+
+
+def data_works(sizes: Sizes) -> Iterator[Work]:
+    for shape, best, least in (((1, 28, 28), 37.0, 30.0), ((3, 32, 32), 12.0, 0.0)):
+        n_examples = min(sizes.mlp, 4000)
+        pixels = torch.randint(0, 256, (n_examples, *shape), dtype=torch.uint8)
+        spec = DataSpec("noise", "", n_examples, n_examples, 10, shape)
+        examples = Examples((pixels.float() - 127.5) / 127.5, torch.zeros(n_examples, dtype=torch.int64))
+        batch_size = min(500, n_examples // 2)
+        recipe = Recipe("augmented", batch_size, 1, 1.0, 0.0, flip=True, translate=4, cutout=12)
+        shown = TrainImages(Dataset(spec, examples, examples, -1.0), recipe, torch.device("cpu"), torch.float32)
+
+        def ours(
+            shown: TrainImages = shown, recipe: Recipe = recipe, n: int = n_examples, size: tuple[int, int] = shape[1:]
+        ) -> int:
+            order = torch.from_numpy(stream("order").permutation(n))[None]
+            views = draw_views(stream("augmentation"), n, size, recipe)
+            return sum(len(batch[0]) for batch in shown.batches(order, views, recipe.batch_size))
+
+        def reference(pixels: Tensor = pixels, batch_size: int = batch_size) -> int:
+            return sum(len(batch) for batch in published.load_one_by_one(pixels, 4, 12, batch_size, (0.5, 0.5)))
+
+        yield Work(
+            f"data-{shape[0]}", f"flip, shift and cut out {n_examples:,} images of {'x'.join(map(str, shape))}",
+            ours, reference, lambda a, b: "as many images" if a == b else f"{a} and {b} images",
+            best=best, least=least,
+        )  # fmt: skip
+
+
+TRAININGS: dict[str, tuple[str, str, int, int, tuple[int, int, int], int]] = {
+    "mlp": ("mlp", "none", 128, 11, (1, 28, 28), 500),
+    "resnet20": ("resnet20", "batch", 1, 20, (3, 32, 32), 128),
+}
+
+
+def train_once(network: str, side: str, seed: int, n_steps: int) -> dict[str, float]:
+    """Wall and CPU seconds of one seed's steps, and the train loss they lead to; `side` is `plain`, or one of our
+    precisions."""
+    torch.set_num_threads(1)
+    architecture, normalization, width, depth, shape, batch_size = TRAININGS[network]
+    n_examples = batch_size * 20 if network == "mlp" else batch_size * 5
+    epochs = max(1, n_steps * batch_size // n_examples)
+    precision = "float32" if side == "plain" else side
+    recipe = Recipe("bench", batch_size, epochs, 0.02, 0.0, precision=precision)  # pyright: ignore[reportArgumentType]
+    bench = Bench(architecture, normalization, width, depth, shape, n_examples, 0, recipe)
+    # Classes that can be told apart, so that the loss says whether something was learned.
+    pattern = torch.randn(10, *shape, generator=torch.Generator().manual_seed(1))
+    bench.images.add_(pattern[bench.dataset.train.labels])
+    few = Examples(bench.images[:batch_size], bench.dataset.train.labels[:batch_size])
+    state = initial_state(bench.network, stream("benchmark", seed))
+    begun, cpu = time.perf_counter(), time.process_time()
+    if side == "plain":
+        images, labels = bench.dataset.train.images, bench.dataset.train.labels
+        n = epochs * (n_examples // batch_size)
+        trained = published.train_one(bench.network, state, images, labels, batch_size, n, recipe.learning_rate)
+        seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu
+        loss, _ = published.judge(published.load(bench.network, trained), few.images, few.labels)
+    else:
+        dataset = Dataset(bench.cell.data, bench.dataset.train, few, 0.0)
+        (training,) = train_group(bench.cell, [seed], dataset)
+        seconds, cpu_seconds = training.seconds, training.seconds
+        loss = training.test.loss
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "loss": loss, "n_samples": epochs * n_examples}
+
+
+def train_together(network: str, side: str, n_processes: int, n_steps: int) -> dict[str, float]:
+    """Samples a second by the wall of `n_processes` processes of one thread at once."""
+    words = [sys.executable, __file__, "--train", network, "--side", side, "--steps", str(n_steps)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen([*words, "--seed", str(seed)], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+        for seed in range(n_processes)
+    ]
+    found = [json.loads(process.communicate()[0]) for process in running]
+    return {
+        "rate": sum(one["n_samples"] / one["seconds"] for one in found),
+        "loss": statistics.fmean(one["loss"] for one in found),
+    }
+
+
+def training_records(sizes: Sizes, n_rounds: int) -> Iterator[dict[str, Any]]:
+    """Ours on every core, in float32 and in bfloat16, against one plain loop after another."""
+    n_processes = min(2, os.cpu_count() or 1)
+    for network, name, steps, targets in (
+        ("mlp", "MLP 11 x 128, batch 500", sizes.steps, {"float32": (2.0, 1.8), "bfloat16": (3.0, 2.7)}),
+        ("resnet20", "ResNet20 x1, batch 128", sizes.resnet_steps, {"float32": (2.0, 1.8), "bfloat16": (4.0, 2.7)}),
+    ):
+        rounds = [
+            {
+                "plain": train_together(network, "plain", 1, steps),
+                **{side: train_together(network, side, n_processes, steps) for side in targets},
+            }
+            for _ in range(n_rounds)
+        ]
+        for side, (best, least) in targets.items():
+            losses = [statistics.fmean(one[key]["loss"] for one in rounds) for key in (side, "plain")]
+            yield record(
+                f"train-{network}-{side}",
+                f"train seeds, {name}, {side}, {n_processes} processes (seconds per 10,000 samples)",
+                [1e4 / one[side]["rate"] for one in rounds],
+                [1e4 / one["plain"]["rate"] for one in rounds],
+                f"losses {losses[0]:.3f} and {losses[1]:.3f}",
+                best,
+                least,
+            )
+
+
+def record(
+    key: str, name: str, ours: list[float], reference: list[float], agreement: str, best: float, least: float
+) -> dict[str, Any]:
+    ratios = [slow / fast for fast, slow in zip(ours, reference, strict=True)]
+    return {
+        "key": key, "name": name, "ours": ours, "reference": reference, "ratio": statistics.median(ratios),
+        "low": min(ratios), "high": max(ratios), "agreement": agreement, "best": best, "least": least,
+    }  # fmt: skip
+
+
+def alternate(work: Work, n_rounds: int) -> dict[str, Any]:
+    """Ours and the reference in turn, after one round that does not count."""
+    ours: list[float] = []
+    reference: list[float] = []
+    results: list[Any] = [None, None]
     for _ in range(n_rounds + 1):
-        for into, run in zip(seconds, (ours, reference), strict=True):
-            begun = time.process_time()
-            run()
-            into.append(time.process_time() - begun)
-    return tuple(times[1:] for times in seconds)
+        for index, (into, run) in enumerate(((ours, work.ours), (reference, work.reference))):
+            begun = work.clock()
+            results[index] = run()
+            into.append(work.clock() - begun)
+    return record(
+        work.key, work.name, ours[1:], [work.times * seconds for seconds in reference[1:]],
+        work.agrees(*results), work.best, work.least,
+    )  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--examples", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+GROUPS: dict[str, Callable[[Sizes], Iterator[Work]]] = {
+    "align": alignment_works,
+    "pairs": all_pairs_works,
+    "assign": assignment_works,
+    "path": path_works,
+    "repair": repair_works,
+    "data": data_works,
+}
+
+
+def measure(groups: Sequence[str], sizes: Sizes, n_rounds: int) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    print(f"{platform.machine()}, torch {torch.__version__}, {arguments.examples} examples of 1x28x28, medians of "
-          f"{arguments.rounds} alternating rounds, CPU seconds, 1 thread")  # fmt: skip
-    data = DataSpec("noise", "", arguments.examples, 1, 10, (1, 28, 28))
-    images = torch.randn(arguments.examples, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    alphas = [i / 10 for i in range(11)]
-    print(f"{'work':<34}{'ours':>9}{'reference':>11}{'ratio':>8}  range of ratios")
-    for width in (64, 128):
-        cell = Cell(data, "mlp", "none", width, 11, Recipe("none", 1, 1, 1.0, 0.0))
-        network, spec = build_network(cell), cell_permutation_spec(cell)
-        assert isinstance(network, MLP)
-        a, b = (initial_state(network, stream("benchmark", seed)) for seed in (0, 1))
-        (found,) = match(network, spec, [a, b], [(0, 1)], "activation", images)
-        aligned = spec.apply(b, found.permutation)
-        works: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            f"align a pair, MLP 11 x {width}": (
-                lambda n=network, s=spec, p=(a, b): match(n, s, p, [(0, 1)], "activation", images),
-                lambda n=network, s=spec, p=(a, b): align_layer_by_layer(n, s, *p, images),
-            ),
-            f"REPAIR at 11 alphas, MLP 11 x {width}": (
-                lambda n=network, s=spec, p=(a, b), m=found: repair_path(n, s, *p, m.permutation, alphas, images),
-                lambda n=network, p=(a, aligned): [repair_in_three_passes(n, *p, alpha, images) for alpha in alphas],
-            ),
-        }
-        for name, (ours, reference) in works.items():
-            seconds, plain = alternate(ours, reference, arguments.rounds)
-            ratios = [slow / fast for fast, slow in zip(seconds, plain, strict=True)]
-            print(f"{name:<34}{statistics.median(seconds):>9.3f}{statistics.median(plain):>11.3f}"
-                  f"{statistics.median(ratios):>8.1f}  {min(ratios):.1f}-{max(ratios):.1f}")  # fmt: skip
+    for group in groups:
+        if group == "train":
+            found = training_records(sizes, n_rounds)
+        else:
+            found = (alternate(work, n_rounds) for work in GROUPS[group](sizes))
+        for one in found:
+            records.append(one)
+            print(row(one), flush=True)
+    return records
+
+
+def row(one: dict[str, Any]) -> str:
+    target = f"{one['least']:g}" if one["least"] else ""
+    best = f"{one['best']:g}" if one["best"] else ""
+    met = ("yes" if one["ratio"] >= one["least"] else "no") if one["least"] else ""
+    return (
+        f"| {one['name']} | {statistics.median(one['ours']):.3f} | {statistics.median(one['reference']):.3f} "
+        f"| {one['ratio']:.1f} ({one['low']:.1f}-{one['high']:.1f}) | {best} | {target} | {met} | {one['agreement']} |"
+    )
+
+
+HEADER = """| work | ours, s | published, s | ratio (range) | prototype | aim | met | agreement |
+|---|---|---|---|---|---|---|---|"""
+
+
+def pairs_per_hour(records: Sequence[dict[str, Any]], n_images: int = 10_000) -> list[str]:
+    """What a user sees of it: pairs aligned among 8 seeds, and repaired and measured at 11 alphas, by one core."""
+    by_key = {one["key"]: one for one in records}
+    needed = ("align-mlp-8", "path-mlp-128", "repair-mlp-128")
+    if not all(key in by_key for key in needed):
+        return []
+    sides = {}
+    for side in ("ours", "reference"):
+        align, path, repair = (statistics.median(by_key[key][side]) for key in needed)
+        # Each row's images and pairs, as its benchmark has them.
+        seconds = (
+            align / published.n_pairs(8) * n_images / FULL.mlp_all_pairs
+            + path / published.n_pairs(N_SEEDS) * n_images / FULL.path
+            + repair / published.n_pairs(3) * n_images / FULL.path
+        )
+        sides[side] = 3600 / seconds
+    return [
+        f"MLP 11 x 128, {n_images:,} statistics images, {n_images:,} + {n_images // 5:,} evaluated: "
+        f"{sides['ours']:,.0f} pairs an hour on one core, {sides['reference']:,.0f} by the published schedule."
+    ]
+
+
+def write(machine: dict[str, Any], records: list[dict[str, Any]], n_rounds: int) -> None:
+    """Keeps the raw figures, and puts the table in its place on the page."""
+    HISTORY.mkdir(exist_ok=True)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    raw = HISTORY / f"{today}-{machine['commit']}.json"
+    raw.write_text(json.dumps({"machine": machine, "rounds": n_rounds, "records": records}, indent=1) + "\n")
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    rates = ", ".join(f"{rate:g} at {size}" for size, rate in machine["sgemm_gflops"].items())
+    lines = [
+        BEGIN,
+        f"{today}, commit {machine['commit']}: {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['memory_gib']} GiB; Python {machine['python']}, {versions}. One thread multiplies {rates} "
+        f"GFLOP/s (float32). Medians of {n_rounds} alternating rounds, after one that does not count. Raw figures: "
+        f"[{raw.name}](benchmarks/{raw.name}).",
+        "",
+        HEADER,
+        *(row(one) for one in records),
+        "",
+        *pairs_per_hour(records),
+        END,
+    ]
+    page = PAGE.read_text()
+    before, rest = page.split(BEGIN)
+    PAGE.write_text(before + "\n".join(lines) + rest.split(END)[1])
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("groups", nargs="*", help=f"of {', '.join([*GROUPS, 'train'])}; all by default")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tiny", action="store_true", help="see that it runs: the figures mean nothing")
+    parser.add_argument("--write", action="store_true", help="keep the figures in docs")
+    for hidden, kind in (("--train", str), ("--side", str), ("--seed", int), ("--steps", int)):
+        parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(words)
+    if arguments.train:
+        print(json.dumps(train_once(arguments.train, arguments.side, arguments.seed, arguments.steps)))
+        return
+    machine = describe()
+    print(json.dumps(machine))
+    print(HEADER, flush=True)
+    groups = arguments.groups or [*GROUPS, "train"]
+    records = measure(groups, TINY if arguments.tiny else FULL, arguments.rounds)
+    print(*pairs_per_hour(records), sep="\n")
+    if arguments.write:
+        write(machine, records, arguments.rounds)
 
 
 if __name__ == "__main__":
