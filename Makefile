@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo up down status test test-slow test-thorough check-cluster studies-smoke lint bench bench-growth clean
+.PHONY: demo up down status test test-slow test-thorough check-cluster studies-smoke lint bench bench-scaling bench-growth clean
 
 demo: .venv/installed
 	$(BIN)/repairlab demo
@@ -41,7 +41,10 @@ lint: .venv/installed-dev
 	$(BIN)/lint-imports
 
 bench: .venv/installed-dev
-	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python benchmarks/pipeline.py --write
+
+bench-scaling: .venv/installed-dev
+	$(BIN)/python benchmarks/scaling.py --write
 
 bench-growth: .venv/installed-dev
 	$(BIN)/python benchmarks/growth.py

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,11 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import published
 import torch
 from machine import describe
 from torch import Tensor, nn
 
+from infra.settings import load_settings
+from tasks.datasets import load_dataset
 from tasks.science.assignment import SOLVERS
 from tasks.science.augmentation import TrainImages, draw_views
 from tasks.science.curves import CorrectedPath, Side, Splits, evaluate_splits, measure_path, measure_side
@@ -64,17 +69,19 @@ class Sizes:
     seeds: tuple[int, ...]
     steps: int
     resnet_steps: int
+    study_epochs: int
 
 
-FULL = Sizes(10_000, 5_000, 200, 64, 10_000, 200, (512, 1024, 2048, 4096), (8, 16), 600, 40)
-TINY = Sizes(64, 64, 4, 2, 64, 4, (16,), (3,), 4, 2)
+FULL = Sizes(10_000, 5_000, 200, 64, 10_000, 200, (512, 1024, 2048, 4096), (8, 16), 600, 40, 5)
+TINY = Sizes(64, 64, 4, 2, 64, 4, (16,), (3,), 4, 2, 1)
 
 
 @dataclass(frozen=True)
 class Work:
     """One step, done by ours and by the reference: `times` is how often the reference would have to be run for the same
     work. `agrees` tells how far the results of the two agree. `best`: the largest ratio that was measured before this
-    was written, of a prototype; `least`: what is aimed at; 0 where neither is."""
+    was written, of a prototype; `least`: what is aimed at; 0 where neither is. `floor`: the arithmetic that cannot be
+    left out, in plain forward passes and matrix products, and nothing else."""
 
     key: str
     name: str
@@ -84,7 +91,7 @@ class Work:
     times: float = 1.0
     best: float = 0.0
     least: float = 0.0
-    clock: Callable[[], float] = time.process_time
+    floor: Callable[[], Any] | None = None
 
 
 @dataclass
@@ -133,6 +140,29 @@ class Bench:
     def align(self, pairs: Sequence[tuple[int, int]]) -> list[Match]:
         return match(self.network, self.spec, self.states, pairs, "activation", self.images)
 
+    def compute(self, n_passes: int, n_pairs: int = 0, part: float = 1.0) -> None:
+        """So many forward passes over a `part` of the images in the layout and batches that are fastest, and for each
+        of so many pairs the products of every axis' units."""
+        module = published.load(self.network, self.states[0])
+        images, batch_size = self.images[: int(part * self.n_examples)], 1000
+        if self.architecture != "mlp":
+            module, batch_size = module.to(memory_format=torch.channels_last), 64  # pyright: ignore[reportCallIssue]
+            images = torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
+        for _ in range(n_passes):
+            for batch in images.split(batch_size):
+                module(batch)
+        if n_pairs:
+            for values in self._units:
+                for _ in range(n_pairs):
+                    for rows in values.split(2**14):
+                        torch.matmul(rows.T, rows)
+
+    @functools.cached_property
+    def _units(self) -> list[Tensor]:
+        """The activations (n_samples, n_units) of every axis."""
+        module = published.load(self.network, self.states[0])
+        return [published.read_up_to(module, self.images, name).float() for name in self.modules.values()]
+
     def align_plainly(self, a: int, b: int) -> tuple[dict[str, np.ndarray], float]:
         batch_size = published.BATCH_SIZE if self.architecture == "mlp" else 100
         return published.align_layer_by_layer(
@@ -163,7 +193,7 @@ def alignment_works(sizes: Sizes) -> Iterator[Work]:
         yield Work(
             key, f"{name}, {bench.n_examples:,} images",
             lambda b=bench: b.align([(0, 1)]), lambda b=bench: b.align_plainly(0, 1), same_objective,
-            best=best, least=least,
+            best=best, least=least, floor=lambda b=bench: b.compute(2, 1),
         )  # fmt: skip
 
 
@@ -180,6 +210,7 @@ def all_pairs_works(sizes: Sizes) -> Iterator[Work]:
                 f"align all pairs of {n_seeds} seeds, {name}, {bench.n_examples:,} images",
                 lambda b=bench, n=n_seeds: b.align(pairs_of(n)), lambda b=bench: b.align_plainly(0, 1), same_objective,
                 times=published.n_pairs(n_seeds), best=best, least=least,
+                floor=lambda b=bench, n=n_seeds: b.compute(n, published.n_pairs(n)),
             )  # fmt: skip
 
 
@@ -254,6 +285,12 @@ class Paths:
             curves.append([point[0] for point in curve])
         return curves
 
+    def compute_path(self) -> None:
+        """A forward pass over both splits for every endpoint, and every alpha between two."""
+        n_passes = self.bench.n_states + len(self.pairs) * (len(ALPHAS) - 2)
+        for part in (1.0, 0.2):
+            self.bench.compute(n_passes, part=part)
+
     def repair(self) -> list[State]:
         """The corrected weights at alpha .5 of every pair, of those at all alphas."""
         sides = self.sides()
@@ -302,6 +339,7 @@ def path_works(sizes: Sizes) -> Iterator[Work]:
             f"path-mlp-{width}",
             f"path of 11 alphas, MLP 11 x {width}, {sizes.path:,} + {len(paths.bench.dataset.test):,} images, 6 pairs",
             lambda p=paths, s=sides: p.walk(s, p.ends()), paths.walk_plainly, same_curves, best=best, least=least,
+            floor=lambda p=paths: p.compute_path(),
         )  # fmt: skip
     paths = Paths(Bench("resnet20", "batch", 1, 20, (3, 32, 32), sizes.resnet_path, 2), [(0, 1)])
     sides = paths.sides()
@@ -309,6 +347,7 @@ def path_works(sizes: Sizes) -> Iterator[Work]:
         "path-resnet20",
         f"path of 11 alphas, ResNet20 x1, {sizes.resnet_path:,} + {len(paths.bench.dataset.test):,} images, 1 pair",
         lambda p=paths, s=sides: p.walk(s, p.ends()), paths.walk_plainly, same_curves, best=2.7, least=2.3,
+        floor=lambda p=paths: p.compute_path(),
     )  # fmt: skip
 
 
@@ -319,6 +358,7 @@ def repair_works(sizes: Sizes) -> Iterator[Work]:
         yield Work(
             f"repair-mlp-{width}", f"REPAIR at 11 alphas, MLP 11 x {width}, {sizes.path:,} images, 3 pairs",
             paths.repair, lambda p=paths, names=layers: p.repair_plainly(names), same_states, best=best, least=least,
+            floor=lambda p=paths: p.bench.compute(p.bench.n_states + len(p.pairs) * len(ALPHAS)),
         )  # fmt: skip
 
 
@@ -427,29 +467,115 @@ def training_records(sizes: Sizes, n_rounds: int) -> Iterator[dict[str, Any]]:
             )
 
 
+STUDY = """
+name = "benchmark"
+dataset = "fashion_mnist"
+architecture = "mlp"
+width = {width}
+depth = 4
+seeds = {seeds}
+recipe = {{base = "mlp/mlp-still", epochs = {epochs}, batch_size = 500, learning_rate = 0.02}}
+measurement = {{alphas = 11, statistics = {images}, evaluation = {images}}}
+"""
+STUDY_WIDTHS = [64, 128]
+
+
+def study_records(sizes: Sizes, n_rounds: int) -> Iterator[dict[str, Any]]:
+    """A whole small width study as a person runs it, from the command to the report, against a plain script on all of
+    torch's threads that begins with torch loaded."""
+    values = {"width": STUDY_WIDTHS, "seeds": N_SEEDS, "epochs": sizes.study_epochs, "images": sizes.path}
+    ours: list[float] = []
+    reference: list[float] = []
+    aligned: list[list[float]] = [[], []]
+    for _ in range(n_rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            study = Path(folder, "study.toml")
+            study.write_text(STUDY.format(**values))
+            words = [str(Path(sys.executable).with_name("repairlab")), "run", str(study), "--store", f"{folder}/runs"]
+            begun = time.perf_counter()
+            subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
+            ours.append(time.perf_counter() - begun)
+            paths = pd.read_parquet(f"{folder}/runs/studies/benchmark/paths.parquet")
+        middle = paths.query("alpha == 0.5 and split == 'train' and correction == 'repair' and matcher != 'none'")
+        aligned[0].append(float(middle["accuracy"].mean()))
+        words = [sys.executable, __file__, "--published", json.dumps(values)]
+        found = json.loads(subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT).stdout)
+        reference.append(found["seconds"])
+        aligned[1].append(found["accuracy"])
+    name = f"a whole study: MLP 4 x {' and '.join(map(str, STUDY_WIDTHS))} on Fashion-MNIST, {N_SEEDS} seeds, "
+    name += f"{sizes.study_epochs} epochs, 12 pairs, 3 paths of 11 alphas (wall)"
+    agreement = "repaired midpoints {:.1%} and {:.1%}".format(*(statistics.fmean(one) for one in aligned))
+    yield record("study", name, ours, reference, agreement, 0, 0)
+
+
+def published_study(width: Sequence[int], seeds: int, epochs: int, images: int) -> dict[str, float]:
+    """The same work by the published schedule: one seed after another, one pair after another."""
+    dataset = load_dataset("fashion_mnist", load_settings().data_dir)
+    begun = time.perf_counter()
+    accuracies: list[float] = []
+    train, test = dataset.train, dataset.test
+    seen = train.images[:images]
+    splits = [(split.images[:images], split.labels[:images]) for split in (train, test)]
+    for one in width:
+        cell = Cell(dataset.spec, "mlp", "none", one, 4, Recipe("none", 500, epochs, 0.02, 0.0))
+        network, spec = build_network(cell), cell_permutation_spec(cell)
+        n_steps = epochs * (len(train) // 500)
+        states = [
+            published.train_one(network, initial_state(network, stream("benchmark", seed)), train.images, train.labels,
+                                500, n_steps, 0.02)
+            for seed in range(seeds)
+        ]  # fmt: skip
+        layers = [f"hidden.{i}.linear" for i in range(4)]
+        modules = {axis.name: str(axis.readings[0].module) for axis in spec.axes}
+
+        def permute(state: State, partners: dict[str, np.ndarray], spec: PermutationSpec = spec) -> State:
+            return spec.apply(state, Permutation({**spec.identity(), **partners}))
+
+        with torch.no_grad():
+            for a, b in pairs_of(seeds):
+                partners, _ = published.align_layer_by_layer(network, modules, permute, states[a], states[b], seen)
+                aligned = permute(states[b], partners)
+                for end in (states[b], aligned):
+                    published.walk_path(network, states[a], end, ALPHAS, splits)
+                for alpha in ALPHAS:
+                    state = published.repair_in_three_passes(network, layers, states[a], aligned, alpha, seen)
+                    (judged, _) = published.walk_path(network, state, state, [0.0], splits)[0]
+                    if alpha == 0.5:
+                        accuracies.append(judged[1])
+    return {"seconds": time.perf_counter() - begun, "accuracy": statistics.fmean(accuracies)}
+
+
 def record(
-    key: str, name: str, ours: list[float], reference: list[float], agreement: str, best: float, least: float
+    key: str,
+    name: str,
+    ours: list[float],
+    reference: list[float],
+    agreement: str,
+    best: float,
+    least: float,
+    floor: list[float] | None = None,
 ) -> dict[str, Any]:
     ratios = [slow / fast for fast, slow in zip(ours, reference, strict=True)]
     return {
         "key": key, "name": name, "ours": ours, "reference": reference, "ratio": statistics.median(ratios),
-        "low": min(ratios), "high": max(ratios), "agreement": agreement, "best": best, "least": least,
+        "low": min(ratios), "high": max(ratios), "agreement": agreement, "best": best, "least": least, "floor": floor,
     }  # fmt: skip
 
 
 def alternate(work: Work, n_rounds: int) -> dict[str, Any]:
-    """Ours and the reference in turn, after one round that does not count."""
-    ours: list[float] = []
-    reference: list[float] = []
-    results: list[Any] = [None, None]
+    """Ours, the reference and the floor in turn, after one round that does not count."""
+    runs = [work.ours, work.reference, *([work.floor] if work.floor else [])]
+    seconds: list[list[float]] = [[] for _ in runs]
+    results: list[Any] = [None] * len(runs)
     for _ in range(n_rounds + 1):
-        for index, (into, run) in enumerate(((ours, work.ours), (reference, work.reference))):
-            begun = work.clock()
+        for index, run in enumerate(runs):
+            begun = time.process_time()
             results[index] = run()
-            into.append(work.clock() - begun)
+            seconds[index].append(time.process_time() - begun)
+    ours, reference, *floor = (each[1:] for each in seconds)
     return record(
-        work.key, work.name, ours[1:], [work.times * seconds for seconds in reference[1:]],
-        work.agrees(*results), work.best, work.least,
+        work.key, work.name, ours, [work.times * each for each in reference], work.agrees(*results[:2]),
+        work.best, work.least, *floor,
     )  # fmt: skip
 
 
@@ -463,18 +589,25 @@ GROUPS: dict[str, Callable[[Sizes], Iterator[Work]]] = {
 }
 
 
+WALL: dict[str, Callable[[Sizes, int], Iterator[dict[str, Any]]]] = {
+    "train": training_records,
+    "study": study_records,
+}
+"""What is clocked by the wall, for it is about using all cores."""
+
+
 def measure(groups: Sequence[str], sizes: Sizes, n_rounds: int) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
-    for group in groups:
-        if group == "train":
-            found = training_records(sizes, n_rounds)
-        else:
-            found = (alternate(work, n_rounds) for work in GROUPS[group](sizes))
-        for one in found:
-            records.append(one)
-            print(row(one), flush=True)
+    with torch.no_grad():
+        for group in groups:
+            if group in WALL:
+                found = WALL[group](sizes, n_rounds)
+            else:
+                found = (alternate(work, n_rounds) for work in GROUPS[group](sizes))
+            for one in found:
+                records.append(one)
+                print(row(one), flush=True)
     return records
 
 
@@ -482,14 +615,19 @@ def row(one: dict[str, Any]) -> str:
     target = f"{one['least']:g}" if one["least"] else ""
     best = f"{one['best']:g}" if one["best"] else ""
     met = ("yes" if one["ratio"] >= one["least"] else "no") if one["least"] else ""
+    floor = ""
+    if one["floor"]:
+        part = statistics.median(a / b for a, b in zip(one["ours"], one["floor"], strict=True))
+        floor = f"{statistics.median(one['floor']):.3f} ({part:.2f})"
     return (
         f"| {one['name']} | {statistics.median(one['ours']):.3f} | {statistics.median(one['reference']):.3f} "
-        f"| {one['ratio']:.1f} ({one['low']:.1f}-{one['high']:.1f}) | {best} | {target} | {met} | {one['agreement']} |"
+        f"| {floor} | {one['ratio']:.1f} ({one['low']:.1f}-{one['high']:.1f}) | {best} | {target} | {met} "
+        f"| {one['agreement']} |"
     )
 
 
-HEADER = """| work | ours, s | published, s | ratio (range) | prototype | aim | met | agreement |
-|---|---|---|---|---|---|---|---|"""
+HEADER = """| work | ours, s | published, s | floor, s (ours to it) | ratio (range) | best | aim | met | agreement |
+|---|---|---|---|---|---|---|---|---|"""
 
 
 def pairs_per_hour(records: Sequence[dict[str, Any]], n_images: int = 10_000) -> list[str]:
@@ -542,20 +680,24 @@ def write(machine: dict[str, Any], records: list[dict[str, Any]], n_rounds: int)
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("groups", nargs="*", help=f"of {', '.join([*GROUPS, 'train'])}; all by default")
+    parser.add_argument("groups", nargs="*", help=f"of {', '.join([*GROUPS, *WALL])}; all by default")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="see that it runs: the figures mean nothing")
     parser.add_argument("--write", action="store_true", help="keep the figures in docs")
     for hidden, kind in (("--train", str), ("--side", str), ("--seed", int), ("--steps", int)):
         parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)
+    parser.add_argument("--published", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
+    if arguments.published:
+        print(json.dumps(published_study(**arguments.published)))
+        return
     if arguments.train:
         print(json.dumps(train_once(arguments.train, arguments.side, arguments.seed, arguments.steps)))
         return
     machine = describe()
     print(json.dumps(machine))
     print(HEADER, flush=True)
-    groups = arguments.groups or [*GROUPS, "train"]
+    groups = arguments.groups or [*GROUPS, *WALL]
     records = measure(groups, TINY if arguments.tiny else FULL, arguments.rounds)
     print(*pairs_per_hour(records), sep="\n")
     if arguments.write:
