@@ -17,11 +17,12 @@ from tasks.science.examples import Dataset
 from tasks.science.identity import stream
 from tasks.science.matchers import published_modules
 from tasks.science.matching import FUNCTION_TOLERANCE, MATCHERS, assign, function_error, match, shared_partners
-from tasks.science.moments import observed_families, read_activations, unit_correlations
+from tasks.science.moments import _measure, _passes, observed_families, read_activations, unit_correlations  # pyright: ignore[reportPrivateUsage]
 from tasks.science.networks import build_network
 from tasks.science.networks.resnet import RESNET18_READINGS, RESNET20_READINGS, ResNet
 from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.permutation import Axis, Permutation, PermutationSpec, Reading
+from tasks.science.reading import make_reader
 from tasks.science.recipe import Recipe
 from tasks.science.specs import Cell, DataSpec, State
 from tasks.science.tracing import trace_permutation_spec
@@ -234,6 +235,25 @@ def test_how_axes_and_pairs_are_grouped_changes_no_bit(network, spec, states, bl
         assert np.array_equal(correlations, one_by_one[key])
         assert np.array_equal(correlations, a_few[key])
         assert np.array_equal(correlations, one_pair[key])
+
+
+@pytest.mark.parametrize("memory_bytes", [1, 2**15, 2**17, 2**20, 2**24])
+def test_passes_take_every_job_once_and_keep_to_their_memory(network, spec, states, blobs: Dataset, memory_bytes: int):
+    families, images = observed_families(spec), blobs.train.images
+    reader = make_reader(network, [r for family in families for r in family.readings])
+    with torch.no_grad():
+        sizes = _measure(reader, states[0], families, images, None)
+    pairs = [(a, b) for b in range(9) for a in range(b)]
+    passes = list(_passes(families, pairs, sizes, memory_bytes))
+    jobs = [(family.name, pair) for jobs in passes for family, pair in jobs]
+    assert sorted(jobs) == sorted((family.name, pair) for family in families for pair in pairs)
+    for group in passes:
+        members = {(family.name, k) for family, pair in group for k in pair}
+        n_bytes = sum(sizes.product_bytes[family.name] for family, _ in group)
+        n_bytes += sum(sizes.activation_bytes[name] for name, _ in members)
+        assert n_bytes <= memory_bytes or len(group) == 1
+    if memory_bytes == 2**24:
+        assert len(passes) == 1
 
 
 def test_activations_between_modules_are_read_from_the_graph(blobs: Dataset):
