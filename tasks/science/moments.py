@@ -33,8 +33,7 @@ BATCH_SIZE, BATCH_BYTES = 2000, 2**24
 """Where a unit is seen once per image: images per forward pass, and bytes of the activations of all axes together."""
 
 MAP_BATCH_SIZE, MAP_BYTES = 125, 2**24
-"""The same where units are seen at many places. Few enough for the maps to stay in the caches, in which a ResNet20 of
-width 1 runs 1.3 times as fast as in passes of 125 images (one thread of an AMD EPYC)."""
+"""The same where units are seen at many places: few enough for the maps of a small network to stay in the caches."""
 
 WEIGHT_BYTES = 2**25
 """Weights of more bytes than a pass' activations would make its time: up to here passes grow with them."""
