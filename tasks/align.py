@@ -9,14 +9,14 @@ from prefect import task
 
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
-from tasks.artifacts import has_match, load_weights, save_match
+from tasks.artifacts import LazyStates, has_match, load_weights, save_match
 from tasks.datasets import check_data, load_dataset
 from tasks.science.augmentation import statistics_images
 from tasks.science.controls import permuted_self
 from tasks.science.matching import FUNCTION_TOLERANCE, function_error, match
 from tasks.science.networks import build_network
 from tasks.science.networks.symmetry import cell_permutation_spec
-from tasks.science.specs import Merge
+from tasks.science.specs import Merge, State
 
 
 @task(**TASK_OPTIONS)
@@ -30,9 +30,14 @@ def align(merges: Sequence[Merge], store: Store, data_dir: Path) -> list[str]:
     network, spec = build_network(cell), cell_permutation_spec(cell)
     dataset = check_data(load_dataset(cell.data.name, data_dir), cell.data)
     images = statistics_images(dataset, cell.recipe, merges[0].samples)
-    weights = load_weights(store, [member for merge in merges for member in (merge.a, merge.b)])
     ends = list(dict.fromkeys(end for merge in merges for end in ((merge.a, False), (merge.b, merge.permuted_self))))
-    states = [permuted_self(spec, weights[member]) if permuted else weights[member] for member, permuted in ends]
+
+    def load(position: int) -> State:
+        member, permuted = ends[position]
+        state = load_weights(store, [member])[member]
+        return permuted_self(spec, state) if permuted else state
+
+    states = LazyStates(load)
     stopped: list[str] = []
     for matcher in dict.fromkeys(merge.matcher for merge in merges):
         wanted = [merge for merge in merges if merge.matcher == matcher]

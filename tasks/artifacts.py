@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,9 @@ _RECORD = {
     *("status", "message", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "n_train_examples"),
     *("n_parameters", "train_seconds", "device"),
 }
+
+KEPT_BYTES = 2**29
+"""Weights that a task keeps in memory beside those that it works with."""
 
 
 def has_endpoint(store: Store, endpoint: Endpoint) -> bool:
@@ -88,6 +91,30 @@ def load_weights(store: Store, members: Iterable[Member]) -> dict[Member, State]
             raise damaged(store, key, "its weights are not those it was stored with")
         states[member] = state
     return states
+
+
+class LazyStates:
+    """States by position, each made by `load` when it is asked for; those asked for last are kept, as many as take
+    `kept_bytes`, and at least one."""
+
+    def __init__(self, load: Callable[[int], State], kept_bytes: int = KEPT_BYTES) -> None:
+        self.load, self.kept_bytes = load, kept_bytes
+        self.kept: dict[int, State] = {}
+
+    def __getitem__(self, index: int) -> State:
+        state = self.kept.pop(index, None)
+        if state is None:
+            n_bytes = [_n_bytes(kept) for kept in self.kept.values()]
+            # The next one takes as much as these, whose networks it shares: it needs their memory while it is read.
+            while self.kept and sum(n_bytes) + max(n_bytes) > self.kept_bytes:
+                del self.kept[next(iter(self.kept))], n_bytes[0]
+            state = self.load(index)
+        self.kept[index] = state
+        return state
+
+
+def _n_bytes(state: State) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
 def save_match(store: Store, merge: Merge, match: Match, function_error: float, exact: bool) -> None:

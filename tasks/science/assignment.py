@@ -27,15 +27,27 @@ def assign_lapx(scores: NDArray[np.float64]) -> NDArray[np.int64]:
     """`assign` by lapx (Jonker and Volgenant), three times as fast at 4096 units; among equal totals it may choose
     another one. Raises ModuleNotFoundError, naming the extra, where it is not installed."""
     _check_finite(scores)
-    try:
-        solver: Any = importlib.import_module("lap")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("solver lapx is not installed: pip install 'repairlab[fast]'") from error
+    solver = _optional("lap", "lapx", "fast")
     partners = solver.lapjv(np.ascontiguousarray(-scores), return_cost=False)[0]
     return np.asarray(partners, dtype=np.int64)
 
 
-SOLVERS: dict[str, Solver] = {"scipy": assign, "lapx": assign_lapx}
+def assign_lapjv(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """`assign` by lapjv, in float32: totals that differ by less than its rounding are equal to it, and among equal ones
+    it may choose another one. Raises ModuleNotFoundError, naming the extra, where it is not installed."""
+    _check_finite(scores)
+    partners = _optional("lapjv", "lapjv", "compiled").lapjv(np.negative(scores, dtype=np.float32, order="C"))[0]
+    return np.asarray(partners, dtype=np.int64)
+
+
+SOLVERS: dict[str, Solver] = {"scipy": assign, "lapx": assign_lapx, "lapjv": assign_lapjv}
+
+
+def _optional(module: str, solver: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"solver {solver} is not installed: pip install 'repairlab[{extra}]'") from error
 
 
 def _check_finite(scores: NDArray[np.float64]) -> None:

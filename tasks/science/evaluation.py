@@ -136,5 +136,16 @@ def lay_out(network: nn.Module, images: Tensor) -> Tensor:
     return torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
 
 
+def lay_out_weights(network: nn.Module, state: State) -> State:
+    """`state` as a convolutional `network` reads it fastest beside such images, for many passes: otherwise every pass
+    makes copies of the kernels in this layout."""
+    if not _is_convolutional(network):
+        return state
+    return {
+        key: tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+        for key, tensor in state.items()
+    }
+
+
 def _is_convolutional(network: nn.Module) -> bool:
     return any(isinstance(module, nn.Conv2d) for module in network.modules())

@@ -33,7 +33,7 @@ class Matcher:
 
 
 _READING = Option("post", ("post", "pre", "published"))
-_SOLVER = Option("scipy", ("scipy", "lapx"))
+_SOLVER = Option("scipy", ("scipy", "lapx", "lapjv"))
 
 MATCHERS: Mapping[str, Matcher] = {
     "none": Matcher("B is left as it is", needs_data=False),
@@ -56,9 +56,9 @@ MATCHERS: Mapping[str, Matcher] = {
 }
 """`reading`: units are observed after their nonlinearity (`post`), before it (`pre`), or where the authors did in the
 networks where that is neither (`published`: ResNet20 with BatchNorm, ResNet18 for small images). `batch`: images per
-batch of the published estimator. `restarts`: orders of the axes that weight matching tries. `solver`: scipy, or lapx,
-which the extra `fast` installs and which may break ties (dead units) differently: hence it is a choice that enters
-ids."""
+batch of the published estimator. `restarts`: orders of the axes that weight matching tries. `solver`: scipy,
+lapx (extra `fast`) or lapjv (extra `compiled`, in float32). They may break ties (dead units) differently: hence the
+solver is a choice that enters ids, never what happens to be installed."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Correlations between the units of endpoints, for every hidden axis and every pair, from passes over the same samples.
 
 Permuting an axis only reorders the activations of the others, so no correlation depends on another axis' permutation:
-one pass over the data gives all of them. Each batch is multiplied in float32, after a shift by the units' means over
+one pass over the data gives all of them. Activations are multiplied in float32, after a shift by the units' means over
 the first batch (which keeps the cancellation in cov = E[ab] - E[a]E[b] harmless), and added up in float64.
 
 A position of a feature map, or a token, is a sample like any other. A unit of several channels (a group whose channels
@@ -11,8 +11,11 @@ keep their order) has as correlation the mean of its channels' correlations.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+import itertools
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,26 +26,37 @@ from tasks.science.evaluation import mode
 from tasks.science.matchers import published_modules
 from tasks.science.permutation import Axis, PermutationSpec, Reading
 from tasks.science.preactivations import DEAD_SHARE
-from tasks.science.reading import MisreadError, Reader, make_reader
+from tasks.science.reading import Key, MisreadError, Reader, make_reader
 from tasks.science.specs import State
 
-BATCH_SIZE = 1000
-"""Images per forward pass where a unit is seen once per image."""
+BATCH_SIZE, BATCH_BYTES = 2000, 2**24
+"""Where a unit is seen once per image: images per forward pass, and bytes of the activations of all axes together."""
 
-MAP_BATCH_SIZE, MAP_BYTES = 125, 2**23
-"""Where units are seen at many places: at most so many images, and so many bytes of any one axis' activations. Small
-batches stay in the caches; all axes of a ResNet20 of width 4 then hold 60 MB per endpoint."""
+MAP_BATCH_SIZE, MAP_BYTES = 125, 2**24
+"""The same where units are seen at many places: few enough for the maps of a small network to stay in the caches."""
 
-MEMORY_BYTES = 2**28
+WEIGHT_BYTES = 2**25
+"""Weights of more bytes than a pass' activations would make its time: up to here passes grow with them."""
+
+MEMORY_BYTES = 2**29
 """What one pass may hold in sums of products and activations; what needs more is spread over several passes."""
 
 ROWS = 2**14
-"""Longest float32 sum of products: more samples than this are added in float64."""
+"""Longest float32 sum: more samples than this are added in float64."""
+
+CHUNK = 2**18
+"""Values that are counted in at a time: few enough to stay in a cache."""
+
+BLOCK_ROWS = 512
+"""Rows of a product that are worked on at a time, where a temporary copy of all of them would count."""
 
 PUBLISHED_EPSILON = 1e-4
 
-CORRELATION_ROWS = 512
-"""Rows of a product that are worked on at a time, where a temporary copy of all of them would count."""
+
+class States(Protocol):
+    """The weights of endpoints by position; a list, or what reads them when they are asked for."""
+
+    def __getitem__(self, index: int, /) -> State: ...
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,12 @@ class ObservedFamily:
     def n_each(self) -> int:
         """Channels per unit."""
         return self.readings[0].positions.shape[1]
+
+    @property
+    def channels(self) -> list[slice]:
+        """Of all channels, those of a unit side by side, the ones that each reading gives."""
+        ends = np.cumsum([0, *(reading.positions.size for reading in self.readings)]).tolist()
+        return [slice(first, last) for first, last in itertools.pairwise(ends)]
 
 
 @dataclass(frozen=True)
@@ -145,18 +165,19 @@ def readable_families(
 
 def unit_correlations(
     network: nn.Module,
-    states: Sequence[State],
+    states: States,
     pairs: Sequence[tuple[int, int]],
     families: Sequence[ObservedFamily],
     images: Tensor,
     published_batch: int | None = None,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Iterator[UnitCorrelations]:
-    """Yields the correlations of each family in turn, for `pairs` of indices into `states`, over all of `images`.
+    """Yields the correlations of each family and each of `pairs`, indices into `states`, over all of `images`.
 
-    One pass serves as many families and pairs as fit into `memory_bytes`, and at least one. How they are grouped
-    changes no bit of the result. `published_batch`: the authors' estimator, over batches of so many images: the mean
-    of their means, products and unbiased deviations, and cov / (sd_a sd_b + 1e-4); None for exact moments.
+    One pass serves as many pairs and families as fit into `memory_bytes`, and at least one. How they are grouped
+    changes no bit of the result; they come pass by pass. A state is asked for at the beginning of each pass that needs
+    it and let go at its end. `published_batch`: the authors' estimator, over batches of so many images: the mean of
+    their means, products and unbiased deviations, and cov / (sd_a sd_b + 1e-4); None for exact moments.
     Raises ValueError where there is no image, or a published batch has a single sample.
     """
     if len(images) == 0:
@@ -165,29 +186,81 @@ def unit_correlations(
         return
     reader = make_reader(network, [r for family in families for r in family.readings])
     with mode(network, training=False), torch.no_grad():
-        image_bytes, n_rows = _footprint(reader, states[pairs[0][0]], families, images)
-        batch_size = BATCH_SIZE
-        if max(n_rows.values()) > 1:
-            batch_size = int(np.clip(MAP_BYTES // max(image_bytes.values()), 1, MAP_BATCH_SIZE))
-        batch_size = min(batch_size, published_batch or batch_size)
-
-        group: list[_Job] = []
-        kept: set[tuple[str, int]] = set()
-        n_bytes = 0
-        for family, pair in [(family, pair) for family in families for pair in pairs]:
-            products = family.n_units**2 * family.n_each * 8
-            activations = image_bytes[family.name] * min(batch_size, len(images))
-            new = {(family.name, k) for k in pair}
-            if group and n_bytes + products + activations * len(new - kept) > memory_bytes:
-                yield from _one_pass(reader, states, group, images, batch_size, published_batch)
-                group, kept, n_bytes = [], set(), 0
-            n_bytes += products + activations * len(new - kept)
-            group.append((family, pair))
-            kept |= new
-        yield from _one_pass(reader, states, group, images, batch_size, published_batch)
+        sizes = _measure(reader, states[pairs[0][0]], families, images, published_batch)
+        for jobs in _passes(families, pairs, sizes, memory_bytes):
+            yield from _one_pass(reader, states, jobs, images, sizes, published_batch)
 
 
 _Job = tuple[ObservedFamily, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """`batch_size` images per forward pass. By family: samples per image, the type of its activations, and the bytes of
+    those of a batch in one endpoint, and of the sums of products of one pair."""
+
+    batch_size: int
+    n_rows: Mapping[str, int]
+    dtypes: Mapping[str, torch.dtype]
+    activation_bytes: Mapping[str, int]
+    product_bytes: Mapping[str, int]
+
+
+def _measure(
+    reader: Reader, state: State, families: Sequence[ObservedFamily], images: Tensor, published_batch: int | None
+) -> _Sizes:
+    seen = _read(reader, state, images[:1], families)
+    image_bytes = {name: values.numel() * values.element_size() for name, values in seen.items()}
+    n_rows = {name: len(values) for name, values in seen.items()}
+    most, n_bytes = (MAP_BATCH_SIZE, MAP_BYTES) if max(n_rows.values()) > 1 else (BATCH_SIZE, BATCH_BYTES)
+    # Weights are read once per pass, whatever its size.
+    weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    n_bytes = max(n_bytes, min(weight_bytes, WEIGHT_BYTES))
+    most = min(most, len(images), published_batch or len(images))
+    batch_size = int(np.clip(n_bytes // sum(image_bytes.values()), 1, most))
+    product_bytes: dict[str, int] = {}
+    for family in families:
+        itemsize = seen[family.name].element_size()
+        if published_batch or n_rows[family.name] * len(images) > ROWS:
+            itemsize += 8
+        product_bytes[family.name] = family.n_units**2 * family.n_each * itemsize
+    return _Sizes(
+        batch_size,
+        n_rows,
+        {name: values.dtype for name, values in seen.items()},
+        {name: n_bytes * batch_size for name, n_bytes in image_bytes.items()},
+        product_bytes,
+    )
+
+
+def _passes(
+    families: Sequence[ObservedFamily], pairs: Sequence[tuple[int, int]], sizes: _Sizes, memory_bytes: int
+) -> Iterator[list[_Job]]:
+    """Jobs in groups that fit into `memory_bytes`, or of a single one.
+
+    All families of a pair stand in one group where they fit into one. A group's pairs are those among few endpoints,
+    as in a square of the table of all pairs: each endpoint runs once per group.
+    """
+    per_pair, per_member = sum(sizes.product_bytes.values()), sum(sizes.activation_bytes.values())
+    # Of a square with this side, all products and both sides' activations fit.
+    side = int((math.sqrt(per_member**2 + per_pair * memory_bytes) - per_member) / per_pair) or 1
+    group: list[_Job] = []
+    kept: set[tuple[str, int]] = set()
+    n_bytes = 0
+    for pair in sorted(pairs, key=lambda pair: (pair[0] // side, pair[1] // side)):
+        whole = per_pair + per_member * len(set(pair)) <= memory_bytes
+        for part in [families] if whole else [[family] for family in families]:
+            new = {(family.name, k) for family in part for k in pair} - kept
+            added = sum(sizes.product_bytes[f.name] for f in part) + sum(sizes.activation_bytes[n] for n, _ in new)
+            if group and n_bytes + added > memory_bytes:
+                yield group
+                group, kept, n_bytes = [], set(), 0
+                new = {(family.name, k) for family in part for k in pair}
+                added = sum(sizes.product_bytes[f.name] for f in part) + sum(sizes.activation_bytes[n] for n, _ in new)
+            group += [(family, pair) for family in part]
+            kept |= new
+            n_bytes += added
+    yield group
 
 
 def read_activations(
@@ -197,173 +270,238 @@ def read_activations(
     several channels; all of `images` in one pass. `network` is left as it was."""
     reader = make_reader(network, [r for family in families for r in family.readings])
     with mode(network, training=False), torch.no_grad():
-        seen = _read(reader, state, images, families, lambda _name, values: values.clone())
-    return {name: values.squeeze(2) if values.shape[2] == 1 else values for name, values in seen.items()}
+        seen = _read(reader, state, images, families)
+    return {
+        family.name: seen[family.name] if family.n_each == 1 else seen[family.name].unflatten(1, (-1, family.n_each))
+        for family in families
+    }
 
 
-def _read(
-    reader: Reader,
-    state: State,
-    batch: Tensor,
-    families: Sequence[ObservedFamily],
-    keep: Callable[[str, Tensor], Tensor],
-) -> dict[str, Tensor]:
-    """What `keep` makes of each family's activations (n_samples, n_units, n_each), which later layers may overwrite."""
-    pieces: dict[str, dict[int, Tensor]] = {family.name: {} for family in families}
-    wanted = [((family.name, i), r) for family in families for i, r in enumerate(family.readings)]
-    whole = {family.name for family in families if len(family.readings) == 1}
-
-    def receive(key: tuple[str, int], values: Tensor) -> None:
-        name, piece = key
-        pieces[name][piece] = keep(name, values) if name in whole else values.clone()
-
-    reader.visit(state, batch, wanted, receive)
-    out: dict[str, Tensor] = {}
-    for family in families:
-        found = pieces.pop(family.name)
-        if len(found) < len(family.readings):
-            raise ValueError(f"the forward pass did not reach where axis {family.name} is read")
-        if family.name in whole:
-            out[family.name] = found[0]
-        else:
-            out[family.name] = keep(family.name, torch.cat([found[i] for i in sorted(found)], dim=1))
-    return out
+def _read(reader: Reader, state: State, batch: Tensor, families: Sequence[ObservedFamily]) -> dict[str, Tensor]:
+    """Copies of the activations of each family, (n_samples, n_units * n_each)."""
+    pieces: dict[Key, Tensor] = {}
+    wanted = _wanted(families)
+    reader.visit(state, batch, wanted, lambda key, values: pieces.update({key: values.clone()}))
+    return {
+        family.name: torch.cat([pieces[family.name, i] for i in range(len(family.readings))], dim=1)
+        for family in families
+    }
 
 
-def _footprint(
-    reader: Reader, state: State, families: Sequence[ObservedFamily], images: Tensor
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes of activations per image, and samples per image, of each family."""
-    seen = _read(reader, state, images[:1], families, lambda _name, values: values.clone())
-    image_bytes = {name: values.numel() * values.element_size() for name, values in seen.items()}
-    return image_bytes, {name: len(values) for name, values in seen.items()}
+def _wanted(families: Sequence[ObservedFamily]) -> list[tuple[Key, Reading]]:
+    """The readings of each family, under its name and their numbers."""
+    return [((family.name, i), reading) for family in families for i, reading in enumerate(family.readings)]
 
 
-class _Sums:
-    """Sums over samples of one family's shifted activations in one endpoint, each (n_units, n_each) float64."""
+class _Tap:
+    """What one reading gives in one endpoint: the activations of the batch at hand, and sums over all batches.
 
-    def __init__(self, *, published: bool) -> None:
+    Activations are less the means of the first batch. They are written to `into` (n_samples, n_channels). `sums`
+    (2, n_channels) float64 are of these and of their squares. `scratch` is room for work.
+    """
+
+    def __init__(self, into: Tensor, scratch: Tensor, *, published: bool) -> None:
+        n_rows = min(max(1, len(scratch) // into.shape[1]), len(into))
+        self.into, self.scratch = into, scratch[: n_rows * into.shape[1]].view(n_rows, -1)
         self.published = published
         self.shift: Tensor | None = None
         # Of the batch at hand: a unit that stays silent in it has no deviation, which its distance from the means of
         # another batch must not blur.
         self.local: Tensor | None = None
-        self.total: Tensor | float = 0.0
-        self.square: Tensor | float = 0.0
+        self.sums = torch.zeros(2, into.shape[1], dtype=torch.float64)
+        self.of_chunk = into.new_empty(2, into.shape[1])
+        self.total_of_chunk, self.square_of_chunk = self.of_chunk
         self.n_rows = 0
         # Of the published estimator: the sums over finished batches of their means and deviations.
-        self.means: Tensor | float = 0.0
-        self.deviations: Tensor | float = 0.0
+        self.finished = torch.zeros(2, into.shape[1], dtype=torch.float64)
 
-    def shifted(self, values: Tensor) -> Tensor:
-        """A copy of `values` (n_samples, n_units, n_each) less the means of the first batch; counted in."""
+    def take(self, values: Tensor) -> None:
+        """Takes over and counts in `values` (n_samples, n_channels)."""
         if self.shift is None:
             self.shift = values.mean(0)
-        shifted = values - self.shift
-        counted = shifted
-        if self.published:
-            if self.local is None:
-                self.local = shifted.mean(0)
-            counted = shifted - self.local
-        for rows in counted.split(ROWS):
-            self.total = self.total + rows.sum(0).double()
-            self.square = self.square + rows.square().sum(0).double()
+        if self.published and self.local is None:
+            self.local = values.mean(0) - self.shift
+        step = len(self.scratch)
+        for first in range(0, len(values), step):
+            rows = values[first : first + step]
+            shifted, scratch = self.into[first : first + len(rows)], self.scratch[: len(rows)]
+            counted = torch.sub(rows, self.shift, out=shifted)
+            if self.local is not None:
+                counted = torch.sub(shifted, self.local, out=scratch)
+            torch.sum(counted, 0, out=self.total_of_chunk)
+            torch.sum(torch.square(counted, out=scratch), 0, out=self.square_of_chunk)
+            self.sums.add_(self.of_chunk)
         self.n_rows += len(values)
-        return shifted
 
     def close_batch(self) -> None:
         """Turns the sums of one published batch into its mean and unbiased deviation, and begins the next."""
         if self.n_rows < 2:
             raise ValueError("a batch of a single sample has no deviation; choose another size of batch")
-        mean = torch.as_tensor(self.total) / self.n_rows
-        variance = (torch.as_tensor(self.square) - self.n_rows * mean.square()) / (self.n_rows - 1)
-        self.means = self.means + mean + (0.0 if self.local is None else self.local)
-        self.deviations = self.deviations + variance.clamp_min(0).sqrt()
-        self.total, self.square, self.n_rows, self.local = 0.0, 0.0, 0, None
+        mean = self.sums[0] / self.n_rows
+        variance = (self.sums[1] - self.n_rows * mean.square()) / (self.n_rows - 1)
+        self.finished[0] += mean + (0.0 if self.local is None else self.local)
+        self.finished[1] += variance.clamp_min(0).sqrt()
+        self.sums.zero_()
+        self.n_rows, self.local = 0, None
 
-    def moments(self, n_batches: int) -> tuple[Tensor, Tensor]:
-        """Mean (still shifted) and deviation; over `n_batches` published ones, or exact where that is 0."""
+    def moments(self, n_batches: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean (still shifted), deviation and shift; over `n_batches` published ones, or exact where that is 0."""
+        shift = torch.as_tensor(self.shift)
         if n_batches:
-            return torch.as_tensor(self.means) / n_batches, torch.as_tensor(self.deviations) / n_batches
-        mean = torch.as_tensor(self.total) / self.n_rows
-        return mean, (torch.as_tensor(self.square) / self.n_rows - mean.square()).clamp_min(0).sqrt()
+            return self.finished[0] / n_batches, self.finished[1] / n_batches, shift
+        mean = self.sums[0] / self.n_rows
+        return mean, (self.sums[1] / self.n_rows - mean.square()).clamp_min(0).sqrt(), shift
+
+
+class _Products:
+    """Sums over samples of the products of A's and B's units, (n_each, n_units, n_units): up to ROWS samples in the
+    type of the activations, beyond that in float64."""
+
+    def __init__(self, n_each: int) -> None:
+        self.n_each = n_each
+        self.near: Tensor | None = None
+        self.far: Tensor | None = None
+        self.n_rows = 0
+
+    def add(self, left: Tensor, right: Tensor, divisor: int) -> None:
+        """Counts in samples of both, (n_samples, n_units * n_each); in the end their products are divided."""
+        if self.near is None:
+            n_units = left.shape[1] // self.n_each
+            self.near = left.new_zeros(self.n_each, n_units, n_units)
+        for rows_a, rows_b in zip(left.split(ROWS), right.split(ROWS), strict=True):
+            if self.n_rows + len(rows_a) > ROWS:
+                self.fold(divisor)
+            for channel, near in enumerate(self.near):
+                near.addmm_(rows_a[:, channel :: self.n_each].T, rows_b[:, channel :: self.n_each])
+            self.n_rows += len(rows_a)
+
+    def fold(self, divisor: int) -> None:
+        """Adds what is not in the float64 sums yet to them, divided."""
+        near = torch.as_tensor(self.near)
+        if self.far is None:
+            self.far = torch.zeros(near.shape, dtype=torch.float64)
+        # A few rows at a time: in one piece, torch would make a float64 copy of all of them.
+        for channel in range(self.n_each):
+            for into, added in zip(self.far[channel].split(BLOCK_ROWS), near[channel].split(BLOCK_ROWS), strict=True):
+                into += added if divisor == 1 else added.double().div_(divisor)
+        near.zero_()
+        self.n_rows = 0
+
+    def total(self) -> Tensor:
+        """The sums in float64; nothing is kept."""
+        if self.far is not None and self.n_rows:
+            self.fold(1)
+        near, far, self.near, self.far = self.near, self.far, None, None
+        return torch.as_tensor(near).double() if far is None else far
 
 
 def _one_pass(
     reader: Reader,
-    states: Sequence[State],
+    states: States,
     jobs: Sequence[_Job],
     images: Tensor,
-    batch_size: int,
+    sizes: _Sizes,
     published_batch: int | None,
 ) -> Iterator[UnitCorrelations]:
-    families = {family.name: family for family, _ in jobs}
-    of_member: dict[int, list[ObservedFamily]] = {}
-    for k in sorted({index for _, pair in jobs for index in pair}):
-        of_member[k] = [f for f in families.values() if any(f.name == g.name and k in pair for g, pair in jobs)]
-    sums = {
-        (family.name, k): _Sums(published=published_batch is not None) for k, of in of_member.items() for family in of
-    }
-    products = {
-        (family.name, pair): torch.zeros(family.n_each, family.n_units, family.n_units, dtype=torch.float64)
-        for family, pair in jobs
-    }
+    of_member: dict[int, dict[str, ObservedFamily]] = {}
+    for family, pair in jobs:
+        for k in pair:
+            of_member.setdefault(k, {})[family.name] = family
+    prepared = {k: reader.prepare(states[k]) for k in of_member}
+    values = {(name, k): _samples(family, sizes) for k, of in of_member.items() for name, family in of.items()}
+    widest = max(family.n_units * family.n_each for family, _ in jobs)
+    scratch = {dtype: torch.empty(max(CHUNK, widest), dtype=dtype) for dtype in sizes.dtypes.values()}
+    taps: dict[int, dict[Key, _Tap]] = {}
+    for k, of in of_member.items():
+        taps[k] = {
+            (name, i): _Tap(values[name, k][:, channels], scratch[sizes.dtypes[name]], published=bool(published_batch))
+            for name, family in of.items()
+            for i, channels in enumerate(family.channels)
+        }
+    products = {(family.name, pair): _Products(family.n_each) for family, pair in jobs}
+
     outer = published_batch or len(images)
     for begin in range(0, len(images), outer):
         end = min(begin + outer, len(images))
-        for start in range(begin, end, batch_size):
-            batch = images[start : min(start + batch_size, end)]
-            shifted = {
-                k: _read(reader, states[k], batch, of, lambda name, values, k=k: sums[name, k].shifted(values))
-                for k, of in of_member.items()
-            }
+        # In the published estimator batches weigh the same, however many samples they have.
+        divisors = {name: n * (end - begin) if published_batch else 1 for name, n in sizes.n_rows.items()}
+        for start in range(begin, end, sizes.batch_size):
+            batch = images[start : min(start + sizes.batch_size, end)]
+            for k, of in of_member.items():
+                reader.visit(
+                    prepared[k], batch, _wanted(list(of.values())), lambda key, seen, of=taps[k]: of[key].take(seen)
+                )
             for family, (a, b) in jobs:
-                left, right = shifted[a][family.name], shifted[b][family.name]
-                total = products[family.name, (a, b)]
-                # In the published estimator batches weigh the same, however many samples they have.
-                share = (end - begin) * (len(left) // len(batch)) if published_batch else 1
-                for rows_a, rows_b in zip(left.split(ROWS), right.split(ROWS), strict=True):
-                    for channel in range(family.n_each):
-                        product = rows_a[:, :, channel].T @ rows_b[:, :, channel]
-                        # A few rows at a time: in one piece, torch would make a float64 copy of the whole product.
-                        for first in range(0, family.n_units, CORRELATION_ROWS):
-                            block = slice(first, first + CORRELATION_ROWS)
-                            added = product[block]
-                            total[channel, block] += added if share == 1 else added.double() / share
-            del shifted
+                n_samples = sizes.n_rows[family.name] * len(batch)
+                left, right = (values[family.name, k][:n_samples] for k in (a, b))
+                products[family.name, (a, b)].add(left, right, divisors[family.name])
         if published_batch:
-            for of_one in sums.values():
-                of_one.close_batch()
-    n_batches = -(-len(images) // published_batch) if published_batch else 0
+            for of_one in taps.values():
+                for tap in of_one.values():
+                    tap.close_batch()
+            for family, pair in jobs:
+                products[family.name, pair].fold(divisors[family.name])
+
+    n_batches = -(-len(images) // outer) if published_batch else 0
+    moments = {
+        (name, k): _Moments.of(family, [taps[k][name, i].moments(n_batches) for i in range(len(family.readings))])
+        for k, of in of_member.items()
+        for name, family in of.items()
+    }
+    # What comes next, the assignment above all, needs the memory.
+    del prepared, values, scratch, taps
     for family, (a, b) in jobs:
-        product = products.pop((family.name, (a, b)))
-        yield _correlate(family, (a, b), product, (sums[family.name, a], sums[family.name, b]), n_batches)
+        n_added = n_batches or len(images) * sizes.n_rows[family.name]
+        product = products.pop((family.name, (a, b))).total().div_(n_added)
+        of_pair = moments[family.name, a], moments[family.name, b]
+        yield _correlate(family, (a, b), product, *of_pair, published=published_batch is not None)
+
+
+def _samples(family: ObservedFamily, sizes: _Sizes) -> Tensor:
+    """Room for the activations of a family in one batch."""
+    n_samples = sizes.n_rows[family.name] * sizes.batch_size
+    return torch.empty(n_samples, family.n_units * family.n_each, dtype=sizes.dtypes[family.name])
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Of one family in one endpoint, each (n_units, n_each); `mean` is less `shift`."""
+
+    mean: Tensor
+    deviation: Tensor
+    shift: Tensor
+
+    @classmethod
+    def of(cls, family: ObservedFamily, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]) -> _Moments:
+        """From those of its readings."""
+        mean, deviation, shift = (torch.cat(of_all).view(-1, family.n_each) for of_all in zip(*pieces, strict=True))
+        return cls(mean, deviation, shift)
+
+    @property
+    def dead(self) -> Tensor:
+        """Channels (n_units, n_each) bool whose spread float32 cannot tell from none, beside the scale of their
+        axis."""
+        scale = (self.deviation.square() + (self.mean + self.shift).square()).mean().sqrt()
+        return self.deviation <= DEAD_SHARE * scale
 
 
 def _correlate(
-    family: ObservedFamily,
-    pair: tuple[int, int],
-    product: Tensor,
-    sums: tuple[_Sums, _Sums],
-    n_batches: int,
+    family: ObservedFamily, pair: tuple[int, int], product: Tensor, a: _Moments, b: _Moments, *, published: bool
 ) -> UnitCorrelations:
-    """From sums to correlations; `product` is overwritten."""
-    (mean_a, sd_a), (mean_b, sd_b) = (of_one.moments(n_batches) for of_one in sums)
-    dead_a = _dead(mean_a, sd_a, sums[0])
-    dead_b = _dead(mean_b, sd_b, sums[1])
-    n = n_batches or sums[0].n_rows
+    """From mean products to correlations; `product` is overwritten."""
+    dead_a, dead_b = a.dead, b.dead
     for channel in range(family.n_each):
         # A few rows at a time: an outer product of a wide axis takes as much memory as its correlations.
-        for rows in torch.arange(family.n_units).split(CORRELATION_ROWS):
+        for rows in torch.arange(family.n_units).split(BLOCK_ROWS):
             block = product[channel, rows[0] : rows[-1] + 1]
             off_a, off_b = dead_a[rows, channel], dead_b[:, channel]
-            block.div_(n).sub_(torch.outer(mean_a[rows, channel], mean_b[:, channel]))
-            if n_batches:
-                block /= torch.outer(sd_a[rows, channel], sd_b[:, channel]).add_(PUBLISHED_EPSILON)
+            block.sub_(torch.outer(a.mean[rows, channel], b.mean[:, channel]))
+            if published:
+                block /= torch.outer(a.deviation[rows, channel], b.deviation[:, channel]).add_(PUBLISHED_EPSILON)
             else:
                 # Dividing a dead unit's row by 1 leaves it finite; it is then set to 0.
-                block /= torch.where(off_a, 1.0, sd_a[rows, channel])[:, None]
-                block /= torch.where(off_b, 1.0, sd_b[:, channel])[None, :]
+                block /= torch.where(off_a, 1.0, a.deviation[rows, channel])[:, None]
+                block /= torch.where(off_b, 1.0, b.deviation[:, channel])[None, :]
             block[off_a, :] = 0
             block[:, off_b] = 0
         if channel:
@@ -372,10 +510,3 @@ def _correlate(
     if family.n_each > 1:
         correlation = correlation.div_(family.n_each)
     return UnitCorrelations(family, pair, correlation.numpy(), dead_a.all(1).numpy(), dead_b.all(1).numpy())
-
-
-def _dead(mean: Tensor, deviation: Tensor, sums: _Sums) -> Tensor:
-    """Channels (n_units, n_each) bool whose spread float32 cannot tell from none, beside the scale of their axis."""
-    shift = 0.0 if sums.shift is None else sums.shift
-    scale = (deviation.square() + (mean + shift).square()).mean().sqrt()
-    return deviation <= DEAD_SHARE * scale

@@ -8,7 +8,7 @@ of its operations are those in the spec.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from tasks.science.evaluation import compute, lay_out
+from tasks.science.evaluation import compute, lay_out, lay_out_weights
 from tasks.science.permutation import Reading
 from tasks.science.specs import State
 from tasks.science.tracing.graph import Graph, trace_graph
@@ -36,9 +36,15 @@ class MisreadError(ValueError):
 class Reader(Protocol):
     """Runs a network and hands out what is read on the way."""
 
+    def prepare(self, state: State) -> State:
+        """`state` as visits read it fastest: the same values."""
+        ...
+
     def visit(self, state: State, batch: Tensor, wanted: Sequence[tuple[Key, Reading]], receive: Receive) -> None:
-        """Calls `receive` with each key and its activations (n_samples, n_units, n_each), valid during the call only:
-        the network may overwrite them later."""
+        """Calls `receive` with each key and its activations (n_samples, n_channels), those of a unit side by side,
+        valid during the call only: the network may overwrite them later. The pass ends with the last of them.
+
+        Raises ValueError where the pass does not come to one, MisreadError where one is not what was traced."""
         ...
 
 
@@ -49,19 +55,27 @@ def make_reader(network: nn.Module, readings: Sequence[Reading]) -> Reader:
     return GraphReader(network)
 
 
-def select(tensor: Tensor, reading: Reading) -> Tensor:
-    """A reading's activations (n_samples, n_units, n_each) from the tensor that it names; a view where that can be.
+class Selection:
+    """Takes activations out of the tensors that readings name; what there is to know of each is found out once."""
 
-    Raises MisreadError where the tensor has no such positions.
-    """
-    positions = reading.positions
-    if tensor.ndim <= reading.dim or tensor.shape[reading.dim] <= positions.max():
-        raise MisreadError(reading)
-    n = tensor.shape[reading.dim]
-    rows = tensor.movedim(reading.dim, -1).reshape(-1, n)
-    if not np.array_equal(positions.ravel(), np.arange(n)):
-        rows = rows.index_select(1, torch.from_numpy(positions.ravel()).to(tensor.device))
-    return rows.reshape(len(rows), *positions.shape)
+    def __init__(self) -> None:
+        self._channels: dict[Reading, tuple[Tensor, int, bool]] = {}
+
+    def __call__(self, tensor: Tensor, reading: Reading) -> Tensor:
+        """The activations (n_samples, n_channels), those of a unit side by side; a view where that can be.
+
+        Raises MisreadError where `tensor` has no such positions.
+        """
+        if reading not in self._channels:
+            channels = reading.positions.ravel()
+            in_order = np.array_equal(channels, np.arange(len(channels)))
+            self._channels[reading] = torch.from_numpy(channels), int(channels.max()), in_order
+        channels, last, in_order = self._channels[reading]
+        if tensor.ndim <= reading.dim or tensor.shape[reading.dim] <= last:
+            raise MisreadError(reading)
+        n = tensor.shape[reading.dim]
+        rows = tensor.movedim(reading.dim, -1).reshape(-1, n)
+        return rows if in_order and n == len(channels) else rows.index_select(1, channels.to(tensor.device))
 
 
 class HookReader:
@@ -69,6 +83,10 @@ class HookReader:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
+        self.select = Selection()
+
+    def prepare(self, state: State) -> State:
+        return lay_out_weights(self.network, state)
 
     def visit(self, state: State, batch: Tensor, wanted: Sequence[tuple[Key, Reading]], receive: Receive) -> None:
         by_module: dict[str, list[tuple[Key, Reading]]] = {}
@@ -76,28 +94,40 @@ class HookReader:
             if reading.module is None:
                 raise ValueError(f"{reading.node} is no module's output")
             by_module.setdefault(reading.module, []).append((key, reading))
-        handles = [
-            self.network.get_submodule(path).register_forward_hook(_observer(of_module, receive))
-            for path, of_module in by_module.items()
-        ]
+        missing = dict(wanted)
+
+        def observe(path: str) -> Callable[[nn.Module, Any, Any], None]:
+            n_calls = 0
+
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                nonlocal n_calls
+                for key, reading in by_module[path]:
+                    if reading.call == n_calls:
+                        receive(key, self.select(output, reading))
+                        del missing[key]
+                n_calls += 1
+                if not missing:
+                    raise _AllReadError
+
+            return hook
+
+        handles = [self.network.get_submodule(path).register_forward_hook(observe(path)) for path in by_module]
         try:
             compute(self.network, state, lay_out(self.network, batch))
+        except _AllReadError:
+            return
         finally:
             for handle in handles:
                 handle.remove()
+        raise _missed(missing.values())
 
 
-def _observer(of_module: Sequence[tuple[Key, Reading]], receive: Receive) -> Callable[[nn.Module, Any, Any], None]:
-    n_calls = 0
+class _AllReadError(Exception):
+    """The pass has come to the last of what was wanted and need not go on."""
 
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        nonlocal n_calls
-        for key, reading in of_module:
-            if reading.call == n_calls:
-                receive(key, select(output, reading))
-        n_calls += 1
 
-    return hook
+def _missed(readings: Iterable[Reading]) -> ValueError:
+    return ValueError(f"the forward pass did not come to {next(iter(readings)).node}, which was to be read")
 
 
 class GraphReader:
@@ -106,6 +136,10 @@ class GraphReader:
     def __init__(self, network: nn.Module) -> None:
         self.network = on_cpu(network)
         self.graphs: dict[tuple[int, ...], Graph] = {}
+        self.select = Selection()
+
+    def prepare(self, state: State) -> State:
+        return state
 
     def visit(self, state: State, batch: Tensor, wanted: Sequence[tuple[Key, Reading]], receive: Receive) -> None:
         shape = tuple(batch.shape)
@@ -116,19 +150,23 @@ class GraphReader:
         of_node: dict[str, list[tuple[Key, Reading]]] = {}
         for key, reading in wanted:
             of_node.setdefault(reading.node, []).append((key, reading))
-        left = set(of_node)
+        missing = {reading.node: reading for _, reading in wanted}
         last_use: dict[Node, Node] = {source: node for node in graph.nodes for source in node.all_input_nodes}
         values: dict[Node, Any] = {}
         for node in graph.nodes:
-            if not left or node.op == "output":
+            if not missing:
+                return
+            if node.op == "output":
                 break
             values[node] = self._result(node, values, graph, state, batch)
             for key, reading in of_node.get(node.name, []):
-                receive(key, select(values[node], reading))
-            left.discard(node.name)
+                receive(key, self.select(values[node], reading))
+            missing.pop(node.name, None)
             for source in {*node.all_input_nodes, node}:
                 if last_use.get(source, source) is node:
                     del values[source]
+        if missing:
+            raise _missed(missing.values())
 
     def _result(self, node: Node, values: dict[Node, Any], graph: Graph, state: State, batch: Tensor) -> Any:
         if node.op == "placeholder":

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tasks.science.assignment import assign_lapx
+from tasks.science.assignment import assign_lapjv, assign_lapx
 from tasks.science.evaluation import lay_out
 from tasks.science.examples import Dataset
 from tasks.science.identity import stream
 from tasks.science.matchers import published_modules
 from tasks.science.matching import FUNCTION_TOLERANCE, MATCHERS, assign, function_error, match, shared_partners
-from tasks.science.moments import observed_families, read_activations, unit_correlations
+from tasks.science.moments import _measure, _passes, observed_families, read_activations, unit_correlations  # pyright: ignore[reportPrivateUsage]
 from tasks.science.networks import build_network
 from tasks.science.networks.resnet import RESNET18_READINGS, RESNET20_READINGS, ResNet
 from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.permutation import Axis, Permutation, PermutationSpec, Reading
+from tasks.science.reading import make_reader
 from tasks.science.recipe import Recipe
 from tasks.science.specs import Cell, DataSpec, State
 from tasks.science.tracing import trace_permutation_spec
@@ -228,10 +229,31 @@ def test_how_axes_and_pairs_are_grouped_changes_no_bit(network, spec, states, bl
     together = measure(pairs)
     assert len(together) == 9
     one_by_one = measure(pairs, memory_bytes=1)
+    a_few = measure(pairs[::-1], memory_bytes=2**15)
     one_pair = {key: value for pair in pairs for key, value in measure([pair]).items()}
     for key, correlations in together.items():
         assert np.array_equal(correlations, one_by_one[key])
+        assert np.array_equal(correlations, a_few[key])
         assert np.array_equal(correlations, one_pair[key])
+
+
+@pytest.mark.parametrize("memory_bytes", [1, 2**15, 2**17, 2**20, 2**24])
+def test_passes_take_every_job_once_and_keep_to_their_memory(network, spec, states, blobs: Dataset, memory_bytes: int):
+    families, images = observed_families(spec), blobs.train.images
+    reader = make_reader(network, [r for family in families for r in family.readings])
+    with torch.no_grad():
+        sizes = _measure(reader, states[0], families, images, None)
+    pairs = [(a, b) for b in range(9) for a in range(b)]
+    passes = list(_passes(families, pairs, sizes, memory_bytes))
+    jobs = [(family.name, pair) for jobs in passes for family, pair in jobs]
+    assert sorted(jobs) == sorted((family.name, pair) for family in families for pair in pairs)
+    for group in passes:
+        members = {(family.name, k) for family, pair in group for k in pair}
+        n_bytes = sum(sizes.product_bytes[family.name] for family, _ in group)
+        n_bytes += sum(sizes.activation_bytes[name] for name, _ in members)
+        assert n_bytes <= memory_bytes or len(group) == 1
+    if memory_bytes == 2**24:
+        assert len(passes) == 1
 
 
 def test_activations_between_modules_are_read_from_the_graph(blobs: Dataset):
@@ -263,22 +285,36 @@ def test_the_assignment_is_the_best_of_all_on_six_units():
         assert assign(correlation).tolist() == list(best)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lap") is None, reason="needs the extra `fast`")
+OPTIONAL = {"lapx": ("lap", assign_lapx, "fast", 1e-9), "lapjv": ("lapjv", assign_lapjv, "compiled", 1e-5)}
+"""By solver: its module, the function, the extra that installs it, and how far its total may lie below the largest,
+relative to it: lapjv reckons in float32."""
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
 @pytest.mark.parametrize("size", [1, 2, 64, 300])
-def test_the_faster_solver_reaches_the_same_objective(size: int):
+def test_the_faster_solvers_reach_the_same_objective(size: int, name: str):
+    module, solve, _, tolerance = OPTIONAL[name]
+    pytest.importorskip(module, reason="needs an extra")
     rng = np.random.default_rng(size)
     scores = rng.uniform(-1, 1, (size, size))
     scores[rng.random(size) < 0.2] = 0  # dead units
     rows = np.arange(size)
-    partners = assign_lapx(scores)
-    assert sorted(partners.tolist()) == rows.tolist()
-    assert scores[rows, partners].sum() == pytest.approx(scores[rows, assign(scores)].sum(), abs=1e-9)
+    for of_scores in (scores, scores.T):
+        partners = solve(of_scores)
+        assert sorted(partners.tolist()) == rows.tolist()
+        largest = of_scores[rows, assign(of_scores)].sum()
+        assert of_scores[rows, partners].sum() == pytest.approx(largest, rel=tolerance, abs=1e-9)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lap") is not None, reason="the extra `fast` is installed")
-def test_a_solver_that_is_not_installed_names_its_extra(network, spec, states, blobs: Dataset):
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'repairlab\[fast\]'"):
-        match(network, spec, states, [(0, 1)], "activation/solver=lapx", blobs.train.images)
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_a_solver_that_is_not_installed_names_its_extra(network, spec, states, blobs: Dataset, name: str):
+    module, _, extra, _ = OPTIONAL[name]
+    if importlib.util.find_spec(module) is not None:
+        pytest.skip(f"the extra `{extra}` is installed")
+    with pytest.raises(
+        ModuleNotFoundError, match=rf"solver {name} is not installed: pip install 'repairlab\[{extra}\]'"
+    ):
+        match(network, spec, states, [(0, 1)], f"activation/solver={name}", blobs.train.images)
 
 
 def test_correlations_that_are_not_finite_never_reach_the_solver():
