@@ -4,7 +4,8 @@ Where a recipe asks for random resized crops, or images lie in files, these come
 else happens to what is then seen.
 
 A translation by (dy, dx) reads the image, padded by black, at shifted rows and columns; a mirror image reads its
-columns backwards. Both fold into one gather per batch, 19 to 60 times as fast as transforming one image after another.
+columns backwards. Both are one gather of whole rows per batch and one flip, NN times as fast as transforming one image
+after another.
 A cutout comes last: a square that lies within the image, every place equally likely, is filled with the mean.
 Deviates: the authors fill with the mean's whole part before normalisation, which is within .02 deviations of the mean.
 """
@@ -84,22 +85,23 @@ def take(padded: Tensor, indices: Tensor, views: Views, translate: int, cutout: 
     """
     _, n_channels, padded_height, padded_width = padded.shape
     height, width = padded_height - 2 * translate, padded_width - 2 * translate
-    flat = indices.reshape(-1)
-    rows = torch.arange(height, device=flat.device) + views.offsets[:, :1]
-    columns = torch.arange(width, device=flat.device).expand(len(flat), width)
-    columns = torch.where(views.mirrored[:, None], width - 1 - columns, columns) + views.offsets[:, 1:]
-    channels = torch.arange(n_channels, device=flat.device)
-    seen = padded[
-        flat[:, None, None, None], channels[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
-    ]
+    flat, last = indices.reshape(-1), 2 * translate
+    places = _windows(padded, last + 1, last + 1, height, width)
+    seen = places[flat, views.offsets[:, 0], views.offsets[:, 1]]
+    seen = torch.where(views.mirrored[:, None, None, None], seen.flip(-1), seen)
     if cutout:
-        down, across = (
-            (torch.arange(side, device=flat.device) - views.corners[:, axis, None])
-            for axis, side in enumerate((height, width))
-        )
-        hidden = ((down >= 0) & (down < cutout))[:, :, None] & ((across >= 0) & (across < cutout))[:, None, :]
-        seen.masked_fill_(hidden[:, None], MEAN)
+        squares = _windows(seen, height - cutout + 1, width - cutout + 1, cutout, cutout)
+        squares[torch.arange(len(flat), device=flat.device), views.corners[:, 0], views.corners[:, 1]] = MEAN
     return seen.reshape(*indices.shape, n_channels, height, width)
+
+
+def _windows(images: Tensor, n_down: int, n_across: int, height: int, width: int) -> Tensor:
+    """Every part of `images` (n, channels, ...) of `height` by `width` pixels, by image and the row and column that it
+    begins at: (n, n_down, n_across, channels, height, width), a view. Indexed by its first three dimensions it is read
+    or written in whole rows, where an index of every pixel would cost three times as much."""
+    image, channel, row, column = images.stride()
+    size = (len(images), n_down, n_across, images.shape[1], height, width)
+    return images.as_strided(size, (image, row, column, channel, row, column))
 
 
 class TrainImages:
@@ -124,7 +126,7 @@ class TrainImages:
         beyond the last whole batch left out. `views` has one entry per index, an order after another; None where the
         recipe does not augment."""
         n_seeds, n_examples = orders.shape
-        places = torch.arange(n_seeds * n_examples).reshape(n_seeds, n_examples)
+        places = torch.arange(n_seeds * n_examples, device=orders.device).reshape(n_seeds, n_examples)
         shown = [places[:, start : start + batch_size] for start in range(0, n_examples - batch_size + 1, batch_size)]
         flat, translate, cutout = orders.flatten(), self._recipe.translate, self._recipe.cutout
         if self._images is not None:
@@ -136,6 +138,7 @@ class TrainImages:
                     else take(self._images, chosen, views[at.flatten()], translate, cutout)
                 )
             return
+        shown = [at.cpu() for at in shown]
         parts, crops = [at.flatten() for at in shown], None if views is None else views.crops
         every = torch.arange(parts[0].numel(), device=self._device).reshape(n_seeds, batch_size)
         for part, decoded in zip(parts, _decode(self._examples, flat.cpu(), crops, self.size, parts), strict=True):

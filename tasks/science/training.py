@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -27,12 +27,11 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from tasks.science.augmentation import TrainImages, Views, draw_views
 from tasks.science.checks import is_own
-from tasks.science.evaluation import Evaluation, evaluate, lay_out, mode
+from tasks.science.evaluation import Evaluation, evaluate, mode
 from tasks.science.examples import Dataset, Examples, FileExamples, subset
 from tasks.science.identity import stream
 from tasks.science.networks import build_network, build_training_network, draw_state
@@ -42,6 +41,7 @@ from tasks.science.networks.own import drawing
 from tasks.science.optimization import Updates, finite_seeds, learning_rate
 from tasks.science.recipe import Recipe
 from tasks.science.specs import Cell, State, TrainSubset
+from tasks.science.stacking import RecordedStep, bind, choose_scheme, is_recorded
 
 UNTRAINED_SHARE = 0.95
 """An endpoint whose train loss is above this share of ln(n_classes) has learned next to nothing."""
@@ -50,8 +50,10 @@ JUDGED_IMAGES = 5_000
 """Of so many train images in files, at most, are an endpoint's train loss and accuracy: all of ImageNet's would take
 half as long as an epoch of training, at every checkpoint."""
 
+LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What forward and backward passes compute in, where that is not the type of the weights."""
+
 Status = Literal["trained", "diverged", "untrained"]
-Forward = Callable[[State, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -235,24 +237,6 @@ def _check_sizes(cell: Cell, dataset: Dataset) -> None:
             ) from error
 
 
-def stacked_forward(network: nn.Module) -> Forward:
-    """Logits (n_seeds, n_examples, n_out) of weights and images that both have a leading dimension of seeds.
-
-    In training mode the running statistics in the weights are updated in place, each seed's by its own images.
-    """
-    return vmap(lambda state, images: functional_call(network, state, (images,)))
-
-
-def single_forward(network: nn.Module) -> Forward:
-    """The same for one seed, without the cost of vectorising over a dimension of 1."""
-
-    def forward(state: State, images: Tensor) -> Tensor:
-        alone = {name: tensor.squeeze(0) for name, tensor in state.items()}
-        return functional_call(network, alone, (lay_out(network, images[0]),))[None]
-
-    return forward
-
-
 class _Stack:
     """A group of seeds in training, between two epochs."""
 
@@ -272,7 +256,10 @@ class _Stack:
         self._network, self._cell, self._dataset, self._device, self._dtype = network, cell, dataset, device, dtype
         recipe = cell.recipe
         self._batch_size = min(recipe.batch_size, len(dataset.train))
-        self._images = TrainImages(dataset, recipe, device, dtype)
+        # What the first layer rounds at every step is rounded once: the same values in half the memory. A person's own
+        # network may read its images otherwise.
+        read_as = dtype if is_own(cell.architecture) else LOWER.get(recipe.precision, dtype)
+        self._images = TrainImages(dataset, recipe, device, read_as)
         self._labels = dataset.train.labels.to(device)
         if starts is None:
             states = [draw_state(cell, stream("initialization", seed)) for seed in seeds]
@@ -280,18 +267,19 @@ class _Stack:
             states = [start.weights for start in starts]
         weights: State = {name: torch.stack([state[name] for state in states]).to(device) for name in states[0]}
         weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
-        for name, _ in network.named_parameters():
-            weights[name].requires_grad_()
         self._weights = weights
-        self._forward = single_forward(network) if len(seeds) == 1 else stacked_forward(network)
-        self._updates = Updates(recipe, network, weights)
+        scheme = choose_scheme(network, len(seeds), device)
+        parts, self._forward = bind(network, weights, scheme, own=is_own(cell.architecture))
+        self._updates = Updates(recipe, network, parts, stacked=scheme != "apart")
+        self._is_recorded = is_recorded(cell, device)
+        self._step = RecordedStep(self._take_step) if self._is_recorded else self._take_step
         self.epoch = 0
         self._last_finite = [0] * len(seeds)
         self._seconds = 0.0
         self._is_lost = False
+        self._drawn: tuple[Tensor, Views | None] | None = None
         if starts is not None:
-            self._updates.recall([start.memory for start in starts])
-            self._updates.n_skipped = [start.n_skipped for start in starts]
+            self._updates.recall([start.memory for start in starts], [start.n_skipped for start in starts])
             self.epoch = starts[0].epoch
             self._last_finite = [start.last_finite for start in starts]
             self._seconds = sum(start.seconds for start in starts)
@@ -314,23 +302,36 @@ class _Stack:
         self._seconds += time.perf_counter() - begun
 
     def _take_steps(self) -> None:
-        recipe, seeds, batch_size = self._cell.recipe, self.seeds, self._batch_size
+        recipe, batch_size = self._cell.recipe, self._batch_size
         n_examples = len(self._dataset.train)
-        steps_per_epoch = n_examples // batch_size
-        orders, views = _draw_epoch(self._cell, seeds, self.epoch, n_examples, self._images.size, self._device)
-        for batch, seen in enumerate(self._images.batches(orders, views, batch_size)):
-            chosen = orders[:, batch * batch_size : (batch + 1) * batch_size]
-            with mode(self._network, training=True), _autocast(recipe, self._device):
-                logits = self._forward(self._weights, seen)
-            # Summed over seeds, so each seed's gradient is that of its own mean loss.
-            losses = F.cross_entropy(
-                logits.flatten(0, 1).to(self._dtype),
-                self._labels[chosen].flatten(),
-                reduction="none",
-                label_smoothing=recipe.label_smoothing,
-            )
-            self._updates.backward(losses.reshape(len(seeds), -1).sum(1) / batch_size)
-            self._updates.step(learning_rate(recipe, self.epoch * steps_per_epoch + batch, steps_per_epoch))
+        n_steps = n_examples // batch_size
+        rates = [learning_rate(recipe, self.epoch * n_steps + batch, n_steps) for batch in range(n_steps)]
+        orders, views = self._drawn or self._draw(self.epoch)
+        self._drawn = None
+        on_device = to_device(torch.tensor(rates, dtype=torch.float32), self._device) if self._is_recorded else None
+        with mode(self._network, training=True):
+            for batch, seen in enumerate(self._images.batches(orders, views, batch_size)):
+                labels = self._labels[orders[:, batch * batch_size : (batch + 1) * batch_size]]
+                self._step(seen, labels, rates[batch] if on_device is None else on_device[batch])
+        if self._device.type == "cuda" and self.epoch + 1 < recipe.epochs:
+            self._drawn = self._draw(self.epoch + 1)  # While the device is still at work.
+
+    def _take_step(self, images: Tensor, labels: Tensor, rate: float | Tensor) -> None:
+        """One step of every seed, of `images` (n_seeds, batch_size, channels, height, width) and their `labels`."""
+        with _autocast(self._cell.recipe, self._device, cached=not self._is_recorded):
+            logits = self._forward(images)
+        # Summed over seeds, so each seed's gradient is that of its own mean loss.
+        losses = F.cross_entropy(
+            logits.flatten(0, 1).to(self._dtype),
+            labels.flatten(),
+            reduction="none",
+            label_smoothing=self._cell.recipe.label_smoothing,
+        )
+        self._updates.backward(losses.reshape(labels.shape).sum(1) / labels.shape[1])
+        self._updates.step(rate)
+
+    def _draw(self, epoch: int) -> tuple[Tensor, Views | None]:
+        return _draw_epoch(self._cell, self.seeds, epoch, len(self._dataset.train), self._images.size, self._device)
 
     def state_of(self, index: int) -> TrainingState:
         """A copy of where one seed is."""
@@ -344,9 +345,10 @@ class _Stack:
         )
 
 
-def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    half = torch.float16 if recipe.precision == "float16" else torch.bfloat16
-    return torch.autocast(device.type, half, enabled=recipe.precision != "float32")
+def _autocast(recipe: Recipe, device: torch.device, *, cached: bool) -> torch.autocast:
+    """`cached`: whether a weight that is read twice is rounded once, which a recorded step could not."""
+    lower = LOWER.get(recipe.precision, torch.bfloat16)
+    return torch.autocast(device.type, lower, enabled=recipe.precision in LOWER, cache_enabled=cached)
 
 
 def _draw_epoch(
@@ -361,12 +363,17 @@ def _draw_epoch(
         drawn = [draw_views(stream("augmentation", seed, epoch, *kin), n_examples, size, cell.recipe) for seed in seeds]
         crops = [each.crops for each in drawn if each.crops is not None]
         views = Views(
-            torch.cat([each.offsets for each in drawn]).to(device),
-            torch.cat([each.mirrored for each in drawn]).to(device),
-            torch.cat([each.corners for each in drawn]).to(device),
+            to_device(torch.cat([each.offsets for each in drawn]), device),
+            to_device(torch.cat([each.mirrored for each in drawn]), device),
+            to_device(torch.cat([each.corners for each in drawn]), device),
             torch.cat(crops) if crops else None,
         )
-    return torch.from_numpy(orders).to(device), views
+    return to_device(torch.from_numpy(orders), device), views
+
+
+def to_device(drawn: Tensor, device: torch.device) -> Tensor:
+    """`drawn` on `device`, which the CPU does not wait for."""
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn
 
 
 def _drawing(cell: Cell, seeds: Sequence[int], epoch: int) -> AbstractContextManager[None]:
