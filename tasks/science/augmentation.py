@@ -4,8 +4,7 @@ Where a recipe asks for random resized crops, or images lie in files, these come
 else happens to what is then seen.
 
 A translation by (dy, dx) reads the image, padded by black, at shifted rows and columns; a mirror image reads its
-columns backwards. Both are one gather of whole rows per batch and one flip, NN times as fast as transforming one image
-after another.
+columns backwards. Both fold into one gather per batch, NN times as fast as transforming one image after another.
 A cutout comes last: a square that lies within the image, every place equally likely, is filled with the mean.
 Deviates: the authors fill with the mean's whole part before normalisation, which is within .02 deviations of the mean.
 """
@@ -85,23 +84,27 @@ def take(padded: Tensor, indices: Tensor, views: Views, translate: int, cutout: 
     """
     _, n_channels, padded_height, padded_width = padded.shape
     height, width = padded_height - 2 * translate, padded_width - 2 * translate
-    flat, last = indices.reshape(-1), 2 * translate
-    places = _windows(padded, last + 1, last + 1, height, width)
-    seen = places[flat, views.offsets[:, 0], views.offsets[:, 1]]
-    seen = torch.where(views.mirrored[:, None, None, None], seen.flip(-1), seen)
+    flat = indices.reshape(-1)
+    columns = torch.arange(width, device=flat.device).expand(len(flat), width)
+    columns = torch.where(views.mirrored[:, None], width - 1 - columns, columns) + views.offsets[:, 1:]
+    rows = torch.arange(height, device=flat.device) + views.offsets[:, :1]
+    pixels = (rows[:, :, None] * padded_width + columns[:, None, :]).reshape(len(flat), 1, height * width)
+    seen = padded.index_select(0, flat).flatten(2).gather(2, pixels.expand(-1, n_channels, -1))
+    seen = seen.reshape(len(flat), n_channels, height, width)
     if cutout:
-        squares = _windows(seen, height - cutout + 1, width - cutout + 1, cutout, cutout)
-        squares[torch.arange(len(flat), device=flat.device), views.corners[:, 0], views.corners[:, 1]] = MEAN
+        cut_out(seen, views.corners, cutout)
     return seen.reshape(*indices.shape, n_channels, height, width)
 
 
-def _windows(images: Tensor, n_down: int, n_across: int, height: int, width: int) -> Tensor:
-    """Every part of `images` (n, channels, ...) of `height` by `width` pixels, by image and the row and column that it
-    begins at: (n, n_down, n_across, channels, height, width), a view. Indexed by its first three dimensions it is read
-    or written in whole rows, where an index of every pixel would cost three times as much."""
+def cut_out(images: Tensor, corners: Tensor, side: int) -> None:
+    """Fills, in place, the square of `side` pixels that begins at each image's corner; `images` (n, channels, height,
+    width), `corners` (n, 2) the row and column."""
+    n_images, n_channels, height, width = images.shape
     image, channel, row, column = images.stride()
-    size = (len(images), n_down, n_across, images.shape[1], height, width)
-    return images.as_strided(size, (image, row, column, channel, row, column))
+    # A view of every square there is, by where it begins: what is written is those squares alone, not a mask of all.
+    shape = (n_images, height - side + 1, width - side + 1, n_channels, side, side)
+    squares = images.as_strided(shape, (image, row, column, channel, row, column))
+    squares[torch.arange(n_images, device=images.device), corners[:, 0], corners[:, 1]] = MEAN
 
 
 class TrainImages:
@@ -133,7 +136,7 @@ class TrainImages:
             for at in shown:
                 chosen = flat[at]
                 yield (
-                    self._images[chosen]
+                    self._images.index_select(0, chosen.flatten()).reshape(*chosen.shape, *self._images.shape[1:])
                     if views is None
                     else take(self._images, chosen, views[at.flatten()], translate, cutout)
                 )

@@ -6,10 +6,10 @@ Weights are stacked: every tensor has a leading dimension of seeds. A scheme say
 `batched`: one product per layer for all seeds, of stacked weights; an MLP alone.
 `vectorised`: one network over a dimension of seeds, by `torch.func.vmap`: convolutions become grouped ones.
 
-On a CPU one seed apart is the fastest there is: what a GPU gains by stacking is launches, and there are none. On a GPU
-an MLP is batched. Convolutions are computed apart: one of 16 * n_seeds channels in n_seeds groups is a form that cuDNN
-serves poorly. Both are recorded, once they have run a few times, as one CUDA graph, in which the launches of a step
-cost next to nothing and those of several seeds run side by side. These choices were made by reasoning, not measured;
+What a group gains is launches, which a GPU waits for where networks are small and a CPU does not have. An MLP is
+batched. Convolutions are computed apart: one of 16 channels for each of n_seeds groups is a form that cuDNN serves
+poorly. On a GPU a step is recorded as one CUDA graph once it has run a few times: then its launches cost next to
+nothing, and those of several seeds apart run side by side. These choices were made by reasoning, not measured;
 `benchmarks/gpu.py` measures them.
 """
 
@@ -35,17 +35,27 @@ Forward = Callable[[Tensor], Tensor]
 """Logits (n_seeds, n_examples, n_out) of images (n_seeds, n_examples, channels, height, width). In training mode the
 running statistics among the weights are updated in place, each seed's by its own images."""
 
+VIEW_BYTES = 41
+"""What one example of an epoch takes: its place in the order, and five whole numbers and a truth value of its view."""
+
 WARM_UP_STEPS = 3
 """So many steps run as they are before one is recorded: what is set up by the first must not be part of a graph."""
 
 
-def choose_scheme(network: nn.Module, n_seeds: int, device: torch.device) -> Scheme:
-    """The scheme that `n_seeds` of `network` are trained by on `device`, where nobody asks for another."""
-    if n_seeds == 1:
-        return "apart"
-    if isinstance(network, MLP):
-        return "batched"
-    return "apart" if device.type == "cuda" else "vectorised"
+def choose_scheme(network: nn.Module, n_seeds: int) -> Scheme:
+    """The scheme that `n_seeds` of `network` are trained by where nobody asks for another."""
+    return "batched" if isinstance(network, MLP) and n_seeds > 1 else "apart"
+
+
+def check_scheme(scheme: Scheme, network: nn.Module, recipe: Recipe, device: torch.device) -> None:
+    """ValueError, with the way out, where `network` cannot be trained so."""
+    if scheme == "batched" and not isinstance(network, MLP):
+        raise ValueError(f"only an MLP is batched, got a {type(network).__name__}: compute its seeds apart")
+    if scheme == "vectorised" and device.type == "cpu" and recipe.precision != "float32":
+        raise ValueError(
+            f"recipe {recipe.name} trains in {recipe.precision}, which torch does not compute over a dimension of "
+            "seeds on a CPU: compute them apart"
+        )
 
 
 def is_recorded(cell: Cell, device: torch.device) -> bool:
@@ -59,7 +69,7 @@ def bind(network: nn.Module, weights: State, scheme: Scheme, *, own: bool = Fals
     their memory, one for each seed apart or one for all.
 
     A person's `own` network is given its weights anew at each pass, for it may share them between layers, and has to be
-    in training mode by itself. Raises ValueError where a network that is no MLP is to be batched.
+    in training mode by itself. Only an MLP is batched: see `check_scheme`.
     """
     whole = {name: tensor.detach() for name, tensor in weights.items()}
     if scheme == "apart":
@@ -70,9 +80,7 @@ def bind(network: nn.Module, weights: State, scheme: Scheme, *, own: bool = Fals
     for part in parts:
         for name, _ in network.named_parameters():
             part[name].requires_grad_()
-    if scheme == "batched":
-        if not isinstance(network, MLP):
-            raise ValueError(f"only an MLP is batched, got a {type(network).__name__}")
+    if isinstance(network, MLP) and scheme == "batched":
         return parts, _batched(network, whole)
     if scheme == "vectorised":
         compute = vmap(lambda state, images: functional_call(network, state, (images,)))
@@ -212,24 +220,25 @@ def seed_bytes(network: nn.Module, recipe: Recipe, image_shape: tuple[int, ...],
     `network` is on the meta device, where the pass is made: it computes nothing.
     """
     copies = 2 + (2 if recipe.optimizer == "adam" else 1)
-    weights = sum(parameter.numel() * 4 for parameter in network.parameters())
-    buffers = sum(buffer.numel() * buffer.element_size() for buffer in network.buffers())
-    kept: dict[int, int] = {}
+    alone = copy.deepcopy(network).train()
+    of_weights = [parameter.untyped_storage() for parameter in alone.parameters()]
+    kept: list[torch.UntypedStorage] = []
 
-    def count(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            kept[id(tensor.untyped_storage())] = tensor.numel() * tensor.element_size()
-            alive.append(tensor)
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.untyped_storage())
         return tensor
 
-    alive: list[Tensor] = []
     images = torch.empty((recipe.batch_size, *image_shape), device="meta")
-    alone = copy.deepcopy(network).train()
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         alone(images)
-    batch = images.numel() * 4
-    # Twice, for the gradients of what is kept, and once more for what a step holds for a moment.
-    return copies * weights + buffers + 3 * sum(kept.values()) + 3 * batch + n_examples * (8 + 33)
+    apart = {id(storage): storage.nbytes() for storage in kept}  # Each once: two layers may keep the same.
+    for storage in of_weights:
+        apart.pop(id(storage), None)
+    weights = sum(storage.nbytes() for storage in of_weights)
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in network.buffers())
+    # Three times: as kept, its gradients, and what a step holds for a moment.
+    passing = 3 * (sum(apart.values()) + images.numel() * 4)
+    return copies * weights + buffers + passing + n_examples * VIEW_BYTES
 
 
 def fitting_seeds(n_free_bytes: int, n_seed_bytes: int, n_shared_bytes: int) -> int:

@@ -2,9 +2,8 @@
 
 Every seed has its own initial weights, order of examples and augmentation, each from a stream named by the seed; the
 seeds of a group share nothing but the data. On a CPU they are trained one after another, so that a seed's weights are
-the same to the bit alone and in any group. On a GPU, where one small network leaves the device idle, a group is one
-network with stacked weights: the same loop over tensors with a leading dimension of seeds. Buffers are stacked beside
-the parameters, so each seed's BatchNorm sees that seed's batches alone.
+the same to the bit alone and in any group. On a GPU, where one small network leaves the device idle, the seeds of a
+group take every step together: `stacking` says how. Within an epoch nothing waits for the GPU.
 
 One run passes through all checkpoints of a seed. Between two epochs its whole state is a `TrainingState`: the streams
 are named by seed and epoch, so no generator has a state of its own, and a training that goes on from there passes
@@ -19,7 +18,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -41,7 +40,17 @@ from tasks.science.networks.own import drawing
 from tasks.science.optimization import Updates, finite_seeds, learning_rate
 from tasks.science.recipe import Recipe
 from tasks.science.specs import Cell, State, TrainSubset
-from tasks.science.stacking import RecordedStep, bind, choose_scheme, is_recorded
+from tasks.science.stacking import (
+    RecordedStep,
+    Scheme,
+    Step,
+    bind,
+    check_scheme,
+    choose_scheme,
+    fitting_seeds,
+    is_recorded,
+    seed_bytes,
+)
 
 UNTRAINED_SHARE = 0.95
 """An endpoint whose train loss is above this share of ln(n_classes) has learned next to nothing."""
@@ -117,6 +126,7 @@ def train_group(
     checkpoints: Mapping[int, Collection[int]] | None = None,
     parent: TrainingState | None = None,
     progress: Progress | None = None,
+    scheme: Scheme | None = None,
 ) -> Iterator[Training]:
     """Trains `seeds` of `cell` and yields each as it is done, in their order (of a data set in halves, those of the
     first half before those of the second); weights come back on the CPU.
@@ -124,8 +134,9 @@ def train_group(
     `checkpoints` are, by seed, the epochs of the schedule at which its weights are wanted, which are yielded as they
     are reached; by default the cell's own. `parent` is the state that a cell with `spawn` starts from. `progress` keeps
     states on the way; a stack of seeds goes on from there where all of them were left at the same epoch.
-    `group_size` seeds are stacked into one network at a time: by default 1 on a CPU and where images lie in files, all
-    that share their train images elsewhere.
+    `group_size` seeds are computed together at a time (`stacking`), of those that share their train images; by default
+    as `default_group_size` has it. A group that a GPU's memory does not take is halved. `scheme`: how a group is
+    computed, by default as `choose_scheme` has it.
     Raises ValueError where the recipe cannot be trained on `device` or the network cannot read images of the size that
     the recipe shows or the data set is evaluated at, for a checkpoint that training does not pass, and
     where `parent` is not the state at the epoch to spawn at.
@@ -148,26 +159,79 @@ def train_group(
             )
     network, trained_network = build_network(cell), build_training_network(cell)
     _check_sizes(cell, dataset)
-    # A person's own network may do what cannot be stacked, and images in files are seen one seed after another.
-    one_by_one = device.type == "cpu" or is_own(cell.architecture) or isinstance(dataset.train, FileExamples)
-    size = group_size or (1 if one_by_one else len(seeds))
+    if scheme is not None:
+        check_scheme(scheme, trained_network, cell.recipe, device)
     by_subset: dict[TrainSubset, list[int]] = {}
     for seed in seeds:
         by_subset.setdefault(cell.data.train_subset(seed), []).append(seed)
     for train_subset, members in sorted(by_subset.items()):
         own = dataset.trained_on(train_subset)
-        for start in range(0, len(members), size):
-            group = members[start : start + size]
+        judged = _on_device(own, device)
+        size = group_size or default_group_size(cell, own, len(members), device)
+
+        def go_through(group: Sequence[int], own: Dataset = own) -> Iterator[tuple[int, TrainingState]]:
             targets = {epoch for seed in group for epoch in wanted[seed]}
             starts = _find_starts(group, min(targets, default=0), progress)
             if starts is None and parent is not None:
                 starts = [replace(parent, n_skipped=0, seconds=0.0)] * len(group)
-            stack = _Stack(trained_network, cell, group, own, device, dtype, starts)
+            chosen = scheme or choose_scheme(trained_network, len(group))
+            stack = _Stack(trained_network, cell, group, own, device, dtype, starts, chosen)
             for epoch in sorted(targets):
                 _go_to(stack, epoch, max(targets), progress)
                 for index, seed in enumerate(group):
                     if epoch in wanted[seed]:
-                        yield judge(network, trained_network, cell, seed, stack.state_of(index), own)
+                        yield seed, stack.state_of(index)
+
+        for seed, state in _in_groups(members, size, go_through):
+            yield judge(network, trained_network, cell, seed, state, judged)
+
+
+def default_group_size(cell: Cell, dataset: Dataset, n_seeds: int, device: torch.device) -> int:
+    """How many of `n_seeds` are trained as one network where nobody says: 1 on a CPU, for a person's own network, which
+    may do what cannot be stacked, and for images in files, which are seen one seed after another; else as many as the
+    free memory of the GPU takes by an estimate."""
+    if device.type != "cuda" or is_own(cell.architecture) or isinstance(dataset.train, FileExamples):
+        return 1
+    shape, n_images = cell.data.shape, len(dataset.train) + len(dataset.test)
+    pixels = math.prod(shape) * 4
+    # The train images twice, since those that are trained on are padded.
+    n_shared = (n_images + len(dataset.train) * 2) * pixels
+    n_bytes = seed_bytes(build_training_network(cell), cell.recipe, shape, len(dataset.train))
+    return min(n_seeds, fitting_seeds(torch.cuda.mem_get_info(device)[0], n_bytes, n_shared))
+
+
+def _in_groups(
+    seeds: Sequence[int], size: int, go_through: Callable[[Sequence[int]], Iterator[tuple[int, TrainingState]]]
+) -> Iterator[tuple[int, TrainingState]]:
+    """What `go_through` yields of groups of `size` of `seeds`, each state once. Where a GPU's memory does not take a
+    group, it is tried again in halves, and so are those after it: what has been yielded is not lost."""
+    waiting, reached = list(seeds), set[tuple[int, int]]()
+    while waiting:
+        group = waiting[:size]
+        try:
+            for seed, state in go_through(group):
+                if (seed, state.epoch) not in reached:
+                    reached.add((seed, state.epoch))
+                    yield seed, state
+        except torch.OutOfMemoryError:
+            if len(group) == 1:
+                raise
+            size = (len(group) + 1) // 2
+        else:
+            del waiting[: len(group)]
+            continue
+        # Only here is the error gone, and with it the tensors that its frames held.
+        torch.cuda.empty_cache()
+
+
+def _on_device(dataset: Dataset, device: torch.device) -> Dataset:
+    """What endpoints are judged by, on a GPU where it is in memory: there it takes as long as a few steps."""
+    if device.type == "cpu" or isinstance(dataset.train, FileExamples) or isinstance(dataset.test, FileExamples):
+        return dataset
+    splits = (replace(each, images=each.images.to(device), labels=each.labels.to(device))
+              for each in (dataset.train, dataset.test))  # fmt: skip
+    train, test = splits
+    return replace(dataset, train=train, test=test)
 
 
 def train_states(
@@ -187,7 +251,7 @@ def train_states(
     _check_sizes(cell, dataset)
     own = dataset.trained_on(cell.data.train_subset(seed))
     starts = _find_starts([seed], min(epochs), progress)
-    stack = _Stack(build_training_network(cell), cell, [seed], own, device, dtype, starts)
+    stack = _Stack(build_training_network(cell), cell, [seed], own, device, dtype, starts, "apart")
     for epoch in sorted(epochs):
         _go_to(stack, epoch, max(epochs), progress)
         yield stack.state_of(0)
@@ -249,6 +313,7 @@ class _Stack:
         device: torch.device,
         dtype: torch.dtype,
         starts: Sequence[TrainingState] | None,
+        scheme: Scheme,
     ) -> None:
         """Before the first epoch, or where `starts`, one per seed and all of one epoch, left off."""
         begun = time.perf_counter()
@@ -268,11 +333,10 @@ class _Stack:
         weights: State = {name: torch.stack([state[name] for state in states]).to(device) for name in states[0]}
         weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
         self._weights = weights
-        scheme = choose_scheme(network, len(seeds), device)
         parts, self._forward = bind(network, weights, scheme, own=is_own(cell.architecture))
         self._updates = Updates(recipe, network, parts, stacked=scheme != "apart")
         self._is_recorded = is_recorded(cell, device)
-        self._step = RecordedStep(self._take_step) if self._is_recorded else self._take_step
+        self._step: Step = RecordedStep(self._take_step) if self._is_recorded else self._take_step
         self.epoch = 0
         self._last_finite = [0] * len(seeds)
         self._seconds = 0.0
@@ -409,14 +473,17 @@ def _fold(network: nn.Module, state: State) -> State:
 def judge(
     network: nn.Module, trained_network: nn.Module, cell: Cell, seed: int, reached: TrainingState, dataset: Dataset
 ) -> Training:
-    """Measures a seed at a checkpoint, reached here or elsewhere, and says whether it may take part in pairs.
+    """Measures a seed at a checkpoint, reached here or elsewhere, on the device that `dataset` is on, and says whether
+    it may take part in pairs.
 
     Next to nothing learned counts against the end of training alone: who asks for an early epoch asks for that.
     """
     state = reached.weights
     if cell.normalization == "batch-fused":
         state = _fold(trained_network, state)
+    device = dataset.test.labels.device
     as_trained = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    as_trained = {name: tensor.to(device) for name, tensor in as_trained.items()}
     train, test = (evaluate(network, as_trained, examples) for examples in (_judged_train(dataset), dataset.test))
     status: Status = "trained"
     message = ""
