@@ -174,8 +174,7 @@ def train_group(
             starts = _find_starts(group, min(targets, default=0), progress)
             if starts is None and parent is not None:
                 starts = [replace(parent, n_skipped=0, seconds=0.0)] * len(group)
-            chosen = scheme or choose_scheme(trained_network, len(group))
-            stack = _Stack(trained_network, cell, group, own, device, dtype, starts, chosen)
+            stack = Stack(trained_network, cell, group, own, device, dtype, starts, scheme)
             for epoch in sorted(targets):
                 _go_to(stack, epoch, max(targets), progress)
                 for index, seed in enumerate(group):
@@ -251,7 +250,7 @@ def train_states(
     _check_sizes(cell, dataset)
     own = dataset.trained_on(cell.data.train_subset(seed))
     starts = _find_starts([seed], min(epochs), progress)
-    stack = _Stack(build_training_network(cell), cell, [seed], own, device, dtype, starts, "apart")
+    stack = Stack(build_training_network(cell), cell, [seed], own, device, dtype, starts)
     for epoch in sorted(epochs):
         _go_to(stack, epoch, max(epochs), progress)
         yield stack.state_of(0)
@@ -264,7 +263,7 @@ def _find_starts(seeds: Sequence[int], latest: int, progress: Progress | None) -
     return left if len(left) == len(seeds) and len({state.epoch for state in left}) == 1 else None
 
 
-def _go_to(stack: _Stack, epoch: int, last: int, progress: Progress | None) -> None:
+def _go_to(stack: Stack, epoch: int, last: int, progress: Progress | None) -> None:
     """Trains up to `epoch`, and leaves the states of the stack on the way; none at the `last`, after which there is
     nothing to go on with."""
     while stack.epoch < epoch:
@@ -301,7 +300,7 @@ def _check_sizes(cell: Cell, dataset: Dataset) -> None:
             ) from error
 
 
-class _Stack:
+class Stack:
     """A group of seeds in training, between two epochs."""
 
     def __init__(
@@ -312,10 +311,14 @@ class _Stack:
         dataset: Dataset,
         device: torch.device,
         dtype: torch.dtype,
-        starts: Sequence[TrainingState] | None,
-        scheme: Scheme,
+        starts: Sequence[TrainingState] | None = None,
+        scheme: Scheme | None = None,
+        *,
+        recorded: bool | None = None,
     ) -> None:
-        """Before the first epoch, or where `starts`, one per seed and all of one epoch, left off."""
+        """Before the first epoch, or where `starts`, one per seed and all of one epoch, left off. `scheme`: how its
+        seeds are computed, and `recorded`: whether its steps are recorded as a CUDA graph, by default as
+        `choose_scheme` and `is_recorded` have it."""
         begun = time.perf_counter()
         self.seeds = seeds
         self._network, self._cell, self._dataset, self._device, self._dtype = network, cell, dataset, device, dtype
@@ -333,9 +336,10 @@ class _Stack:
         weights: State = {name: torch.stack([state[name] for state in states]).to(device) for name in states[0]}
         weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
         self._weights = weights
+        scheme = scheme or choose_scheme(network, len(seeds))
         parts, self._forward = bind(network, weights, scheme, own=is_own(cell.architecture))
         self._updates = Updates(recipe, network, parts, stacked=scheme != "apart")
-        self._is_recorded = is_recorded(cell, device)
+        self._is_recorded = is_recorded(cell, device) if recorded is None else recorded
         self._step: Step = RecordedStep(self._take_step) if self._is_recorded else self._take_step
         self.epoch = 0
         self._last_finite = [0] * len(seeds)

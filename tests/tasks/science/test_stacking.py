@@ -28,7 +28,7 @@ from tasks.science.stacking import (
     is_recorded,
     seed_bytes,
 )
-from tasks.science.training import Training, train_group
+from tasks.science.training import Stack, Training, train_group
 
 RECIPE = Recipe("toy", batch_size=16, epochs=2, learning_rate=0.02, warmup=0.2, flip=True, translate=1)
 MLPS = [("mlp", "none", 12, 3), ("mlp", "batch", 12, 3)]
@@ -310,8 +310,7 @@ def test_an_epoch_on_a_gpu_waits_for_nothing(dataset: Dataset, kind: tuple[str, 
     """torch itself raises at whatever would wait, once the steps are recorded."""
     cell = make_cell(dataset, kind, epochs=4, skip_nonfinite=True)
     network = build_training_network(cell)
-    scheme = choose_scheme(network, 2)
-    stack = training._Stack(network, cell, [0, 1], dataset, torch.device("cuda"), torch.float32, None, scheme)
+    stack = Stack(network, cell, [0, 1], dataset, torch.device("cuda"), torch.float32)
     for _ in range(2):
         stack.train_epoch()
     torch.cuda.set_sync_debug_mode("error")

@@ -1,0 +1,78 @@
+"""Benchmarks that make claims of their own, and the one for a GPU, which has to run where there is none."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import equivalence, gpu
+
+SEEDS = range(16)
+ALONE = [(seed, seed) for seed in SEEDS]
+PAIRS = list(itertools.combinations(SEEDS, 2))
+
+
+@pytest.mark.parametrize("seed_pairs", [ALONE, PAIRS], ids=["seeds", "pairs"])
+def test_what_differs_by_less_than_the_margin_is_equivalent_and_by_more_different(seed_pairs: list[tuple[int, int]]):
+    of_seed = np.random.default_rng(0).normal(0, 0.1, len(SEEDS))
+    left = np.array([of_seed[a] + of_seed[b] for a, b in seed_pairs])
+    noise = np.random.default_rng(1).normal(0, 0.1, len(SEEDS))
+    right = left + np.array([noise[a] + noise[b] for a, b in seed_pairs])
+    right -= (right - left).mean()
+
+    def verdict(shift: float, times: float = 1.0) -> tuple[str, float]:
+        found = equivalence.compare("it", seed_pairs, left.tolist(), (left + times * (right - left) + shift).tolist(), 0.5)
+        assert found.difference == pytest.approx(shift, abs=1e-12)
+        assert found.low < found.difference < found.high
+        return found.verdict, found.p
+
+    assert verdict(0.0)[0] == "equivalent"
+    assert verdict(0.5)[0] == "undecided"
+    assert verdict(0.5)[1] == pytest.approx(0.5)
+    assert verdict(2.0)[0] == verdict(-2.0)[0] == "different"
+    assert verdict(0.0, times=100)[0] == "undecided"
+    assert verdict(0.2)[1] == pytest.approx(verdict(-0.2)[1])
+
+
+def test_two_one_sided_tests_are_those_of_scipy():
+    from scipy import stats
+
+    rng = np.random.default_rng(2)
+    left, right = rng.normal(90, 1, 16), rng.normal(90.1, 1, 16)
+    above, below = (
+        stats.ttest_1samp(right - left, side * 0.5, alternative=word).pvalue
+        for side, word in ((-1, "greater"), (1, "less"))
+    )
+    found = equivalence.compare("accuracy", ALONE, left.tolist(), right.tolist(), 0.5)
+    assert found.p == pytest.approx(max(above, below), rel=1e-6)
+
+
+def test_a_grid_that_a_budget_ends_is_estimated_from_what_was_done():
+    whole = {"training": 10.0, "alignment": 2.0, "paths": 8.0, "pairs": 28}
+    cut = {"training": 20.0, "alignment": 4.0, "paths": 4.0, "pairs": 7}
+    assert gpu.estimate_grid([whole], 1, 28, 21.0) == pytest.approx(21.0)
+    assert gpu.estimate_grid([whole, cut], 3, 28, 49.0) == pytest.approx(1 + 20 + 40 + 40)
+    assert gpu.estimate_grid([], 3, 28, 1.0) is None
+    assert gpu.estimate_grid([{**cut, "pairs": 0}], 3, 28, 28.0) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", ["300", "0.001"])
+def test_the_benchmark_of_a_gpu_runs_without_one(tmp_path: Path, budget: str):
+    found = gpu.main(["--device", "cpu", "--tiny", "--budget", budget, "--json", str(tmp_path / "gpu.json")])
+    assert json.loads((tmp_path / "gpu.json").read_text()) == found
+    assert all(row["images_per_second"] > 0 for row in found["training"])
+    assert {row["way"] for row in found["training"]} == {"one after another", "apart", "batched", "vectorised"}
+    assert found["grid"]["finished"] == (budget == "300")
+    if budget == "300":
+        assert [row["pairs"] for row in found["grid"]["rows"]] == [3, 3]
+
+
+def test_without_a_gpu_it_says_how_it_can_be_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="torch finds no GPU here: --device cpu --tiny runs all of it"):
+        gpu.main([])
