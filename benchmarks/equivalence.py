@@ -93,7 +93,12 @@ def train_way(cell: Cell, way: str, seeds: Sequence[int], dataset: Dataset, devi
 
 
 def measure_barriers(
-    cell: Cell, states: Sequence[State], pairs: Sequence[tuple[int, int]], dataset: Dataset, n_images: int, n_alphas: int
+    cell: Cell,
+    states: Sequence[State],
+    pairs: Sequence[tuple[int, int]],
+    dataset: Dataset,
+    n_images: int,
+    n_alphas: int,
 ) -> dict[str, list[float]]:
     """The test accuracy barrier of every pair, in points, aligned and repaired."""
     network, spec = build_network(cell), cell_permutation_spec(cell)
@@ -135,8 +140,9 @@ def main(words: Sequence[str] | None = None) -> None:
     cell = Cell(dataset.spec, "mlp", "none", arguments.width, arguments.depth, recipe)
     seeds = range(arguments.seeds)
     pairs = list(itertools.combinations(seeds, 2))
-    print(f"{cell.label}, {arguments.epochs} epochs, {len(seeds)} seeds, {len(pairs)} pairs, {arguments.images} images; "
-          f"{platform.machine()}, torch {torch.__version__}, {arguments.device}", flush=True)  # fmt: skip
+    machine = f"{platform.machine()}, torch {torch.__version__}, {arguments.device}"
+    what = f"{cell.label}, {arguments.epochs} epochs, {len(seeds)} seeds, {len(pairs)} pairs, {arguments.images} images"
+    print(f"{what}; {machine}", flush=True)
     accuracies: dict[str, list[float]] = {}
     barriers: dict[str, dict[str, list[float]]] = {}
     for way in (arguments.left, arguments.right):

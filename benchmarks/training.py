@@ -9,7 +9,6 @@ loop is what one writes in PyTorch by hand: a module, SGD with momentum, float32
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import platform
 import statistics
 import subprocess
@@ -177,14 +176,14 @@ def compare_processes(network: str, n_examples: int, n_processes: int) -> None:
             running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(n_at_once)]
             rates[n_at_once, precision] = sum(float(process.communicate()[0]) for process in running)
     for (n_at_once, precision), rate in rates.items():
-        print(f"train {network:<10}{f'{n_at_once} x {precision}':<18}{rate:>10.0f} /s{rate / rates[1, 'float32']:>8.2f}",
-              flush=True)  # fmt: skip
+        times = rate / rates[1, "float32"]
+        print(f"train {network:<10}{f'{n_at_once} x {precision}':<18}{rate:>10.0f} /s{times:>8.2f}", flush=True)
 
 
 def print_rate(network: str, n_examples: int, precision: str) -> None:
-    """Images per second of wall-clock time, over the last of three epochs' worth of work."""
+    """Images per second of wall-clock time, over three epochs after one that does not count."""
     dataset = make_noise(n_examples, (3, 32, 32) if network == "resnet20" else (1, 28, 28))
-    cell = dataclasses.replace(make_cell(network, dataset, precision))
+    cell = make_cell(network, dataset, precision)
     train_ours(cell, dataset)
     begun = time.perf_counter()
     for _ in range(3):
@@ -204,8 +203,10 @@ def main(words: Sequence[str] | None = None) -> None:
     if arguments.rate:
         print_rate(arguments.networks[0], arguments.examples, arguments.rate)
         return
-    print(f"{platform.machine()}, torch {torch.__version__}, medians of {arguments.rounds} alternating rounds, CPU time "
-          "per image, 1 thread, and how many times as fast as the first side")  # fmt: skip
+    what = (
+        "wall-clock time" if arguments.processes > 1 else f"medians of {arguments.rounds} alternating rounds, CPU time"
+    )
+    print(f"{platform.machine()}, torch {torch.__version__}, {what}, 1 thread, and how many times as fast as the first")
     sizes = {"mlp512": 4000, "resnet20": 640}
     for network in arguments.networks:
         n_examples = arguments.examples or sizes.get(network, 20_000)

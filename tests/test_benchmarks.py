@@ -25,7 +25,8 @@ def test_what_differs_by_less_than_the_margin_is_equivalent_and_by_more_differen
     right -= (right - left).mean()
 
     def verdict(shift: float, times: float = 1.0) -> tuple[str, float]:
-        found = equivalence.compare("it", seed_pairs, left.tolist(), (left + times * (right - left) + shift).tolist(), 0.5)
+        moved = left + times * (right - left) + shift
+        found = equivalence.compare("it", seed_pairs, left.tolist(), moved.tolist(), 0.5)
         assert found.difference == pytest.approx(shift, abs=1e-12)
         assert found.low < found.difference < found.high
         return found.verdict, found.p

@@ -191,11 +191,14 @@ def default_group_size(cell: Cell, dataset: Dataset, n_seeds: int, device: torch
     free memory of the GPU takes by an estimate."""
     if device.type != "cuda" or is_own(cell.architecture) or isinstance(dataset.train, FileExamples):
         return 1
-    shape, n_images = cell.data.shape, len(dataset.train) + len(dataset.test)
-    pixels = math.prod(shape) * 4
-    # The train images twice, since those that are trained on are padded.
-    n_shared = (n_images + len(dataset.train) * 2) * pixels
-    n_bytes = seed_bytes(build_training_network(cell), cell.recipe, shape, len(dataset.train))
+    n_channels, *size = cell.data.shape
+    side = cell.recipe.resized_crop
+    n_bytes = seed_bytes(
+        build_training_network(cell), cell.recipe, (n_channels, side, side) if side else cell.data.shape,
+        len(dataset.train),
+    )  # fmt: skip
+    # Both splits to judge by, and the train images again to train on, which for a moment are there twice.
+    n_shared = (3 * len(dataset.train) + len(dataset.test)) * n_channels * math.prod(size) * 4
     return min(n_seeds, fitting_seeds(torch.cuda.mem_get_info(device)[0], n_bytes, n_shared))
 
 
@@ -227,9 +230,10 @@ def _on_device(dataset: Dataset, device: torch.device) -> Dataset:
     """What endpoints are judged by, on a GPU where it is in memory: there it takes as long as a few steps."""
     if device.type == "cpu" or isinstance(dataset.train, FileExamples) or isinstance(dataset.test, FileExamples):
         return dataset
-    splits = (replace(each, images=each.images.to(device), labels=each.labels.to(device))
-              for each in (dataset.train, dataset.test))  # fmt: skip
-    train, test = splits
+    train, test = (
+        replace(split, images=split.images.to(device), labels=split.labels.to(device))
+        for split in (dataset.train, dataset.test)
+    )
     return replace(dataset, train=train, test=test)
 
 
