@@ -47,7 +47,7 @@ bench-growth: .venv/installed-dev
 	$(BIN)/python benchmarks/growth.py
 
 bench-gpu: .venv/installed-dev
-	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/gpu.py --processes 4
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -3,7 +3,8 @@
 Prints and writes as JSON:
 - `matmul`: the rate of a square product, in TFLOP/s, by precision;
 - `training`: seed-images per second of every way to train some seeds, against one seed after another as PyTorch does
-  it by itself, and the share of the matmul rate that this comes to (a step counted as three forward passes);
+  it by itself, and the share of the matmul rate that this comes to (a step counted as three forward passes); with
+  `--processes N` also of N processes on the one device that share the seeds;
 - `augmentation`: images per second of flips, shifts and cutouts on the device;
 - `grid`: seconds of a width ablation of an MLP: training, alignment of every pair, and direct, aligned and repaired
   paths. Where `--budget` seconds do not take all of it, what is left is estimated from what was done, and said so.
@@ -17,6 +18,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -163,6 +165,43 @@ def compare_training(cell: Cell, dataset: Dataset, n_seeds: int, device: torch.d
         yield row
 
 
+def train_beside_others(
+    rank: int, cell: Cell, dataset: Dataset, seeds: Sequence[int], device: str, at_once: Any
+) -> None:
+    """Trains `seeds` in a process of its own, together with others: seconds per epoch go to `at_once`."""
+    begin, seconds = at_once
+    torch.set_num_threads(1)
+    on = torch.device(device)
+    stack = Stack(build_training_network(cell), cell, seeds, dataset, on, torch.float32)
+    stack.train_epoch()
+    settle(on)
+    begin.wait()
+    begun = time.perf_counter()
+    for _ in range(N_TIMED):
+        stack.train_epoch()
+    settle(on)
+    seconds[rank] = (time.perf_counter() - begun) / N_TIMED
+
+
+def compare_processes(cell: Cell, dataset: Dataset, n_seeds: int, n_processes: int, device: torch.device):
+    """A row for `n_seeds` shared among so many processes on one device, each training its own by default."""
+    context = multiprocessing.get_context("spawn")
+    begin, seconds = context.Barrier(n_processes), context.Array("d", n_processes)
+    shares = [list(range(rank, n_seeds, n_processes)) for rank in range(n_processes)]
+    arguments = [(rank, cell, dataset, share, str(device), (begin, seconds)) for rank, share in enumerate(shares)]
+    running = [context.Process(target=train_beside_others, args=each) for each in arguments]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join()
+    row: dict[str, Any] = {"network": cell.label, "precision": cell.recipe.precision, "n_seeds": n_seeds}
+    row["way"] = f"{n_processes} processes"
+    if any(process.exitcode for process in running):
+        return {**row, "failed": "a process ended with an error, which it has printed"}
+    n_images = len(dataset.train) // cell.recipe.batch_size * cell.recipe.batch_size
+    return {**row, "images_per_second": n_images * n_seeds / max(seconds)}
+
+
 def measure_augmentation(dataset: Dataset, device: torch.device) -> float:
     """Images per second."""
     recipe = Recipe("benchmark", 500, 1, 1.0, 0.0, flip=True, translate=2, cutout=2)
@@ -292,11 +331,19 @@ def estimate_grid(rows: Sequence[dict[str, Any]], n_widths: int, n_pairs: int, s
     return other + sum(whole) + (n_widths - len(rows)) * whole[-1]
 
 
+def print_training(row: dict[str, Any]) -> None:
+    figures = row.get("failed") or f"{row['images_per_second']:>12.0f} /s"
+    if "share_of_matmul" in row:
+        figures += f"{row['times_one_after_another']:>8.2f}x{row['share_of_matmul']:>8.1%} of matmul"
+    print(f"{row['network']:<28}{row['precision']:<10}{row['way']:<30}{figures}", flush=True)
+
+
 def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="all of it, as small as can be")
     parser.add_argument("--budget", type=float, default=300, help="seconds that the grid may take")
+    parser.add_argument("--processes", type=int, default=1, help="how many share the seeds of a network, besides")
     parser.add_argument("--skip-grid", action="store_true")
     parser.add_argument("--json", type=Path, default=Path("gpu.json"))
     arguments = parser.parse_args(words)
@@ -319,11 +366,11 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
         for cell, dataset in cells:
             for row in compare_training(cell, dataset, size.n_seeds, device, rates):
                 found["training"].append(row)
-                figures = row.get("failed") or (
-                    f"{row['images_per_second']:>12.0f} /s{row['times_one_after_another']:>8.2f}x"
-                    f"{row['share_of_matmul']:>8.1%} of matmul"
-                )
-                print(f"{row['network']:<28}{precision:<10}{row['way']:<30}{figures}", flush=True)
+                print_training(row)
+            if arguments.processes > 1:
+                row = compare_processes(cell, dataset, size.n_seeds, arguments.processes, device)
+                found["training"].append(row)
+                print_training(row)
     found["augmentation"] = measure_augmentation(mlp_data, device)
     print(f"augmentation {found['augmentation']:.0f} images/s", flush=True)
     if not arguments.skip_grid:

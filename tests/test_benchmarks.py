@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import equivalence, gpu
 
@@ -71,6 +72,15 @@ def test_the_benchmark_of_a_gpu_runs_without_one(tmp_path: Path, budget: str):
     assert found["grid"]["finished"] == (budget == "300")
     if budget == "300":
         assert [row["pairs"] for row in found["grid"]["rows"]] == [3, 3]
+
+
+@pytest.mark.slow
+def test_processes_that_share_seeds_train_at_once():
+    dataset = gpu.make_dataset(100, 1, 8)
+    cell = gpu.make_cell("mlp", 8, 2, dataset, 9, "float32")
+    row = gpu.compare_processes(cell, dataset, 3, 2, torch.device("cpu"))
+    assert row["way"] == "2 processes"
+    assert row["images_per_second"] > 0
 
 
 def test_without_a_gpu_it_says_how_it_can_be_run(monkeypatch: pytest.MonkeyPatch):

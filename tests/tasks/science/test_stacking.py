@@ -28,7 +28,7 @@ from tasks.science.stacking import (
     is_recorded,
     seed_bytes,
 )
-from tasks.science.training import Stack, Training, train_group
+from tasks.science.training import Stack, Training, default_group_size, train_group
 
 RECIPE = Recipe("toy", batch_size=16, epochs=2, learning_rate=0.02, warmup=0.2, flip=True, translate=1)
 MLPS = [("mlp", "none", 12, 3), ("mlp", "batch", 12, 3)]
@@ -286,6 +286,17 @@ def test_as_many_seeds_fit_as_the_free_memory_takes_but_a_tenth_and_at_least_one
     assert fitting_seeds(1000, 100, 0) == 9
     assert fitting_seeds(1000, 100, 200) == 7
     assert fitting_seeds(1000, 5000, 0) == 1
+
+
+def test_a_group_is_as_large_as_the_free_memory_of_a_gpu_takes(dataset: Dataset, monkeypatch: pytest.MonkeyPatch):
+    cell = make_cell(dataset, KINDS[0])
+    gpu = torch.device("cuda")
+    shared = (3 * 48 + 48) * 64 * 4
+    one = seed_bytes(build_training_network(cell), cell.recipe, (1, 8, 8), 48)
+    for n_free, expected in ((10**12, 8), ((shared + 3.5 * one) / 0.9, 3), (0, 1)):
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda _device, n=n_free: (int(n), 10**12))
+        assert default_group_size(cell, dataset, 8, gpu) == expected
+    assert default_group_size(cell, dataset, 8, torch.device("cpu")) == 1
 
 
 @pytest.mark.gpu
