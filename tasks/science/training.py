@@ -329,8 +329,9 @@ class Stack:
         recipe = cell.recipe
         self._batch_size = min(recipe.batch_size, len(dataset.train))
         # What the first layer rounds at every step is rounded once: the same values in half the memory. A person's own
-        # network may read its images otherwise.
-        read_as = dtype if is_own(cell.architecture) else LOWER.get(recipe.precision, dtype)
+        # network may read its images otherwise, and float64 is never rounded.
+        rounds = dtype == torch.float32 and not is_own(cell.architecture)
+        read_as = LOWER.get(recipe.precision, dtype) if rounds else dtype
         self._images = TrainImages(dataset, recipe, device, read_as)
         self._labels = dataset.train.labels.to(device)
         if starts is None:

@@ -211,6 +211,12 @@ def test_images_rounded_once_are_what_the_first_layer_rounds(dataset: Dataset, k
         assert torch.equal(exact, rounded)
 
 
+def test_what_is_trained_in_float64_is_never_rounded(dataset: Dataset):
+    (exact,) = train_group(make_cell(dataset, KINDS[3]), [0], dataset, dtype=torch.float64)
+    (asked,) = train_group(make_cell(dataset, KINDS[3], precision="bfloat16"), [0], dataset, dtype=torch.float64)
+    assert weights_digest(exact.state) == weights_digest(asked.state)
+
+
 class Memory:
     """A GPU whose memory takes `n_fitting` seeds: a forward pass of more raises what torch raises."""
 
