@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo up down status test test-slow test-thorough check-cluster studies-smoke lint bench bench-scaling bench-growth clean
+.PHONY: demo up down status test test-slow test-thorough check-cluster studies-smoke lint bench bench-scaling bench-growth bench-gpu clean
 
 demo: .venv/installed
 	$(BIN)/repairlab demo
@@ -48,6 +48,9 @@ bench-scaling: .venv/installed-dev
 
 bench-growth: .venv/installed-dev
 	$(BIN)/python benchmarks/growth.py
+
+bench-gpu: .venv/installed-dev
+	$(BIN)/python benchmarks/gpu.py --processes 4
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

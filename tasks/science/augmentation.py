@@ -4,7 +4,7 @@ Where a recipe asks for random resized crops, or images lie in files, these come
 else happens to what is then seen.
 
 A translation by (dy, dx) reads the image, padded by black, at shifted rows and columns; a mirror image reads its
-columns backwards. Both fold into one gather per batch, 19 to 60 times as fast as transforming one image after another.
+columns backwards. Both fold into one gather per batch, 25 to 78 times as fast as transforming one image after another.
 A cutout comes last: a square that lies within the image, every place equally likely, is filled with the mean.
 Deviates: the authors fill with the mean's whole part before normalisation, which is within .02 deviations of the mean.
 """
@@ -85,21 +85,26 @@ def take(padded: Tensor, indices: Tensor, views: Views, translate: int, cutout: 
     _, n_channels, padded_height, padded_width = padded.shape
     height, width = padded_height - 2 * translate, padded_width - 2 * translate
     flat = indices.reshape(-1)
-    rows = torch.arange(height, device=flat.device) + views.offsets[:, :1]
     columns = torch.arange(width, device=flat.device).expand(len(flat), width)
     columns = torch.where(views.mirrored[:, None], width - 1 - columns, columns) + views.offsets[:, 1:]
-    channels = torch.arange(n_channels, device=flat.device)
-    seen = padded[
-        flat[:, None, None, None], channels[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
-    ]
+    rows = torch.arange(height, device=flat.device) + views.offsets[:, :1]
+    pixels = (rows[:, :, None] * padded_width + columns[:, None, :]).reshape(len(flat), 1, height * width)
+    seen = padded.index_select(0, flat).flatten(2).gather(2, pixels.expand(-1, n_channels, -1))
+    seen = seen.reshape(len(flat), n_channels, height, width)
     if cutout:
-        down, across = (
-            (torch.arange(side, device=flat.device) - views.corners[:, axis, None])
-            for axis, side in enumerate((height, width))
-        )
-        hidden = ((down >= 0) & (down < cutout))[:, :, None] & ((across >= 0) & (across < cutout))[:, None, :]
-        seen.masked_fill_(hidden[:, None], MEAN)
+        cut_out(seen, views.corners, cutout)
     return seen.reshape(*indices.shape, n_channels, height, width)
+
+
+def cut_out(images: Tensor, corners: Tensor, side: int) -> None:
+    """Fills, in place, the square of `side` pixels that begins at each image's corner; `images` (n, channels, height,
+    width), `corners` (n, 2) the row and column."""
+    n_images, n_channels, height, width = images.shape
+    image, channel, row, column = images.stride()
+    # A view of every square there is, by where it begins: what is written is those squares alone, not a mask of all.
+    shape = (n_images, height - side + 1, width - side + 1, n_channels, side, side)
+    squares = images.as_strided(shape, (image, row, column, channel, row, column))
+    squares[torch.arange(n_images, device=images.device), corners[:, 0], corners[:, 1]] = MEAN
 
 
 class TrainImages:
@@ -124,18 +129,19 @@ class TrainImages:
         beyond the last whole batch left out. `views` has one entry per index, an order after another; None where the
         recipe does not augment."""
         n_seeds, n_examples = orders.shape
-        places = torch.arange(n_seeds * n_examples).reshape(n_seeds, n_examples)
+        places = torch.arange(n_seeds * n_examples, device=orders.device).reshape(n_seeds, n_examples)
         shown = [places[:, start : start + batch_size] for start in range(0, n_examples - batch_size + 1, batch_size)]
         flat, translate, cutout = orders.flatten(), self._recipe.translate, self._recipe.cutout
         if self._images is not None:
             for at in shown:
                 chosen = flat[at]
                 yield (
-                    self._images[chosen]
+                    self._images.index_select(0, chosen.flatten()).reshape(*chosen.shape, *self._images.shape[1:])
                     if views is None
                     else take(self._images, chosen, views[at.flatten()], translate, cutout)
                 )
             return
+        shown = [at.cpu() for at in shown]
         parts, crops = [at.flatten() for at in shown], None if views is None else views.crops
         every = torch.arange(parts[0].numel(), device=self._device).reshape(n_seeds, batch_size)
         for part, decoded in zip(parts, _decode(self._examples, flat.cpu(), crops, self.size, parts), strict=True):

@@ -49,10 +49,16 @@ def decayed_parameters(network: nn.Module, recipe: Recipe) -> dict[str, bool]:
 
 
 @torch.no_grad()
-def finite_seeds(tensors: Iterable[Tensor]) -> list[bool]:
-    """For each seed whether all of its values are finite; every tensor has a leading dimension of seeds."""
+def are_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """For each seed whether all of its values are finite, (n_seeds,) bool where the tensors are; every tensor has a
+    leading dimension of seeds."""
     finite = [tensor.isfinite().reshape(len(tensor), -1).all(1) for tensor in tensors]
-    return torch.stack(finite).all(0).tolist()
+    return torch.stack(finite).all(0)
+
+
+def finite_seeds(tensors: Iterable[Tensor]) -> list[bool]:
+    """The same as a list, which waits for a GPU to have come so far."""
+    return are_finite(tensors).tolist()
 
 
 @torch.no_grad()
@@ -70,61 +76,78 @@ def clip_gradients(gradients: Sequence[Tensor], norm: float) -> None:
 
 
 class Updates:
-    """The updates of a stack of seeds: `backward` with their losses, then `step`, once per batch.
+    """The updates of a group of seeds: `backward` with their losses, then `step`, once per batch.
 
-    `weights` holds every parameter of `network` with a leading dimension of seeds, and is updated in place. Where the
-    recipe skips steps that are not finite, each seed has an optimizer of its own over its part of the stack, and in
-    float16 a scale of its own for its loss: a step that one seed skips leaves its weights and the optimizer's memory of
-    it as they were, and changes nothing of the others. Otherwise one optimizer moves the stack as a whole. A skipped
-    step has run forward, so running statistics have seen its batch, as under any gradient scaler.
+    `parts` hold every parameter of `network`, of each seed apart or, where it is `stacked`, of all with a leading
+    dimension of seeds in one part; they are updated in place. One optimizer moves a stack as a whole, but where the
+    recipe skips steps that are not finite: then, as where seeds are apart, each has an optimizer of its own, and in
+    float16 a scale of its own for its loss. A step that one seed skips leaves its weights and the optimizer's memory of
+    it as they were, and changes nothing of the others. A skipped step has run forward, so running statistics have seen
+    its batch, as under any gradient scaler.
+
+    `fused` optimizers, by default on a GPU, move all parameters in one launch and are told on the device whether to
+    skip, so that no step waits for the GPU; they round otherwise than those that a CPU uses.
     """
 
-    def __init__(self, recipe: Recipe, network: nn.Module, weights: State) -> None:
+    def __init__(
+        self, recipe: Recipe, network: nn.Module, parts: Sequence[State], *, stacked: bool, fused: bool | None = None
+    ) -> None:
         decayed = decayed_parameters(network, recipe)
         self._names = list(decayed)
-        self._parameters = [weights[name] for name in decayed]
+        self._leaves = [[part[name] for name in decayed] for part in parts]
+        self._stacked = stacked
         self._skips = recipe.skip_nonfinite
         self._clip_norm = recipe.clip_norm
-        n_seeds = len(self._parameters[0])
-        parts = [self._parameters]
-        if self._skips:
-            parts = [[parameter.detach()[index] for parameter in self._parameters] for index in range(n_seeds)]
-        self._parts = parts
-        self._optimizers = [_make_optimizer(recipe, part, list(decayed.values())) for part in parts]
+        first = self._leaves[0][0]
+        n_seeds = len(first) if stacked else len(parts)
+        self._one_for_all = stacked and not self._skips
+        self._moved = self._leaves
+        if stacked and self._skips:
+            self._moved = [[leaf.detach()[index] for leaf in self._leaves[0]] for index in range(n_seeds)]
+        self._fused = first.is_cuda if fused is None else fused
+        self._optimizers = [
+            _make_optimizer(recipe, moved, list(decayed.values()), self._fused) for moved in self._moved
+        ]
         scaled = recipe.precision == "float16"
-        self._scalers = [GradScaler(self._parameters[0].device.type, enabled=scaled) for _ in parts]
-        self.n_skipped = [0] * n_seeds
+        self._scalers = [GradScaler(first.device.type, enabled=scaled) for _ in self._moved]
+        self._n_skipped = torch.zeros(n_seeds, dtype=torch.int64, device=first.device)
+
+    @property
+    def n_skipped(self) -> list[int]:
         """How many steps each seed has skipped."""
+        return self._n_skipped.tolist()
 
     def memory(self, index: int) -> State:
         """What the updates of one seed depend on beside its weights and the step: the optimizer's memory of every
         parameter, as `momentum_buffer/<parameter>`, and in float16 the state of its loss' scale. Copies."""
-        optimizer = self._optimizers[index if self._skips else 0]
-        part = self._parts[index if self._skips else 0]
+        place = 0 if self._one_for_all else index
         kept: State = {}
-        for name, parameter in zip(self._names, part, strict=True):
-            for kind, value in optimizer.state.get(parameter, {}).items():
-                stacked = not self._skips and kind not in _OF_ALL
-                kept[f"{kind}/{name}"] = (value[index] if stacked else value).detach().cpu().clone()
-        scaled = self._scalers[index if self._skips else 0].state_dict()
+        for name, parameter in zip(self._names, self._moved[place], strict=True):
+            for kind, value in self._optimizers[place].state.get(parameter, {}).items():
+                of_stack = self._one_for_all and kind not in _OF_ALL
+                kept[f"{kind}/{name}"] = (value[index] if of_stack else value).detach().cpu().clone()
+        scaled = self._scalers[place].state_dict()
         for kind in _SCALER if scaled else ():
             kept[f"{kind}/"] = torch.tensor(scaled[kind], dtype=torch.float64)
         return kept
 
-    def recall(self, memories: Sequence[Mapping[str, Tensor]]) -> None:
-        """Goes on from `memories`, one per seed in their order, each as `memory` gave it after equally many steps."""
-        groups = [[memory] for memory in memories] if self._skips else [list(memories)]
-        for part, optimizer, scaler, group in zip(self._parts, self._optimizers, self._scalers, groups, strict=True):
+    def recall(self, memories: Sequence[Mapping[str, Tensor]], n_skipped: Sequence[int]) -> None:
+        """Goes on from `memories` and so many skipped steps, one per seed in their order, each as `memory` gave it
+        after equally many steps."""
+        self._n_skipped.copy_(torch.tensor(n_skipped))
+        groups = [list(memories)] if self._one_for_all else [[memory] for memory in memories]
+        for moved, optimizer, scaler, group in zip(self._moved, self._optimizers, self._scalers, groups, strict=True):
             for key in group[0]:
                 kind, _, name = key.partition("/")
                 values = [memory[key] for memory in group]
                 if kind in _SCALER:
                     continue
-                parameter = part[self._names.index(name)]
-                shared = self._skips or kind in _OF_ALL
-                value = values[0].clone() if shared else torch.stack(values)
-                # An optimizer counts its steps on the CPU, wherever its parameters are.
-                optimizer.state[parameter][kind] = value if kind in _OF_ALL else value.to(parameter.device)
+                parameter = moved[self._names.index(name)]
+                of_stack = self._one_for_all and kind not in _OF_ALL
+                value = torch.stack(values) if of_stack else values[0].clone()
+                # An optimizer that is not fused counts its steps on the CPU, wherever its parameters are.
+                on_cpu = kind in _OF_ALL and not self._fused
+                optimizer.state[parameter][kind] = value if on_cpu else value.to(parameter.device)
             if scaled := scaler.state_dict():
                 scaler.load_state_dict(
                     {**scaled, "scale": float(group[0]["scale/"]), "_growth_tracker": int(group[0]["_growth_tracker/"])}
@@ -132,37 +155,61 @@ class Updates:
 
     def backward(self, losses: Tensor) -> None:
         """Takes the gradients of `losses` (n_seeds,): each seed's is that of its own loss."""
-        for parameter in self._parameters:
-            parameter.grad = None
+        for leaves in self._leaves:
+            for leaf in leaves:
+                leaf.grad = None
         if self._skips:
             losses = torch.stack([scaler.scale(loss) for scaler, loss in zip(self._scalers, losses, strict=True)])
         losses.sum().backward()
 
-    def step(self, rate: float) -> None:
-        """Moves every seed at the learning rate `rate`, but those that skip."""
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+    def step(self, rate: float | Tensor) -> None:
+        """Moves every seed at the learning rate `rate`, but those that skip; a rate that is a tensor of no dimension
+        may change its value under a step that is recorded."""
+        looks = self._skips or self._clip_norm
+        stacks = [self._gradients(leaves) for leaves in self._leaves] if looks else []
+        finite = None
         if self._skips:
-            moves = finite_seeds(gradients)
-            for index, part in enumerate(self._parts):
-                for parameter, gradient in zip(part, gradients, strict=True):
-                    parameter.grad = gradient[index]
-        else:
-            moves = [True]
+            finite = torch.cat([are_finite(stack) for stack in stacks])
+            if self._stacked:
+                for index, moved in enumerate(self._moved):
+                    for parameter, gradient in zip(moved, stacks[0], strict=True):
+                        parameter.grad = gradient[index]
         for optimizer, scaler in zip(self._optimizers, self._scalers, strict=True):
             scaler.unscale_(optimizer)
         if self._clip_norm:
-            clip_gradients(gradients, self._clip_norm)
-        for index, (optimizer, scaler) in enumerate(zip(self._optimizers, self._scalers, strict=True)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            if moves[index]:
-                optimizer.step()
-            else:
-                self.n_skipped[index] += 1
+            for stack in stacks:
+                clip_gradients(stack, self._clip_norm)
+        self._move(rate, finite)
+        for scaler in self._scalers:
             scaler.update()
 
+    def _gradients(self, leaves: Sequence[Tensor]) -> list[Tensor]:
+        """With a leading dimension of seeds."""
+        gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+        return gradients if self._stacked else [gradient[None] for gradient in gradients]
 
-def _make_optimizer(recipe: Recipe, parameters: Sequence[Tensor], decayed: Sequence[bool]) -> torch.optim.Optimizer:
+    def _move(self, rate: float | Tensor, finite: Tensor | None) -> None:
+        moves = [True] * len(self._optimizers)
+        if finite is not None:
+            self._n_skipped += ~finite
+            if self._fused:
+                for optimizer, is_finite in zip(self._optimizers, finite, strict=True):
+                    vars(optimizer)["found_inf"] = (~is_finite).float()
+            else:
+                moves = finite.tolist()
+        for optimizer, does_move in zip(self._optimizers, moves, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+                if "capturable" in group and self._n_skipped.is_cuda:
+                    # Adam warns where it may be recorded and is not, and raises where it is and may not.
+                    group["capturable"] = torch.cuda.is_current_stream_capturing()
+            if does_move:
+                optimizer.step()
+
+
+def _make_optimizer(
+    recipe: Recipe, parameters: Sequence[Tensor], decayed: Sequence[bool], fused: bool
+) -> torch.optim.Optimizer:
     of = list(zip(parameters, decayed, strict=True))
     groups = [
         {"params": [parameter for parameter, decays in of if decays], "weight_decay": recipe.weight_decay},
@@ -170,5 +217,10 @@ def _make_optimizer(recipe: Recipe, parameters: Sequence[Tensor], decayed: Seque
     ]
     groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=recipe.learning_rate, betas=(recipe.momentum, ADAM_BETA_2))
-    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
+        return torch.optim.Adam(groups, lr=recipe.learning_rate, betas=(recipe.momentum, ADAM_BETA_2), fused=fused)
+    optimizer = torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, fused=fused)
+    if fused and recipe.momentum:
+        # A fused first step that is skipped would leave the momentum without any value.
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer

@@ -2,9 +2,8 @@
 
 Every seed has its own initial weights, order of examples and augmentation, each from a stream named by the seed; the
 seeds of a group share nothing but the data. On a CPU they are trained one after another, so that a seed's weights are
-the same to the bit alone and in any group. On a GPU, where one small network leaves the device idle, a group is one
-network with stacked weights: the same loop over tensors with a leading dimension of seeds. Buffers are stacked beside
-the parameters, so each seed's BatchNorm sees that seed's batches alone.
+the same to the bit alone and in any group. On a GPU, where one small network leaves the device idle, the seeds of a
+group take every step together: `stacking` says how. Within an epoch nothing waits for the GPU.
 
 One run passes through all checkpoints of a seed. Between two epochs its whole state is a `TrainingState`: the streams
 are named by seed and epoch, so no generator has a state of its own, and a training that goes on from there passes
@@ -27,12 +26,11 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from tasks.science.augmentation import TrainImages, Views, draw_views
 from tasks.science.checks import is_own
-from tasks.science.evaluation import Evaluation, evaluate, lay_out, mode
+from tasks.science.evaluation import Evaluation, evaluate, mode
 from tasks.science.examples import Dataset, Examples, FileExamples, subset
 from tasks.science.identity import stream
 from tasks.science.networks import build_network, build_training_network, draw_state
@@ -42,6 +40,17 @@ from tasks.science.networks.own import drawing
 from tasks.science.optimization import Updates, finite_seeds, learning_rate
 from tasks.science.recipe import Recipe
 from tasks.science.specs import Cell, State, TrainSubset
+from tasks.science.stacking import (
+    RecordedStep,
+    Scheme,
+    Step,
+    bind,
+    check_scheme,
+    choose_scheme,
+    fitting_seeds,
+    is_recorded,
+    seed_bytes,
+)
 
 UNTRAINED_SHARE = 0.95
 """An endpoint whose train loss is above this share of ln(n_classes) has learned next to nothing."""
@@ -50,8 +59,10 @@ JUDGED_IMAGES = 5_000
 """Of so many train images in files, at most, are an endpoint's train loss and accuracy: all of ImageNet's would take
 half as long as an epoch of training, at every checkpoint."""
 
+LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What forward and backward passes compute in, where that is not the type of the weights."""
+
 Status = Literal["trained", "diverged", "untrained"]
-Forward = Callable[[State, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,7 @@ def train_group(
     checkpoints: Mapping[int, Collection[int]] | None = None,
     parent: TrainingState | None = None,
     progress: Progress | None = None,
+    scheme: Scheme | None = None,
 ) -> Iterator[Training]:
     """Trains `seeds` of `cell` and yields each as it is done, in their order (of a data set in halves, those of the
     first half before those of the second); weights come back on the CPU.
@@ -122,8 +134,9 @@ def train_group(
     `checkpoints` are, by seed, the epochs of the schedule at which its weights are wanted, which are yielded as they
     are reached; by default the cell's own. `parent` is the state that a cell with `spawn` starts from. `progress` keeps
     states on the way; a stack of seeds goes on from there where all of them were left at the same epoch.
-    `group_size` seeds are stacked into one network at a time: by default 1 on a CPU and where images lie in files, all
-    that share their train images elsewhere.
+    `group_size` seeds are computed together at a time (`stacking`), of those that share their train images; by default
+    as `default_group_size` has it. A group that a GPU's memory does not take is halved. `scheme`: how a group is
+    computed, by default as `choose_scheme` has it.
     Raises ValueError where the recipe cannot be trained on `device` or the network cannot read images of the size that
     the recipe shows or the data set is evaluated at, for a checkpoint that training does not pass, and
     where `parent` is not the state at the epoch to spawn at.
@@ -146,26 +159,82 @@ def train_group(
             )
     network, trained_network = build_network(cell), build_training_network(cell)
     _check_sizes(cell, dataset)
-    # A person's own network may do what cannot be stacked, and images in files are seen one seed after another.
-    one_by_one = device.type == "cpu" or is_own(cell.architecture) or isinstance(dataset.train, FileExamples)
-    size = group_size or (1 if one_by_one else len(seeds))
+    if scheme is not None:
+        check_scheme(scheme, trained_network, cell.recipe, device)
     by_subset: dict[TrainSubset, list[int]] = {}
     for seed in seeds:
         by_subset.setdefault(cell.data.train_subset(seed), []).append(seed)
     for train_subset, members in sorted(by_subset.items()):
         own = dataset.trained_on(train_subset)
-        for start in range(0, len(members), size):
-            group = members[start : start + size]
+        judged = _on_device(own, device)
+        size = group_size or default_group_size(cell, own, len(members), device)
+
+        def go_through(group: Sequence[int], own: Dataset = own) -> Iterator[tuple[int, TrainingState]]:
             targets = {epoch for seed in group for epoch in wanted[seed]}
             starts = _find_starts(group, min(targets, default=0), progress)
             if starts is None and parent is not None:
                 starts = [replace(parent, n_skipped=0, seconds=0.0)] * len(group)
-            stack = _Stack(trained_network, cell, group, own, device, dtype, starts)
+            stack = Stack(trained_network, cell, group, own, device, dtype, starts, scheme)
             for epoch in sorted(targets):
                 _go_to(stack, epoch, max(targets), progress)
                 for index, seed in enumerate(group):
                     if epoch in wanted[seed]:
-                        yield judge(network, trained_network, cell, seed, stack.state_of(index), own)
+                        yield seed, stack.state_of(index)
+
+        for seed, state in _in_groups(members, size, go_through):
+            yield judge(network, trained_network, cell, seed, state, judged)
+
+
+def default_group_size(cell: Cell, dataset: Dataset, n_seeds: int, device: torch.device) -> int:
+    """How many of `n_seeds` are trained as one network where nobody says: 1 on a CPU, for a person's own network, which
+    may do what cannot be stacked, and for images in files, which are seen one seed after another; else as many as the
+    free memory of the GPU takes by an estimate."""
+    if device.type != "cuda" or is_own(cell.architecture) or isinstance(dataset.train, FileExamples):
+        return 1
+    n_channels, *size = cell.data.shape
+    side = cell.recipe.resized_crop
+    n_bytes = seed_bytes(
+        build_training_network(cell), cell.recipe, (n_channels, side, side) if side else cell.data.shape,
+        len(dataset.train),
+    )  # fmt: skip
+    # Both splits to judge by, and the train images again to train on, which for a moment are there twice.
+    n_shared = (3 * len(dataset.train) + len(dataset.test)) * n_channels * math.prod(size) * 4
+    return min(n_seeds, fitting_seeds(torch.cuda.mem_get_info(device)[0], n_bytes, n_shared))
+
+
+def _in_groups(
+    seeds: Sequence[int], size: int, go_through: Callable[[Sequence[int]], Iterator[tuple[int, TrainingState]]]
+) -> Iterator[tuple[int, TrainingState]]:
+    """What `go_through` yields of groups of `size` of `seeds`, each state once. Where a GPU's memory does not take a
+    group, it is tried again in halves, and so are those after it: what has been yielded is not lost."""
+    waiting, reached = list(seeds), set[tuple[int, int]]()
+    while waiting:
+        group = waiting[:size]
+        try:
+            for seed, state in go_through(group):
+                if (seed, state.epoch) not in reached:
+                    reached.add((seed, state.epoch))
+                    yield seed, state
+        except torch.OutOfMemoryError:
+            if len(group) == 1:
+                raise
+            size = (len(group) + 1) // 2
+        else:
+            del waiting[: len(group)]
+            continue
+        # Only here is the error gone, and with it the tensors that its frames held.
+        torch.cuda.empty_cache()
+
+
+def _on_device(dataset: Dataset, device: torch.device) -> Dataset:
+    """What endpoints are judged by, on a GPU where it is in memory: there it takes as long as a few steps."""
+    if device.type == "cpu" or isinstance(dataset.train, FileExamples) or isinstance(dataset.test, FileExamples):
+        return dataset
+    train, test = (
+        replace(split, images=split.images.to(device), labels=split.labels.to(device))
+        for split in (dataset.train, dataset.test)
+    )
+    return replace(dataset, train=train, test=test)
 
 
 def train_states(
@@ -185,7 +254,7 @@ def train_states(
     _check_sizes(cell, dataset)
     own = dataset.trained_on(cell.data.train_subset(seed))
     starts = _find_starts([seed], min(epochs), progress)
-    stack = _Stack(build_training_network(cell), cell, [seed], own, device, dtype, starts)
+    stack = Stack(build_training_network(cell), cell, [seed], own, device, dtype, starts)
     for epoch in sorted(epochs):
         _go_to(stack, epoch, max(epochs), progress)
         yield stack.state_of(0)
@@ -198,7 +267,7 @@ def _find_starts(seeds: Sequence[int], latest: int, progress: Progress | None) -
     return left if len(left) == len(seeds) and len({state.epoch for state in left}) == 1 else None
 
 
-def _go_to(stack: _Stack, epoch: int, last: int, progress: Progress | None) -> None:
+def _go_to(stack: Stack, epoch: int, last: int, progress: Progress | None) -> None:
     """Trains up to `epoch`, and leaves the states of the stack on the way; none at the `last`, after which there is
     nothing to go on with."""
     while stack.epoch < epoch:
@@ -235,25 +304,7 @@ def _check_sizes(cell: Cell, dataset: Dataset) -> None:
             ) from error
 
 
-def stacked_forward(network: nn.Module) -> Forward:
-    """Logits (n_seeds, n_examples, n_out) of weights and images that both have a leading dimension of seeds.
-
-    In training mode the running statistics in the weights are updated in place, each seed's by its own images.
-    """
-    return vmap(lambda state, images: functional_call(network, state, (images,)))
-
-
-def single_forward(network: nn.Module) -> Forward:
-    """The same for one seed, without the cost of vectorising over a dimension of 1."""
-
-    def forward(state: State, images: Tensor) -> Tensor:
-        alone = {name: tensor.squeeze(0) for name, tensor in state.items()}
-        return functional_call(network, alone, (lay_out(network, images[0]),))[None]
-
-    return forward
-
-
-class _Stack:
+class Stack:
     """A group of seeds in training, between two epochs."""
 
     def __init__(
@@ -264,15 +315,24 @@ class _Stack:
         dataset: Dataset,
         device: torch.device,
         dtype: torch.dtype,
-        starts: Sequence[TrainingState] | None,
+        starts: Sequence[TrainingState] | None = None,
+        scheme: Scheme | None = None,
+        *,
+        recorded: bool | None = None,
     ) -> None:
-        """Before the first epoch, or where `starts`, one per seed and all of one epoch, left off."""
+        """Before the first epoch, or where `starts`, one per seed and all of one epoch, left off. `scheme`: how its
+        seeds are computed, and `recorded`: whether its steps are recorded as a CUDA graph, by default as
+        `choose_scheme` and `is_recorded` have it."""
         begun = time.perf_counter()
         self.seeds = seeds
         self._network, self._cell, self._dataset, self._device, self._dtype = network, cell, dataset, device, dtype
         recipe = cell.recipe
         self._batch_size = min(recipe.batch_size, len(dataset.train))
-        self._images = TrainImages(dataset, recipe, device, dtype)
+        # What the first layer rounds at every step is rounded once: the same values in half the memory. A person's own
+        # network may read its images otherwise, and float64 is never rounded.
+        rounds = dtype == torch.float32 and not is_own(cell.architecture)
+        read_as = LOWER.get(recipe.precision, dtype) if rounds else dtype
+        self._images = TrainImages(dataset, recipe, device, read_as)
         self._labels = dataset.train.labels.to(device)
         if starts is None:
             states = [draw_state(cell, stream("initialization", seed)) for seed in seeds]
@@ -280,18 +340,19 @@ class _Stack:
             states = [start.weights for start in starts]
         weights: State = {name: torch.stack([state[name] for state in states]).to(device) for name in states[0]}
         weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
-        for name, _ in network.named_parameters():
-            weights[name].requires_grad_()
         self._weights = weights
-        self._forward = single_forward(network) if len(seeds) == 1 else stacked_forward(network)
-        self._updates = Updates(recipe, network, weights)
+        scheme = scheme or choose_scheme(network, len(seeds))
+        parts, self._forward = bind(network, weights, scheme, own=is_own(cell.architecture))
+        self._updates = Updates(recipe, network, parts, stacked=scheme != "apart")
+        self._is_recorded = is_recorded(cell, device) if recorded is None else recorded
+        self._step: Step = RecordedStep(self._take_step) if self._is_recorded else self._take_step
         self.epoch = 0
         self._last_finite = [0] * len(seeds)
         self._seconds = 0.0
         self._is_lost = False
+        self._drawn: tuple[Tensor, Views | None] | None = None
         if starts is not None:
-            self._updates.recall([start.memory for start in starts])
-            self._updates.n_skipped = [start.n_skipped for start in starts]
+            self._updates.recall([start.memory for start in starts], [start.n_skipped for start in starts])
             self.epoch = starts[0].epoch
             self._last_finite = [start.last_finite for start in starts]
             self._seconds = sum(start.seconds for start in starts)
@@ -314,23 +375,36 @@ class _Stack:
         self._seconds += time.perf_counter() - begun
 
     def _take_steps(self) -> None:
-        recipe, seeds, batch_size = self._cell.recipe, self.seeds, self._batch_size
+        recipe, batch_size = self._cell.recipe, self._batch_size
         n_examples = len(self._dataset.train)
-        steps_per_epoch = n_examples // batch_size
-        orders, views = _draw_epoch(self._cell, seeds, self.epoch, n_examples, self._images.size, self._device)
-        for batch, seen in enumerate(self._images.batches(orders, views, batch_size)):
-            chosen = orders[:, batch * batch_size : (batch + 1) * batch_size]
-            with mode(self._network, training=True), _autocast(recipe, self._device):
-                logits = self._forward(self._weights, seen)
-            # Summed over seeds, so each seed's gradient is that of its own mean loss.
-            losses = F.cross_entropy(
-                logits.flatten(0, 1).to(self._dtype),
-                self._labels[chosen].flatten(),
-                reduction="none",
-                label_smoothing=recipe.label_smoothing,
-            )
-            self._updates.backward(losses.reshape(len(seeds), -1).sum(1) / batch_size)
-            self._updates.step(learning_rate(recipe, self.epoch * steps_per_epoch + batch, steps_per_epoch))
+        n_steps = n_examples // batch_size
+        rates = [learning_rate(recipe, self.epoch * n_steps + batch, n_steps) for batch in range(n_steps)]
+        orders, views = self._drawn or self._draw(self.epoch)
+        self._drawn = None
+        on_device = to_device(torch.tensor(rates, dtype=torch.float32), self._device) if self._is_recorded else None
+        with mode(self._network, training=True):
+            for batch, seen in enumerate(self._images.batches(orders, views, batch_size)):
+                labels = self._labels[orders[:, batch * batch_size : (batch + 1) * batch_size]]
+                self._step(seen, labels, rates[batch] if on_device is None else on_device[batch])
+        if self._device.type == "cuda" and self.epoch + 1 < recipe.epochs:
+            self._drawn = self._draw(self.epoch + 1)  # While the device is still at work.
+
+    def _take_step(self, images: Tensor, labels: Tensor, rate: float | Tensor) -> None:
+        """One step of every seed, of `images` (n_seeds, batch_size, channels, height, width) and their `labels`."""
+        with _autocast(self._cell.recipe, self._device, cached=not self._is_recorded):
+            logits = self._forward(images)
+        # Summed over seeds, so each seed's gradient is that of its own mean loss.
+        losses = F.cross_entropy(
+            logits.flatten(0, 1).to(self._dtype),
+            labels.flatten(),
+            reduction="none",
+            label_smoothing=self._cell.recipe.label_smoothing,
+        )
+        self._updates.backward(losses.reshape(labels.shape).sum(1) / labels.shape[1])
+        self._updates.step(rate)
+
+    def _draw(self, epoch: int) -> tuple[Tensor, Views | None]:
+        return _draw_epoch(self._cell, self.seeds, epoch, len(self._dataset.train), self._images.size, self._device)
 
     def state_of(self, index: int) -> TrainingState:
         """A copy of where one seed is."""
@@ -344,9 +418,10 @@ class _Stack:
         )
 
 
-def _autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    half = torch.float16 if recipe.precision == "float16" else torch.bfloat16
-    return torch.autocast(device.type, half, enabled=recipe.precision != "float32")
+def _autocast(recipe: Recipe, device: torch.device, *, cached: bool) -> torch.autocast:
+    """`cached`: whether a weight that is read twice is rounded once, which a recorded step could not."""
+    lower = LOWER.get(recipe.precision, torch.bfloat16)
+    return torch.autocast(device.type, lower, enabled=recipe.precision in LOWER, cache_enabled=cached)
 
 
 def _draw_epoch(
@@ -361,12 +436,17 @@ def _draw_epoch(
         drawn = [draw_views(stream("augmentation", seed, epoch, *kin), n_examples, size, cell.recipe) for seed in seeds]
         crops = [each.crops for each in drawn if each.crops is not None]
         views = Views(
-            torch.cat([each.offsets for each in drawn]).to(device),
-            torch.cat([each.mirrored for each in drawn]).to(device),
-            torch.cat([each.corners for each in drawn]).to(device),
+            to_device(torch.cat([each.offsets for each in drawn]), device),
+            to_device(torch.cat([each.mirrored for each in drawn]), device),
+            to_device(torch.cat([each.corners for each in drawn]), device),
             torch.cat(crops) if crops else None,
         )
-    return torch.from_numpy(orders).to(device), views
+    return to_device(torch.from_numpy(orders), device), views
+
+
+def to_device(drawn: Tensor, device: torch.device) -> Tensor:
+    """`drawn` on `device`, which the CPU does not wait for."""
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn
 
 
 def _drawing(cell: Cell, seeds: Sequence[int], epoch: int) -> AbstractContextManager[None]:
@@ -402,14 +482,17 @@ def _fold(network: nn.Module, state: State) -> State:
 def judge(
     network: nn.Module, trained_network: nn.Module, cell: Cell, seed: int, reached: TrainingState, dataset: Dataset
 ) -> Training:
-    """Measures a seed at a checkpoint, reached here or elsewhere, and says whether it may take part in pairs.
+    """Measures a seed at a checkpoint, reached here or elsewhere, on the device that `dataset` is on, and says whether
+    it may take part in pairs.
 
     Next to nothing learned counts against the end of training alone: who asks for an early epoch asks for that.
     """
     state = reached.weights
     if cell.normalization == "batch-fused":
         state = _fold(trained_network, state)
+    device = dataset.test.labels.device
     as_trained = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    as_trained = {name: tensor.to(device) for name, tensor in as_trained.items()}
     train, test = (evaluate(network, as_trained, examples) for examples in (_judged_train(dataset), dataset.test))
     status: Status = "trained"
     message = ""

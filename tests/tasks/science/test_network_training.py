@@ -16,6 +16,7 @@ from tasks.science.networks.mlp import MLP
 from tasks.science.optimization import learning_rate
 from tasks.science.recipe import Recipe
 from tasks.science.specs import Cell, DataSpec
+from tasks.science.stacking import Scheme
 from tasks.science.training import Training, train_group
 
 RECIPE = Recipe(
@@ -59,10 +60,13 @@ def test_a_seed_has_the_same_bits_alone_and_in_a_group(dataset: Dataset, kind: t
 
 
 @pytest.mark.parametrize("kind", SMALL, ids=lambda kind: "-".join(kind[:2]))
-def test_stacked_seeds_learn_what_each_learns_alone(dataset: Dataset, kind: tuple[str, str, int, int]) -> None:
+@pytest.mark.parametrize("scheme", [None, "vectorised"])
+def test_a_group_of_seeds_learns_what_each_learns_alone(
+    dataset: Dataset, kind: tuple[str, str, int, int], scheme: Scheme | None
+) -> None:
     """Running statistics included: a seed's BatchNorm must never see another's batches."""
     cell = make_cell(dataset, kind)
-    stacked = train_group(cell, (0, 1), dataset, dtype=torch.float64, group_size=2)
+    stacked = train_group(cell, (0, 1), dataset, dtype=torch.float64, group_size=2, scheme=scheme)
     alone = train_group(cell, (0, 1), dataset, dtype=torch.float64)
     for one, other in zip(stacked, alone, strict=True):
         assert list(one.state) == list(other.state)

@@ -53,29 +53,44 @@ def cell() -> Cell:
 
 
 def train_stack(
-    cell: Cell, recipe: Recipe, seeds: list[int], gradients: dict[int, list[State]], left_at: int | None = None
+    cell: Cell,
+    recipe: Recipe,
+    seeds: list[int],
+    gradients: dict[int, list[State]],
+    left_at: int | None = None,
+    *,
+    stacked: bool = True,
+    fused: bool | None = None,
 ) -> tuple[State, Updates]:
     """The weights of `seeds`, stacked, after one step per gradient, each with a learning rate of its own; before step
     `left_at` what is known of each seed is all that others go on from."""
     network = build_network(cell)
     states = [initial_state(network, stream("initialization", seed)) for seed in seeds]
-    weights = {name: torch.stack([state[name] for state in states]).double().requires_grad_() for name in states[0]}
-    updates = Updates(recipe, network, weights)
+    parts = [{name: torch.stack([state[name] for state in states]).double() for name in states[0]}]
+    if not stacked:
+        parts = [{name: state[name].double() for name in state} for state in states]
+
+    def begin(parts: list[State]) -> tuple[list[State], Updates]:
+        parts = [{name: tensor.detach().clone().requires_grad_() for name, tensor in part.items()} for part in parts]
+        return parts, Updates(recipe, network, parts, stacked=stacked, fused=fused)
+
+    def weight(name: str, index: int) -> torch.Tensor:
+        return parts[0][name][index] if stacked else parts[index][name]
+
+    parts, updates = begin(parts)
     for step in range(N_STEPS):
         if step == left_at:
             memories, n_skipped = [updates.memory(index) for index in range(len(seeds))], updates.n_skipped
-            weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()}
-            updates = Updates(recipe, network, weights)
-            updates.recall(memories)
-            updates.n_skipped = n_skipped
+            parts, updates = begin(parts)
+            updates.recall(memories, n_skipped)
         # A loss that is linear in the weights has the gradient that is asked for.
         losses = [
-            sum((weights[name][i] * gradients[seed][step][name]).sum() for name in weights)
+            sum((weight(name, i) * gradients[seed][step][name]).sum() for name in parts[0])
             for i, seed in enumerate(seeds)
         ]
         updates.backward(torch.stack(losses))  # type: ignore[arg-type]
         updates.step(0.01 * (step + 1))
-    return weights, updates
+    return {name: torch.stack([weight(name, i) for i in range(len(seeds))]) for name in parts[0]}, updates
 
 
 def draw_gradients(cell: Cell, seeds: list[int], spoiled: dict[int, list[int]]) -> dict[int, list[State]]:
@@ -99,18 +114,43 @@ SPOILED = {1: [0, 3], 2: [1, 2, 5]}
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("clip_norm", [0.0, 3.0])
-def test_updates_of_a_stack_are_those_of_each_seed_alone(cell: Cell, optimizer: str, skip: bool, clip_norm: float):
+@pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "apart"])
+def test_updates_of_a_group_are_those_of_each_seed_alone(
+    cell: Cell, optimizer: str, skip: bool, clip_norm: float, stacked: bool
+):
     recipe = dataclasses.replace(
         cell.recipe, optimizer=optimizer, weight_decay=1e-2, skip_nonfinite=skip, clip_norm=clip_norm
     )
     gradients = draw_gradients(cell, [0, 1, 2], SPOILED if skip else {})
-    stacked, updates = train_stack(cell, recipe, [0, 1, 2], gradients)
+    together, updates = train_stack(cell, recipe, [0, 1, 2], gradients, stacked=stacked)
     assert updates.n_skipped == ([0, 2, 3] if skip else [0, 0, 0])
     for index in range(3):
-        alone, own = train_stack(cell, recipe, [index], gradients)
+        alone, own = train_stack(cell, recipe, [index], gradients, stacked=False)
         assert own.n_skipped == [updates.n_skipped[index]]
-        for name, tensor in stacked.items():
+        for name, tensor in together.items():
             assert torch.equal(tensor[index], alone[name][0]), name
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "apart"])
+def test_fused_updates_skip_and_remember_as_others_do(cell: Cell, optimizer: str, skip: bool, stacked: bool):
+    """Told of a gradient that is not finite by a tensor, at the first step as well; equal but for rounding."""
+    recipe = dataclasses.replace(
+        cell.recipe, optimizer=optimizer, weight_decay=1e-2, skip_nonfinite=skip, clip_norm=3.0
+    )
+    gradients = draw_gradients(cell, [0, 1, 2], SPOILED if skip else {})
+    plain, of_plain = train_stack(cell, recipe, [0, 1, 2], gradients, stacked=stacked)
+    for left_at in (None, 1):
+        fused, updates = train_stack(cell, recipe, [0, 1, 2], gradients, left_at, stacked=stacked, fused=True)
+        assert updates.n_skipped == of_plain.n_skipped
+        for name, tensor in plain.items():
+            torch.testing.assert_close(fused[name], tensor, rtol=1e-12, atol=1e-12)
+        for index in range(3):
+            ours, theirs = updates.memory(index), of_plain.memory(index)
+            assert ours.keys() == theirs.keys()
+            for name in ours:
+                torch.testing.assert_close(ours[name], theirs[name], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("left_at", [0, 1, 4])
@@ -211,7 +251,8 @@ def test_a_spared_parameter_does_not_decay(cell: Cell):
     state = initial_state(network, stream("initialization", 0))
     weights = {name: state[name][None].clone().requires_grad_() for name, _ in network.named_parameters()}
     before = {name: tensor.detach().clone() for name, tensor in weights.items()}
-    updates = Updates(dataclasses.replace(cell.recipe, weight_decay=0.5, decayed_norms="none"), network, weights)
+    recipe = dataclasses.replace(cell.recipe, weight_decay=0.5, decayed_norms="none")
+    updates = Updates(recipe, network, [weights], stacked=True)
     updates.backward(sum(0 * tensor.sum() for tensor in weights.values()).reshape(1))  # type: ignore[union-attr]
     updates.step(0.1)
     for name, tensor in weights.items():

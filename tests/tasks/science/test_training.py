@@ -13,7 +13,7 @@ from tasks.science.identity import stream, weights_digest
 from tasks.science.networks import build_network, draw_state, initial_state
 from tasks.science.optimization import learning_rate
 from tasks.science.specs import Cell
-from tasks.science.training import check_trainable, single_forward, stacked_forward, train_group
+from tasks.science.training import check_trainable, train_group
 
 
 def with_recipe(cell: Cell, **changes) -> Cell:
@@ -75,23 +75,6 @@ def test_a_seed_is_the_same_to_the_bit_alone_and_in_any_group(blobs: Dataset, ce
     apart = {t.seed: weights_digest(t.state) for group in ([5, 1], [0], [2]) for t in train_group(cell, group, blobs)}
     assert together == apart
     assert len(set(together.values())) == 4
-
-
-def test_a_stack_has_the_gradient_of_each_seed_alone(blobs: Dataset, cell: Cell):
-    network = build_network(cell)
-    states = [initial_state(network, stream("initialization", seed)) for seed in range(3)]
-    images, labels = blobs.train.images[:40], blobs.train.labels[:40]
-
-    def gradients(forward, group):
-        stacked = {name: torch.stack([state[name] for state in group]).requires_grad_() for name in group[0]}
-        logits = forward(stacked, images.expand(len(group), *images.shape))
-        losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(group)), reduction="sum") / 40
-        return torch.autograd.grad(losses, list(stacked.values()))
-
-    together = gradients(stacked_forward(network), states)
-    for index, state in enumerate(states):
-        for stacked, single in zip(together, gradients(single_forward(network), [state]), strict=True):
-            assert torch.allclose(stacked[index], single[0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
