@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from tasks import schema
 from tasks.science.barrier import barrier, midpoint_barrier
@@ -40,13 +42,12 @@ def tabulate_barriers(paths: pd.DataFrame) -> pd.DataFrame:
     columns = [*schema.PAIR, "correction", "measurement", "split"]
     ordered = paths[paths["method"] == "weights"].sort_values("alpha", kind="stable")
     cells = {name: ordered[name].to_numpy() for name in (*columns, "alpha", "loss", "accuracy", "calibrated_loss")}
-    curves = ordered.groupby(["merge_id", "measurement", "split", "correction"], sort=True).indices
+    curves = places_by(ordered, ["merge_id", "measurement", "split", "correction"])
     rows: list[dict[str, Any]] = []
     for (merge_id, measurement, split, _), places in curves.items():
-        ends = curves.get((merge_id, measurement, split, "none"))
-        if ends is None:
+        raw = curves.get((merge_id, measurement, split, "none"))
+        if raw is None:
             continue
-        ends = ends[[0, -1]]
         alphas = cells["alpha"][places]
         row: dict[str, Any] = {name: cells[name][places[0]] for name in columns}
         for metric, values in (
@@ -54,12 +55,18 @@ def tabulate_barriers(paths: pd.DataFrame) -> pd.DataFrame:
             ("accuracy_barrier", 1 - cells["accuracy"]),
             ("calibrated_loss_barrier", cells["calibrated_loss"]),
         ):
-            curve, chord = values[places], (float(values[ends[0]]), float(values[ends[1]]))
+            curve, chord = values[places], (float(values[raw[0]]), float(values[raw[-1]]))
             row[metric] = barrier(curve, alphas, chord)
             row[f"midpoint_{metric}"] = midpoint_barrier(curve, alphas, chord)
             row[f"own_chord_{metric}"] = barrier(curve, alphas, (float(curve[0]), float(curve[-1])))
         rows.append(row)
     return pd.DataFrame(rows, columns=[*columns, *BARRIER_METRICS, *OWN_CHORD_METRICS, *CALIBRATED_BARRIERS])
+
+
+def places_by(frame: pd.DataFrame, names: list[str]) -> dict[tuple[str, ...], NDArray[np.intp]]:
+    """At which rows of `frame`, ascending, the columns `names` hold which words, in the order of the words."""
+    found: dict[Any, NDArray[np.intp]] = frame.groupby(names).indices  # pyright: ignore[reportAssignmentType]
+    return {tuple(map(str, words)): places for words, places in sorted(found.items())}
 
 
 def barrier_metrics(split: str) -> tuple[str, ...]:
@@ -117,10 +124,9 @@ def summarise(
 def _by_group(frame: pd.DataFrame, names: Sequence[str]) -> dict[tuple[str, ...], Columns]:
     """The rows of each group and split of it, in their order: who they are of, and their columns `names`."""
     arrays = {name: frame[name].to_numpy() for name in ("merge_id", "seed_a", "seed_b", *names)}
-    places = frame.groupby([*_GROUP, "split"]).indices
     return {
-        tuple(map(str, key)): {name: array[of_key].tolist() for name, array in arrays.items()}
-        for key, of_key in places.items()
+        key: {name: array[places].tolist() for name, array in arrays.items()}
+        for key, places in places_by(frame, [*_GROUP, "split"]).items()
     }
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from tasks import schema
-from tasks.ablation import BARRIER_METRICS, CALIBRATED_BARRIERS, barrier_metrics
+from tasks.ablation import BARRIER_METRICS, CALIBRATED_BARRIERS, barrier_metrics, places_by
 from tasks.factors import label_factor, neighbours, none_first
 from tasks.science.contrasts import independent_difference, paired_difference
 from tasks.science.statistics import Estimate, Interval, mean_estimate
@@ -100,8 +100,7 @@ def tabulate_contrasts(cells: pd.DataFrame, barriers: pd.DataFrame) -> pd.DataFr
     pairs = list(zip(ordered["seed_a"].tolist(), ordered["seed_b"].tolist(), strict=True))
     values = {name: ordered[name].to_numpy() for name in (*BARRIER_METRICS, *CALIBRATED_BARRIERS)}
     measured: Measured = {}
-    for key, places in ordered.groupby(_KEY).indices.items():
-        cell_id, matcher, correction, measurement, split = (str(word) for word in key)
+    for (cell_id, matcher, correction, measurement, split), places in places_by(ordered, _KEY).items():
         of_key = {name: of[places].tolist() for name, of in values.items()}
         measured[cell_id, matcher, correction, measurement, split] = Heights([pairs[at] for at in places], of_key)
     rows = _Rows()
