@@ -39,8 +39,11 @@ PLACES = {
     "draw statistics images": ("tasks.align.statistics_images", "tasks.pairs.statistics_images"),
     "read weights": ("tasks.align.load_weights", "tasks.pairs.load_weights"),
     "moments of endpoints": ("tasks.pairs.measure_side",),
-    "curves of endpoints": ("tasks.interpolate.evaluate_splits",),
-    "store": ("tasks.train.save_endpoint", "tasks.align.save_match", "tasks.pairs.save_rows"),
+    "curves of endpoints": ("tasks.pairs.evaluate_splits",),
+    "store": (
+        *("tasks.train.save_endpoint", "tasks.align.save_match", "tasks.pairs.save_rows"),
+        *("tasks.pairs.save_moments", "tasks.pairs.save_evaluation"),
+    ),
 }
 """What is timed within tasks, and where it is called."""
 
