@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo up down status test test-slow test-thorough check-cluster studies-smoke lint bench bench-growth clean
+.PHONY: demo up down status test test-slow test-thorough check-cluster studies-smoke lint bench bench-growth bench-profile clean
 
 demo: .venv/installed
 	$(BIN)/repairlab demo
@@ -45,6 +45,9 @@ bench: .venv/installed-dev
 
 bench-growth: .venv/installed-dev
 	$(BIN)/python benchmarks/growth.py
+
+bench-profile: .venv/installed-dev
+	$(BIN)/python benchmarks/profile_study.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
