@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo up down status test test-slow test-thorough check-cluster studies-smoke lint bench bench-scaling bench-growth bench-gpu clean
+.PHONY: demo up down status test test-slow test-thorough check-cluster studies-smoke lint bench bench-scaling bench-growth bench-profile bench-gpu clean
 
 demo: .venv/installed
 	$(BIN)/repairlab demo
@@ -51,6 +51,9 @@ bench-growth: .venv/installed-dev
 
 bench-gpu: .venv/installed-dev
 	$(BIN)/python benchmarks/gpu.py --processes 4
+
+bench-profile: .venv/installed-dev
+	$(BIN)/python benchmarks/profile_study.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -12,19 +12,20 @@ import contextlib
 import json
 import os
 import platform
-import resource
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+# Its servers are those of the tests.
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
 import prefect
 from prefect.task_runners import ProcessPoolTaskRunner
+from processes import DaskCluster, PrefectServer, wait_until
 
 import flows.study
 from flows.options import OwnStudy, StudyOptions
@@ -42,8 +43,6 @@ N_WORKERS = 2
 N_SEEDS = 4
 UNITS_PER_CELL = N_SEEDS + 6 * 3
 """Six pairs, each with a direct, an aligned and a repaired path."""
-
-BIN = Path(sys.executable).parent
 
 
 def install_stub() -> None:
@@ -98,6 +97,16 @@ def run_one(runner: str, n_units: int, scheduler: str | None) -> dict[str, Any]:
             begun["n_tasks"] += 1
 
     flows.study.Work.submit = timed  # pyright: ignore
+    gather = flows.study.gather.fn
+
+    def gathered(*arguments: Any) -> Any:
+        begun["bytes"], start = peak_bytes(os.getpid()), time.process_time()
+        try:
+            return gather(*arguments)
+        finally:
+            begun["gather"] = time.process_time() - start
+
+    flows.study.gather.fn = gathered
     if runner == "processes":
         flows.study.make_runner = lambda settings: ProcessPoolTaskRunner(  # pyright: ignore
             max_workers=settings.workers, initializer=install_stub
@@ -113,27 +122,10 @@ def run_one(runner: str, n_units: int, scheduler: str | None) -> dict[str, Any]:
         "submit_seconds": begun["submit"],
         "n_tasks": begun["n_tasks"],
         "n_files": n_files,
-        "flow_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "gather_seconds": begun["gather"],
+        "bytes_before": begun["bytes"],
+        "flow_bytes": peak_bytes(os.getpid()),
     }
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-@contextlib.contextmanager
-def process(*words: str, environment: Mapping[str, str]) -> Iterator[int]:
-    """A process that ends with the block; its id."""
-    started = subprocess.Popen(
-        words, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        yield started.pid
-    finally:
-        started.terminate()
-        started.wait()
 
 
 def peak_bytes(pid: int) -> int:
@@ -148,21 +140,17 @@ def measure(runner: str, n_units: int, environment: Mapping[str, str]) -> dict[s
     with contextlib.ExitStack() as stack:
         scheduler = None
         if runner == "dask":
-            address = f"tcp://127.0.0.1:{free_port()}"
-            local = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
-            dask = [str(BIN / "dask"), "scheduler", *local, "--port", address.rpartition(":")[2]]
-            scheduler = stack.enter_context(process(*dask, environment=environment))
-            for _ in range(N_WORKERS):
-                worker = [str(BIN / "dask"), "worker", address, *local, "--nthreads", "1", "--preload", __file__]
-                stack.enter_context(process(*worker, environment=environment))
-            words += ["--scheduler", address]
-            wait_until(lambda: count_workers(address)[0] == N_WORKERS)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            cluster = stack.enter_context(DaskCluster(folder, N_WORKERS, __file__, **environment))
+            scheduler = cluster.scheduler
+            words += ["--scheduler", cluster.address]
+            wait_until(lambda: count_workers(cluster.address)[0] == N_WORKERS)
         done = subprocess.run(words, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(done.stderr[-3000:])
         told = json.loads(done.stdout.strip().splitlines()[-1])
         if scheduler is not None:
-            told["scheduler_bytes"] = peak_bytes(scheduler)
+            told["scheduler_bytes"] = peak_bytes(scheduler.pid)
         return told
 
 
@@ -177,45 +165,36 @@ def main() -> None:
         print(json.dumps(run_one(asked.one[0], int(asked.one[1]), asked.scheduler)))
         return
     print(f"prefect {prefect.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores")
-    print("| runner | units | tasks | files | s | ms per task | of it submitting | flow, MB | scheduler, MB |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    with tempfile.TemporaryDirectory() as home:
-        port = str(free_port())
-        url = f"http://127.0.0.1:{port}/api"
-        environment = {"PREFECT_HOME": home, "PREFECT_API_URL": url, "PREFECT_LOGGING_TO_API_ENABLED": "true"}
-        bound = {"PREFECT_SERVER_API_HOST": "127.0.0.1", "PREFECT_SERVER_API_PORT": port}
-        with process(str(BIN / "prefect"), "server", "start", environment={**environment, **bound}):
-            wait_until(lambda: answers(f"{url}/health"))
-            for n_units in asked.units:
-                for runner in asked.runners:
-                    print_row(runner, n_units, measure(runner, n_units, environment))
+    titles = ("runner", "units", "tasks", "files", "s", "ms per task", "of it submitting", "gathering, CPU s")
+    titles += ("flow, MB", "of it before gathering", "scheduler, MB")
+    print_cells(*titles)
+    print_cells(*["---"] * len(titles))
+    with tempfile.TemporaryDirectory() as home, PrefectServer(Path(home)) as server:
+        environment = {**server.environment, "PREFECT_LOGGING_TO_API_ENABLED": "true"}
+        for n_units in asked.units:
+            for runner in asked.runners:
+                print_row(runner, n_units, measure(runner, n_units, environment))
 
 
 def print_row(runner: str, n_units: int, told: Mapping[str, Any]) -> None:
     n_tasks = told["n_tasks"]
-    scheduler = f"{told['scheduler_bytes'] / 1e6:.0f}" if "scheduler_bytes" in told else ""
-    print(
-        f"| {runner} | {n_units:,} | {n_tasks:,} | {told['n_files']:,} | {told['seconds']:.0f} | "
-        f"{1000 * told['seconds'] / n_tasks:.0f} | {1000 * told['submit_seconds'] / n_tasks:.0f} | "
-        f"{told['flow_bytes'] / 1e6:.0f} | {scheduler} |",
-        flush=True,
+    print_cells(
+        runner,
+        f"{n_units:,}",
+        f"{n_tasks:,}",
+        f"{told['n_files']:,}",
+        f"{told['seconds']:.0f}",
+        f"{1000 * told['seconds'] / n_tasks:.0f}",
+        f"{1000 * told['submit_seconds'] / n_tasks:.0f}",
+        f"{told['gather_seconds']:.1f}",
+        f"{told['flow_bytes'] / 1e6:.0f}",
+        f"{told['bytes_before'] / 1e6:.0f}",
+        f"{told['scheduler_bytes'] / 1e6:.0f}" if "scheduler_bytes" in told else "",
     )
 
 
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2):
-            return True
-    except OSError:
-        return False
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            raise SystemExit("a server did not start")
-        time.sleep(0.5)
+def print_cells(*cells: str) -> None:
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

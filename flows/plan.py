@@ -26,6 +26,12 @@ from tasks.trainings import has_arrived
 TASK_SECONDS = 20.0
 """About what one task should carry: long beside what a task costs, short beside what a killed one loses."""
 
+LEAST_TASK_SECONDS = 2.0
+"""What one task should carry at least: ten times what it costs."""
+
+TASKS_PER_WORKER = 4
+"""So many tasks of a stage for each worker, or more, leave workers idle at its end for a small part of it alone."""
+
 CPU_FLOPS = 4e10
 """What one core is taken to do when tasks are cut; a plan for a person measures it instead."""
 
@@ -153,10 +159,15 @@ def _at_most(n_images: int | None, n_examples: int) -> int:
     return n_examples if n_images is None else min(n_images, n_examples)
 
 
-def group_size(seconds_each: float) -> int:
-    """How many of a thing one task should carry."""
+def task_seconds(stage_seconds: float, n_workers: int) -> float:
+    """About what one task should carry of a stage that takes `stage_seconds` of one core in all."""
+    return min(TASK_SECONDS, max(LEAST_TASK_SECONDS, stage_seconds / (TASKS_PER_WORKER * n_workers)))
+
+
+def group_size(seconds_each: float, seconds: float = TASK_SECONDS) -> int:
+    """How many of a thing one task should carry that is to take `seconds`."""
     # Initial weights take no training at all.
-    return max(1, round(TASK_SECONDS / max(seconds_each, 0.001)))
+    return max(1, round(seconds / max(seconds_each, 0.001)))
 
 
 @dataclass(frozen=True)
@@ -229,6 +240,12 @@ def measuring_flops(request: Request, cell: Cell, n_pairs: int) -> float:
     by_samples = {measurement.samples: measurement for measurement in request.measurements}
     aligned = any(parse_matcher(matcher).needs_data for matcher in request.matchers)
     return paths + sum(alignment_flops(cell, m, n_pairs if aligned else 0) for m in by_samples.values())
+
+
+def measuring_seconds(request: Request) -> float:
+    """What the paths of a whole request take one core, were none of them there yet."""
+    flops = sum(measuring_flops(request, cell, len(cell.data.pairs(request.seeds))) for cell in request.cells)
+    return flops / CPU_FLOPS
 
 
 def request_flops(request: Request) -> float:

@@ -21,10 +21,13 @@ from prefect import flow
 from flows.imports import resolve
 from flows.options import StudyOptions
 from flows.plan import (
+    TASK_SECONDS,
     group_checkpoints,
     group_size,
+    measuring_seconds,
     missing_parents,
     path_seconds,
+    task_seconds,
     training_seconds,
 )
 from flows.progress import show_stages
@@ -105,13 +108,14 @@ def study(options: StudyOptions, settings: Settings) -> StudyResult:
                 merges = request.merges(cell, trained_members(store, request, cell))
                 matching.append((cell, merges, align_pairs(work, merges, trained, store, data_dir)))
         measuring: list[Submitted] = []
+        carried = task_seconds(measuring_seconds(request), settings.workers)
         for cell, merges, aligning in matching:
             for submitted in aligning:
                 for stopped in work.wait(submitted).result or []:
                     work.report(stopped)
             usable = [merge for merge in merges if has_match(store, merge)]
             paths = request.paths(usable, joint_members(store, request, cell))
-            measuring += measure_paths(work, paths, aligning, store, data_dir)
+            measuring += measure_paths(work, paths, carried, aligning, store, data_dir)
         for submitted in measuring:
             work.wait(submitted)
     tables = gather.with_options(task_run_name=f"gather {request.study}")(request.study, store, failures)
@@ -159,6 +163,16 @@ def train_endpoints(
         parents.append(work.submit(train_parent, name, len(states), states, store, data_dir, device, trains=True))
     training: list[tuple[list[Cell], list[tuple[list[int], Submitted]]]] = []
     groups = group_checkpoints(request.trained_cells)
+    lacking = {
+        end: missing_checkpoints(store, end, request.seeds, [cell.epoch for cell in cells])
+        for end, cells in groups.items()
+    }
+    seconds_each = {
+        end: training_seconds(max(cells, key=lambda cell: cell.last_epoch)) for end, cells in groups.items()
+    }
+    whole = sum(len(lacking[end]) * seconds for end, seconds in seconds_each.items())
+    # On a GPU a group is trained as one network.
+    carried = task_seconds(whole, settings.workers) if device == "cpu" else TASK_SECONDS
     # Children last, and each group the longest first.
     for end in sorted(groups, key=lambda cell: (cell.spawn is None, training_seconds(cell)), reverse=True):
         if end.spawn is not None:
@@ -168,8 +182,8 @@ def train_endpoints(
             parents = []
         cells = groups[end]
         epochs = [cell.epoch for cell in cells]
-        missing = missing_checkpoints(store, end, request.seeds, epochs)
-        seeds, size = list(missing), group_size(training_seconds(max(cells, key=lambda cell: cell.last_epoch)))
+        missing = lacking[end]
+        seeds, size = list(missing), group_size(seconds_each[end], carried)
         submitted: list[tuple[list[int], Submitted]] = []
         for start in range(0, len(seeds), size):
             group = seeds[start : start + size]
@@ -199,9 +213,9 @@ def align_pairs(
 
 
 def measure_paths(
-    work: Work, paths: Sequence[Path], aligned: Sequence[Submitted], store: Store, data_dir: Folder
+    work: Work, paths: Sequence[Path], seconds: float, aligned: Sequence[Submitted], store: Store, data_dir: Folder
 ) -> list[Submitted]:
-    """Submits a cell's missing paths, by method, correction and measurement, as many to a task as fill it."""
+    """Submits a cell's missing paths, by method, correction and measurement, as many to a task as fill `seconds`."""
     groups: dict[tuple[str, str, Measurement], list[Path]] = {}
     # Measurements that differ in their statistics alone share their ensembles and logit shifts.
     for path in {path.id: path for path in paths}.values():
@@ -210,7 +224,7 @@ def measure_paths(
     measuring: list[Submitted] = []
     for (method, correction, measurement), missing in groups.items():
         verb, cell = PATH_TASKS[method, correction], missing[0].merge.cell
-        size = group_size(path_seconds(cell, measurement))
+        size = group_size(path_seconds(cell, measurement), seconds)
         for start in range(0, len(missing), size):
             chunk = missing[start : start + size]
             done = verb.name if correction == "none" else correction

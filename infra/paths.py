@@ -16,6 +16,10 @@ def permutation_key(merge_id: str) -> str:
     return f"permutations/{merge_id}.safetensors"
 
 
+def moments_key(moments_id: str) -> str:
+    return f"moments/{moments_id}.safetensors"
+
+
 def row_key(table: str, row_id: str) -> str:
     return f"rows/{table}/{row_id}.parquet"
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from tasks import schema
 from tasks.science.barrier import barrier, midpoint_barrier
@@ -19,9 +21,13 @@ CALIBRATED_BARRIERS = ("calibrated_loss_barrier", "midpoint_calibrated_loss_barr
 
 VALUE_METRICS = ("endpoint_loss", "endpoint_accuracy", "midpoint_loss", "midpoint_accuracy")
 CALIBRATED_VALUES = ("endpoint_calibrated_loss", "midpoint_calibrated_loss")
+_VALUES = ("loss", "accuracy", "calibrated_loss")
 
 Sample = tuple[list[tuple[int, int]], list[float]]
 """The seeds of some pairs, and each pair's value."""
+
+Columns = dict[str, list[Any]]
+"""Rows, by the name of each column: a frame for each of thousands of groups would take far longer to look into."""
 
 _GROUP = ["cell_id", "matcher", "correction", "measurement"]
 
@@ -34,30 +40,33 @@ def tabulate_barriers(paths: pd.DataFrame) -> pd.DataFrame:
     out: it has no chord yet.
     """
     columns = [*schema.PAIR, "correction", "measurement", "split"]
+    ordered = paths[paths["method"] == "weights"].sort_values("alpha", kind="stable")
+    cells = {name: ordered[name].to_numpy() for name in (*columns, "alpha", "loss", "accuracy", "calibrated_loss")}
+    curves = places_by(ordered, ["merge_id", "measurement", "split", "correction"])
     rows: list[dict[str, Any]] = []
-    curves = {
-        key: curve.sort_values("alpha")
-        for key, curve in paths[paths["method"] == "weights"].groupby(
-            ["merge_id", "measurement", "split", "correction"], sort=True
-        )
-    }
-    for (merge_id, measurement, split, _), curve in curves.items():
+    for (merge_id, measurement, split, _), places in curves.items():
         raw = curves.get((merge_id, measurement, split, "none"))
         if raw is None:
             continue
-        alphas = curve["alpha"].to_numpy()
-        row: dict[str, Any] = {name: curve[name].iloc[0] for name in columns}
-        for metric, values, ends in (
-            ("loss_barrier", curve["loss"].to_numpy(), raw["loss"].to_numpy()),
-            ("accuracy_barrier", 1 - curve["accuracy"].to_numpy(), 1 - raw["accuracy"].to_numpy()),
-            ("calibrated_loss_barrier", curve["calibrated_loss"].to_numpy(), raw["calibrated_loss"].to_numpy()),
+        alphas = cells["alpha"][places]
+        row: dict[str, Any] = {name: cells[name][places[0]] for name in columns}
+        for metric, values in (
+            ("loss_barrier", cells["loss"]),
+            ("accuracy_barrier", 1 - cells["accuracy"]),
+            ("calibrated_loss_barrier", cells["calibrated_loss"]),
         ):
-            chord = (float(ends[0]), float(ends[-1]))
-            row[metric] = barrier(values, alphas, chord)
-            row[f"midpoint_{metric}"] = midpoint_barrier(values, alphas, chord)
-            row[f"own_chord_{metric}"] = barrier(values, alphas, (float(values[0]), float(values[-1])))
+            curve, chord = values[places], (float(values[raw[0]]), float(values[raw[-1]]))
+            row[metric] = barrier(curve, alphas, chord)
+            row[f"midpoint_{metric}"] = midpoint_barrier(curve, alphas, chord)
+            row[f"own_chord_{metric}"] = barrier(curve, alphas, (float(curve[0]), float(curve[-1])))
         rows.append(row)
     return pd.DataFrame(rows, columns=[*columns, *BARRIER_METRICS, *OWN_CHORD_METRICS, *CALIBRATED_BARRIERS])
+
+
+def places_by(frame: pd.DataFrame, names: list[str]) -> dict[tuple[str, ...], NDArray[np.intp]]:
+    """At which rows of `frame`, ascending, the columns `names` hold which words, in the order of the words."""
+    found: dict[Any, NDArray[np.intp]] = frame.groupby(names).indices  # pyright: ignore[reportAssignmentType]
+    return {tuple(map(str, words)): places for words, places in sorted(found.items())}
 
 
 def barrier_metrics(split: str) -> tuple[str, ...]:
@@ -73,30 +82,26 @@ def summarise(
     Every group that was asked for has its rows, with nulls where no pair of it was measured, so that the counts of
     diverged and untrained endpoints always stand beside it.
     """
-    paths = paths[(paths["kind"] == "pair") & (paths["method"] == "weights")]
-    barriers = barriers[barriers["kind"] == "pair"]
-    curves = dict(iter(paths.groupby([*_GROUP, "split"])))
-    heights = {key: frame.set_index("merge_id") for key, frame in barriers.groupby([*_GROUP, "split"])}
+    curves = _by_group(paths[(paths["kind"] == "pair") & (paths["method"] == "weights")], ("alpha", *_VALUES))
+    heights = _by_group(barriers[barriers["kind"] == "pair"], (*BARRIER_METRICS, *CALIBRATED_BARRIERS))
+    statuses = {str(cell_id): list(of_cell) for cell_id, of_cell in endpoints.groupby("cell_id")["status"]}
     rows: list[dict[str, Any]] = []
     for group in groups:
-        of_cell = endpoints[endpoints["cell_id"] == group["cell_id"]]
-        counts = {
-            "n_diverged": int((of_cell["status"] == "diverged").sum()),
-            "n_untrained": int((of_cell["status"] == "untrained").sum()),
-        }
+        of_cell = statuses.get(group["cell_id"], [])
+        counts = {f"n_{status}": of_cell.count(status) for status in ("diverged", "untrained")}
         key = tuple(group[name] for name in _GROUP)
         raw_key = tuple("none" if name == "correction" else group[name] for name in _GROUP)
         for split in ("train", "test"):
             barrier_names = barrier_metrics(split)
             value_names = (*VALUE_METRICS, *CALIBRATED_VALUES) if split == "test" else VALUE_METRICS
             measured = heights.get((*key, split))
-            n_pairs = 0 if measured is None else len(measured)
-            seeds: set[int] = set() if measured is None else {*measured["seed_a"], *measured["seed_b"]}
+            pairs = [] if measured is None else _seed_pairs(measured)
+            seeds = {seed for pair in pairs for seed in pair}
             intervals: dict[str, Interval] = {}
             new_pairs: dict[str, Interval] = {}
             if measured is not None:
                 samples = _values(curves[(*key, split)])
-                samples |= {metric: (_seed_pairs(measured), list(measured[metric])) for metric in barrier_names}
+                samples |= {metric: (pairs, measured[metric]) for metric in barrier_names}
                 intervals |= {metric: mean_interval(*sample) for metric, sample in samples.items()}
                 new_pairs |= {metric: new_pair_interval(*sample) for metric, sample in samples.items()}
                 if group["correction"] != "none":
@@ -109,32 +114,45 @@ def summarise(
                 rows.append(
                     group
                     | counts
-                    | {"split": split, "metric": metric, "n_seeds": len(seeds), "n_pairs": n_pairs}
+                    | {"split": split, "metric": metric, "n_seeds": len(seeds), "n_pairs": len(pairs)}
                     | {"mean": interval.mean, "low": interval.low, "high": interval.high}
                     | {"new_pair_low": new_pair.low, "new_pair_high": new_pair.high}
                 )
     return pd.DataFrame(rows, columns=list(schema.ABLATION.columns))
 
 
-def _values(curves: pd.DataFrame) -> dict[str, Sample]:
+def _by_group(frame: pd.DataFrame, names: Sequence[str]) -> dict[tuple[str, ...], Columns]:
+    """The rows of each group and split of it, in their order: who they are of, and their columns `names`."""
+    arrays = {name: frame[name].to_numpy() for name in ("merge_id", "seed_a", "seed_b", *names)}
+    return {
+        key: {name: array[places].tolist() for name, array in arrays.items()}
+        for key, places in places_by(frame, [*_GROUP, "split"]).items()
+    }
+
+
+def _values(curves: Columns) -> dict[str, Sample]:
     """Endpoints and midpoints of the paths of one group; a pair's endpoint value is the mean of its two ends."""
+    rows = {pair: row for row, pair in enumerate(zip(curves["alpha"], curves["merge_id"], strict=True))}
+    begins = [row for row, alpha in enumerate(curves["alpha"]) if alpha == 0]
+    merges = [curves["merge_id"][row] for row in begins]
+    pairs = [(curves["seed_a"][row], curves["seed_b"][row]) for row in begins]
     values: dict[str, Sample] = {}
-    by_alpha = curves.groupby("alpha")
     for place, alphas in (("endpoint", (0.0, 1.0)), ("midpoint", (0.5,))):
-        for metric in ("loss", "accuracy", "calibrated_loss"):
-            ends = [by_alpha.get_group(alpha).set_index("merge_id") for alpha in alphas]
-            means = pd.concat([end[metric] for end in ends], axis=1).mean(axis=1, skipna=False)
-            values[f"{place}_{metric}"] = (_seed_pairs(ends[0]), list(means))
+        for metric in _VALUES:
+            of = curves[metric]
+            means = [sum(of[rows[alpha, merge]] for alpha in alphas) / len(alphas) for merge in merges]
+            values[f"{place}_{metric}"] = (pairs, means)
     return values
 
 
-def _reductions(corrected: pd.DataFrame, uncorrected: pd.DataFrame, metrics: Sequence[str]) -> dict[str, Interval]:
-    both = uncorrected.loc[corrected.index]
+def _reductions(corrected: Columns, uncorrected: Columns, metrics: Sequence[str]) -> dict[str, Interval]:
+    pairs, place = _seed_pairs(corrected), {merge: row for row, merge in enumerate(uncorrected["merge_id"])}
+    raw = [place[merge] for merge in corrected["merge_id"]]
     return {
-        f"{metric}_reduction": reduction_interval(_seed_pairs(corrected), list(corrected[metric]), list(both[metric]))
+        f"{metric}_reduction": reduction_interval(pairs, corrected[metric], [uncorrected[metric][row] for row in raw])
         for metric in metrics
     }
 
 
-def _seed_pairs(frame: pd.DataFrame) -> list[tuple[int, int]]:
-    return list(zip(frame["seed_a"].astype(int), frame["seed_b"].astype(int), strict=True))
+def _seed_pairs(columns: Columns) -> list[tuple[int, int]]:
+    return list(zip(columns["seed_a"], columns["seed_b"], strict=True))

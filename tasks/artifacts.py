@@ -10,14 +10,17 @@ from typing import Any
 import torch
 
 from infra.checkpoints import damaged, pack, read_checkpoint, read_header
-from infra.paths import endpoint_key, permutation_key, row_key
+from infra.paths import endpoint_key, moments_key, permutation_key, row_key
 from infra.storage import Store
-from infra.tables import Table, pack_rows
-from tasks.schema import AXIS_ROWS, MERGE_ROWS
+from infra.tables import Table, pack_rows, read_rows
+from tasks.schema import AXIS_ROWS, END_ROWS, MERGE_ROWS
+from tasks.science.curves import Splits
+from tasks.science.evaluation import Evaluation
 from tasks.science.identity import weights_digest
 from tasks.science.matching import Match
 from tasks.science.networks import build_network
 from tasks.science.permutation import Permutation
+from tasks.science.preactivations import LayerMoments, Moments
 from tasks.science.request import Request
 from tasks.science.specs import Cell, Endpoint, Member, Merge, Path, State
 from tasks.science.training import Training
@@ -157,6 +160,39 @@ def has_match_rows(store: Store, merge: Merge) -> bool:
 def load_permutation(store: Store, merge: Merge) -> Permutation:
     vectors, _ = read_checkpoint(store, permutation_key(merge.id))
     return Permutation({axis: vector.numpy() for axis, vector in vectors.items()})
+
+
+def save_moments(store: Store, moments_id: str, moments: LayerMoments) -> None:
+    """Stores an endpoint's moments, in the type that they were measured in."""
+    tensors = {f"{part}/{name}": getattr(of, part) for name, of in moments.items() for part in ("mean", "sd")}
+    store.create(moments_key(moments_id), pack(tensors, {"kind": "moments", "layers": list(moments)}))
+
+
+def load_moments(store: Store, moments_id: str) -> LayerMoments | None:
+    """What was stored, to the bit and in its order; None where nothing was."""
+    key = moments_key(moments_id)
+    if not store.exists(key):
+        return None
+    tensors, header = read_checkpoint(store, key)
+    try:
+        return {name: Moments(tensors[f"mean/{name}"], tensors[f"sd/{name}"]) for name in header["layers"]}
+    except (KeyError, TypeError) as error:
+        raise damaged(store, key, "its moments are not those its header names") from error
+
+
+def save_evaluation(store: Store, evaluation_id: str, splits: Splits) -> None:
+    """Stores what was seen of an endpoint as it was trained."""
+    rows = [{"split": split, **dataclasses.asdict(evaluation)} for split, evaluation in splits.items()]
+    save_rows(store, END_ROWS, evaluation_id, rows)
+
+
+def load_evaluation(store: Store, evaluation_id: str) -> Splits | None:
+    """What was stored, to the bit; None where nothing was."""
+    key = row_key(END_ROWS.name, evaluation_id)
+    if not store.exists(key):
+        return None
+    rows, _ = read_rows(store, [key], END_ROWS)
+    return {row.pop("split"): Evaluation(**row) for row in rows.to_pylist()}
 
 
 def has_path(store: Store, path: Path) -> bool:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision.datasets
 from numpy.typing import NDArray
 
 from tasks.image_folder import ImageFolders
@@ -51,11 +50,11 @@ _DEBIAN_FASHION = ("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mn
 _CIFAR_MEAN, _CIFAR_DEVIATION = (125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255)
 _SVHN_MEAN, _SVHN_DEVIATION = (111.6095, 113.1604, 120.5646), (50.4977, 51.2590, 50.2442)
 
-_MNIST = IdxFiles("mnist", 33.3184, 78.5675, torchvision.datasets.MNIST)
-_FASHION = IdxFiles("fashion_mnist", 72.9404, 90.0212, torchvision.datasets.FashionMNIST, _DEBIAN_FASHION)
-_SVHN = MatFiles("svhn", _SVHN_MEAN, _SVHN_DEVIATION, torchvision.datasets.SVHN)
-_CIFAR10 = PickleFiles("cifar10", _CIFAR_MEAN, _CIFAR_DEVIATION, torchvision.datasets.CIFAR10, "labels")
-_CIFAR100 = PickleFiles("cifar100", _CIFAR_MEAN, _CIFAR_DEVIATION, torchvision.datasets.CIFAR100, "fine_labels")
+_MNIST = IdxFiles("mnist", 33.3184, 78.5675, "MNIST")
+_FASHION = IdxFiles("fashion_mnist", 72.9404, 90.0212, "FashionMNIST", _DEBIAN_FASHION)
+_SVHN = MatFiles("svhn", _SVHN_MEAN, _SVHN_DEVIATION, "SVHN")
+_CIFAR10 = PickleFiles("cifar10", _CIFAR_MEAN, _CIFAR_DEVIATION, "CIFAR10", "labels")
+_CIFAR100 = PickleFiles("cifar100", _CIFAR_MEAN, _CIFAR_DEVIATION, "CIFAR100", "fine_labels")
 _IMAGENET = ImageFolders("imagenet", Scaling((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)), (3, 224, 224))
 
 DATASETS = {

@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path as Folder
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from prefect import task
@@ -126,17 +127,21 @@ def build_tables(
     matched = [merge for merge in merges.values() if merge.matcher != "none" and has_match_rows(store, merge)]
     measured = [path for path in paths.values() if has_path(store, path)]
     pairs = pd.DataFrame([_pair_columns(study, merge) for merge in merges.values()], columns=list(schema.PAIR))
-    match_rows = _read(store, schema.MERGE_ROWS, [(merge.id, {}) for merge in matched])
-    axis_rows = _read(store, schema.AXIS_ROWS, [(merge.id, {}) for merge in matched])
-    stamped = [(path.id, {"measurement": path.measurement.name}) for path in measured]
+    match_rows, axis_rows = (
+        _read(store, rows, [merge.id for merge in matched]) for rows in (schema.MERGE_ROWS, schema.AXIS_ROWS)
+    )
+    curves, layers = (
+        _read(store, rows, [path.id for path in measured], [path.measurement.name for path in measured])
+        for rows in (schema.PATH_ROWS, schema.LAYER_ROWS)
+    )
     frames: Frames = {
         # Whole numbers beside nulls stay whole.
         "cells": pd.DataFrame(list(cells.values())).astype(dict.fromkeys(schema.TIME, "object")),
         "endpoints": pd.DataFrame(list(endpoints.values())),
         "merges": _with_members(pairs, merges, match_rows),
         "axes": pairs.merge(axis_rows, on="merge_id"),
-        "paths": pairs.merge(_read(store, schema.PATH_ROWS, stamped), on="merge_id"),
-        "layers": pairs.merge(_read(store, schema.LAYER_ROWS, stamped), on="merge_id"),
+        "paths": pairs.merge(curves, on="merge_id"),
+        "layers": pairs.merge(layers, on="merge_id"),
     }
     frames["barriers"] = tabulate_barriers(frames["paths"])
     of_pairs = frames["barriers"][frames["barriers"]["kind"] == "pair"]
@@ -210,11 +215,13 @@ def _with_members(pairs: pd.DataFrame, merges: Mapping[str, Merge], match_rows: 
     ).merge(match_rows, on="merge_id", how="left")
 
 
-def _read(store: Store, table: Table, wanted: list[tuple[str, Record]]) -> pd.DataFrame:
-    """The row files of these ids, each stamped with its constant columns; an empty frame has the columns too."""
-    read = [read_rows(store, row_key(table.name, row_id), table).assign(**stamp) for row_id, stamp in wanted]
-    filled = [frame for frame in read if len(frame)]
-    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=[*table.columns, "measurement"])
+def _read(store: Store, table: Table, ids: Sequence[str], measurements: Sequence[str] | None = None) -> pd.DataFrame:
+    """The row files of these ids, stamped with the name of each one's measurement, where they are of paths."""
+    rows, counts = read_rows(store, [row_key(table.name, row_id) for row_id in ids], table)
+    frame = rows.to_pandas()
+    if measurements is not None:
+        frame["measurement"] = np.repeat(np.asarray(measurements, dtype=object), counts)
+    return frame
 
 
 def _complete(frame: pd.DataFrame, table: Table) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
 from tasks.artifacts import has_path
 from tasks.pairs import PairBench, save_points
-from tasks.science.curves import evaluate_splits, measure_path
+from tasks.science.curves import measure_path
 from tasks.science.specs import Path
 
 
@@ -23,11 +23,7 @@ def interpolate(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
     if not missing:
         return
     bench = PairBench(store, missing, data_dir)
-    flip_averaged = missing[0].measurement.flip_averaged
-    ends = {
-        member: evaluate_splits(bench.network, side.state, bench.dataset, flip_averaged=flip_averaged)
-        for member, side in bench.endpoints.items()
-    }
+    ends = {member: bench.evaluate(member) for member in bench.endpoints}
     for path in missing:
         pair, alphas = path.merge, path.measurement.grid.tolist()
         save_points(
@@ -41,7 +37,7 @@ def interpolate(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
                 bench.dataset,
                 bench.statistics,
                 ends=(ends[pair.a], ends[pair.b]),
-                flip_averaged=flip_averaged,
+                flip_averaged=path.measurement.flip_averaged,
             ),
         )
     run_logger().info("%s: %d paths interpolated", missing[0].merge.cell.label, len(missing))

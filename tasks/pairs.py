@@ -11,14 +11,24 @@ from typing import Any
 from torch import nn
 
 from infra.storage import Store
-from tasks.artifacts import has_path, load_permutation, load_weights, save_rows
+from tasks.artifacts import (
+    has_path,
+    load_evaluation,
+    load_moments,
+    load_permutation,
+    load_weights,
+    save_evaluation,
+    save_moments,
+    save_rows,
+)
 from tasks.datasets import check_data, load_dataset
 from tasks.schema import LAYER_ROWS, PATH_ROWS
 from tasks.science.augmentation import statistics_images
 from tasks.science.controls import PERMUTED_SELF, shuffle
 from tasks.science.correction_table import CORRECTIONS
-from tasks.science.curves import Point, Side, Splits, measure_side
+from tasks.science.curves import Point, Side, Splits, evaluate_splits, measure_side
 from tasks.science.examples import Dataset
+from tasks.science.layout import find_layout
 from tasks.science.networks import build_network
 from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.specs import Cell, Measurement, Member, Merge, Path, State
@@ -72,22 +82,38 @@ class PairBench:
     """The network, data and endpoints of `paths`, which are all of one cell and one measurement.
 
     `dataset` is what their curves are evaluated on, `statistics` the images of the train split that moments come from.
+    What the store has of an endpoint's moments and evaluation is not measured again.
     """
 
     def __init__(self, store: Store, paths: Sequence[Path], data_dir: Folder) -> None:
         self.store = store
-        cell = paths[0].merge.cell
+        self.cell = cell = paths[0].merge.cell
+        self.measurement = measurement = paths[0].measurement
         self.network = build_network(cell)
         self.spec = cell_permutation_spec(cell)
-        dataset, measurement = check_data(load_dataset(cell.data.name, data_dir), cell.data), paths[0].measurement
+        dataset = check_data(load_dataset(cell.data.name, data_dir), cell.data)
         self.dataset = dataset.reduced(measurement.evaluation)
         self.statistics = statistics_images(dataset, cell.recipe, measurement.samples)
         weights = load_weights(store, [member for path in paths for member in (path.merge.a, path.merge.b)])
         blocks = any(CORRECTIONS[path.correction].blocks for path in paths)
-        self.endpoints = {
-            member: measure_side(self.network, state, self.statistics, blocks=blocks)
-            for member, state in weights.items()
-        }
+        self.endpoints = {member: self._side(member, state, blocks) for member, state in weights.items()}
+
+    def _side(self, member: Member, state: State, blocks: bool) -> Side:
+        moments_id = member.moments_id(self.cell, self.measurement.samples, blocks=blocks)
+        if (moments := load_moments(self.store, moments_id)) is not None:
+            return Side(state, find_layout(self.network, state, self.statistics), moments)
+        side = measure_side(self.network, state, self.statistics, blocks=blocks)
+        save_moments(self.store, moments_id, side.moments)
+        return side
+
+    def evaluate(self, member: Member) -> Splits:
+        """What is seen of an endpoint as it was trained."""
+        evaluation_id = member.evaluation_id(self.cell, self.measurement)
+        if (seen := load_evaluation(self.store, evaluation_id)) is None:
+            state, flip_averaged = self.endpoints[member].state, self.measurement.flip_averaged
+            seen = evaluate_splits(self.network, state, self.dataset, flip_averaged=flip_averaged)
+            save_evaluation(self.store, evaluation_id, seen)
+        return seen
 
     def aligned(self, merge: Merge) -> tuple[Side, Side]:
         """A, and B permuted into alignment with it (as it is, where the merge has no matcher); of a control against

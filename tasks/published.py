@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib
 import io
 import tarfile
 import tempfile
@@ -19,10 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torchvision.datasets
 from numpy.typing import NDArray
 from scipy.io import loadmat
-from torchvision.datasets.utils import download_url
 
 from tasks.pickles import read_batch
 
@@ -69,7 +68,8 @@ class IdxFiles:
     name: str
     mean: Scale
     deviation: Scale
-    fetcher: type[torchvision.datasets.MNIST]
+    fetcher: str
+    """The name of torchvision's class."""
     package: tuple[str, Path] | None = None
     """A Debian package that brings the files, and the folder it puts them in."""
 
@@ -81,7 +81,7 @@ class IdxFiles:
 
     def fetch(self, data_dir: Path) -> Path:
         try:
-            self.fetcher(str(data_dir.expanduser()), download=True)
+            _torchvision(self.fetcher)(str(data_dir.expanduser()), download=True)
         except (RuntimeError, OSError) as error:  # No mirror was reached, or a checksum differs.
             partial = next((folder for folder in self._folders(data_dir) if any(folder.glob("*-ubyte*"))), None)
             package = f", install Debian's package {self.package[0]}" if self.package else ""
@@ -107,7 +107,7 @@ class IdxFiles:
 
     def _fetched(self, data_dir: Path) -> Path:
         """Where torchvision puts the files it fetches."""
-        return data_dir.expanduser() / self.fetcher.__name__ / "raw"
+        return data_dir.expanduser() / self.fetcher / "raw"
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class MatFiles:
     name: str
     mean: Scale
     deviation: Scale
-    fetcher: type[torchvision.datasets.SVHN]
+    fetcher: str
 
     def find(self, data_dir: Path) -> Path | None:
         return _folder_with(all, self._folders(data_dir), self._names)
@@ -160,7 +160,7 @@ class MatFiles:
 
     def _published(self, split: str) -> tuple[str, str, str]:
         """URL, name and md5 of a split's file."""
-        url, name, md5 = self.fetcher.split_list[split]
+        url, name, md5 = _torchvision(self.fetcher).split_list[split]
         return url, name, md5
 
 
@@ -175,22 +175,22 @@ class PickleFiles:
     name: str
     mean: Scale
     deviation: Scale
-    fetcher: type[torchvision.datasets.CIFAR10]
+    fetcher: str
     labels_key: str
 
     def find(self, data_dir: Path) -> Path | None:
         if folder := _folder_with(all, self._folders(data_dir), self._names):
             return folder
         homes = (data_dir.expanduser() / self.name, data_dir.expanduser())
-        return next((path for home in homes if (path := home / self.fetcher.filename).is_file()), None)
+        return next((path for home in homes if (path := home / self._published.filename).is_file()), None)
 
     def fetch(self, data_dir: Path) -> Path:
-        path = data_dir.expanduser() / self.name / self.fetcher.filename
+        path = data_dir.expanduser() / self.name / self._published.filename
         try:
-            _download(self.fetcher.url, path, self.fetcher.tgz_md5)
+            _download(self._published.url, path, self._published.tgz_md5)
         except (RuntimeError, OSError, HTTPException) as error:
             partial = _folder_with(any, self._folders(data_dir), self._names)
-            raise _missing(self.name, data_dir, error, self.fetcher.filename, partial) from error
+            raise _missing(self.name, data_dir, error, self._published.filename, partial) from error
         return path
 
     def read(self, place: Path, shape: tuple[int, int, int], n_classes: int) -> tuple[Arrays, Arrays]:
@@ -200,7 +200,7 @@ class PickleFiles:
             with tarfile.open(place, "r:gz") as archive:
                 # Members are read one by one: nothing is unpacked, so nothing is written.
                 return self._read(
-                    place, lambda name: _member(archive, f"{self.fetcher.base_folder}/{name}"), shape, n_classes
+                    place, lambda name: _member(archive, f"{self._published.base_folder}/{name}"), shape, n_classes
                 )
         except (tarfile.TarError, OSError, EOFError, zlib.error, KeyError) as error:
             raise _damaged(place, _first_line(error)) from error
@@ -208,12 +208,16 @@ class PickleFiles:
     def _folders(self, data_dir: Path) -> list[Path]:
         """Where the batches may lie, unpacked."""
         data_dir = data_dir.expanduser()
-        unpacked = self.fetcher.base_folder
+        unpacked = self._published.base_folder
         return [data_dir / self.name, data_dir / self.name / unpacked, data_dir / unpacked]
 
     @property
+    def _published(self) -> Any:
+        return _torchvision(self.fetcher)
+
+    @property
     def _names(self) -> list[str]:
-        return [name for name, _ in [*self.fetcher.train_list, *self.fetcher.test_list]]
+        return [name for name, _ in [*self._published.train_list, *self._published.test_list]]
 
     def _read(
         self, place: Path, contents: Callable[[str], bytes], shape: tuple[int, int, int], n_classes: int
@@ -232,7 +236,7 @@ class PickleFiles:
                 read.append((images, labels))
             return np.concatenate([images for images, _ in read]), np.concatenate([labels for _, labels in read])
 
-        return read_split(self.fetcher.train_list), read_split(self.fetcher.test_list)
+        return read_split(self._published.train_list), read_split(self._published.test_list)
 
 
 def read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
@@ -252,6 +256,12 @@ def read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
     if values.size != np.prod(shape):
         raise _damaged(path, f"{values.size} values where its header says {np.prod(shape)}")
     return values.reshape(shape)
+
+
+def _torchvision(name: str) -> Any:
+    """The class of one of torchvision's data sets."""
+    # Nearly two seconds, which who has MNIST's files, or needs none, need not wait for.
+    return getattr(importlib.import_module("torchvision.datasets"), name)
 
 
 def _folder_with(
@@ -282,6 +292,8 @@ def _download(url: str, path: Path, md5: str) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        from torchvision.datasets.utils import download_url
+
         download_url(url, folder, path.name, md5)
         (Path(folder) / path.name).replace(path)
 

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import product
 
-from infra.paths import endpoint_key, permutation_key, row_key, table_key, training_key
+from infra.paths import endpoint_key, moments_key, permutation_key, row_key, table_key, training_key
 from infra.storage import Entry, Store
 from infra.tables import read_provenance
 from tasks.artifacts import has_endpoint, joint_members, trained_members
@@ -18,10 +19,11 @@ from tasks.science.request import Request
 from tasks.science.specs import Endpoint
 
 STUDIES = "studies"
-KINDS = ("endpoints", "trainings", "permutations", "rows", STUDIES)
+KINDS = ("endpoints", "trainings", "permutations", "moments", "rows", STUDIES)
 """The folders of a store. Whatever else lies beside them is somebody's, and no garbage."""
 
-_OF_PAIRS = ("permutations/", "rows/")
+_OF_WEIGHTS = ("permutations/", "moments/", "rows/")
+"""Named by the weights of endpoints, which nobody knows as long as these are not there."""
 
 MIN_AGE = timedelta(days=1)
 """What is younger is not garbage: somebody may be writing it, or about to say what it is for."""
@@ -62,7 +64,7 @@ class Inventory:
         old = [entry for entry in self.entries if entry.key not in kept and entry.modified < youngest]
         if self.foreign or not self.requests:
             return [entry for entry in old if entry.is_temporary]
-        return [e for e in old if e.is_temporary or not (self.unfinished and e.key.startswith(_OF_PAIRS))]
+        return [e for e in old if e.is_temporary or not (self.unfinished and e.key.startswith(_OF_WEIGHTS))]
 
 
 def take_inventory(store: Store) -> Inventory:
@@ -138,7 +140,12 @@ def _keys_named(store: Store, request: Request) -> Iterator[str]:
         for endpoint in request.endpoints(cell.at(None)):
             yield training_key(endpoint.id)
     for cell in request.cells:
-        merges = request.merges(cell, trained_members(store, request, cell))
+        members = trained_members(store, request, cell)
+        for member, measurement in product(members, request.measurements):
+            yield row_key("ends", member.evaluation_id(cell, measurement))
+            for blocks in (False, True):
+                yield moments_key(member.moments_id(cell, measurement.samples, blocks=blocks))
+        merges = request.merges(cell, members)
         for merge in merges:
             yield permutation_key(merge.id)
             yield row_key("merges", merge.id)

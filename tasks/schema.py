@@ -93,6 +93,13 @@ LAYER_ROWS = Table(
     added=("mean_correlation", "sd_correlation"),
 )
 
+END_ROWS = Table(
+    "ends",
+    {name: kind for name, kind in PATH_ROWS.columns.items() if name not in PATH_ROWS.key or name == "split"},
+    ("split",),
+)
+"""What was seen of an endpoint as it was trained, which all uncorrected paths that end in it share."""
+
 MERGE_ROWS = Table(
     "merges",
     {

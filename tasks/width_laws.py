@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from tasks import schema
 from tasks.ablation import BARRIER_METRICS
@@ -82,7 +82,7 @@ def _barriers(frame: pd.DataFrame, n_samples: int) -> Barriers:
     return Barriers(
         widths=known["width"].to_numpy(dtype=np.float64),
         means=known["mean"].to_numpy(dtype=np.float64),
-        errors=reach / stats.t.ppf((1 + CONFIDENCE) / 2, degrees),
+        errors=reach / special.stdtrit(degrees, (1 + CONFIDENCE) / 2),
         degrees=degrees,
         ceilings=known["ceiling"].to_numpy(dtype=np.float64),
     )

@@ -118,13 +118,15 @@ class PrefectServer:
 
 
 class DaskCluster:
-    """A scheduler and workers of one thread, as `dask scheduler` and `dask worker` start them."""
+    """A scheduler and workers of one thread, as `dask scheduler` and `dask worker` start them; the workers run the file
+    `preload` before they begin."""
 
-    def __init__(self, folder: Path, n_workers: int = 2, **environment: str) -> None:
+    def __init__(self, folder: Path, n_workers: int = 2, preload: str = "", **environment: str) -> None:
         (port,) = free_ports(1)
         self.address = f"tcp://127.0.0.1:{port}"
         self.words = ("--runner", "dask", "--scheduler", self.address)
         self._folder, self._port, self._n_workers, self._environment = folder, port, n_workers, environment
+        self._preload = ("--preload", preload) if preload else ()
         self.scheduler: Process | None = None
         self.workers: list[Process] = []
 
@@ -147,7 +149,7 @@ class DaskCluster:
             Process(
                 self._folder / f"worker-{i}.log",
                 *("dask", "worker", self.address, *local, "--nthreads", "1"),
-                *("--local-directory", str(self._folder / f"worker-{i}")),
+                *("--local-directory", str(self._folder / f"worker-{i}"), *self._preload),
                 **self._environment,
             )
             for i in range(self._n_workers)

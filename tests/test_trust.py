@@ -117,7 +117,7 @@ def hostile_parquet(mark: Path) -> bytes:
 @pytest.mark.parametrize("kind", ["parquet", "pickle"])
 def test_a_table_of_a_strangers_is_not_run(store: Store, kind: str, mark: Path):
     store.create("t.parquet", hostile_parquet(mark) if kind == "parquet" else pickle.dumps(Payload(mark)))
-    for read in (lambda: read_rows(store, "t.parquet", TABLE), lambda: read_table(store, "t.parquet")):
+    for read in (lambda: read_rows(store, ["t.parquet"], TABLE), lambda: read_table(store, "t.parquet")):
         with contextlib.suppress(DamagedError):
             read()
     with pytest.raises(DamagedError, match="is damaged"):

@@ -297,6 +297,20 @@ class Member:
     endpoint_id: str
     weights_sha256: str
 
+    def moments_id(self, cell: Cell, samples: Samples, *, blocks: bool) -> str:
+        """Of its moments as an endpoint of `cell`; with `blocks` those of residual blocks' outputs too."""
+        spec: dict[str, Any] = {"network": cell.network, "weights": self.weights_sha256, "moments": True}
+        if blocks:
+            spec["blocks"] = True
+        return spec_id(("correct",), {**spec, "statistics": statistics_set(cell, samples)})
+
+    def evaluation_id(self, cell: Cell, measurement: Measurement) -> str:
+        """Of its evaluation, as it was trained, as an endpoint of `cell`."""
+        spec: dict[str, Any] = {"network": cell.network, "weights": self.weights_sha256}
+        if measurement.flip_averaged:
+            spec["flip_averaged"] = True
+        return spec_id(("evaluate",), {**spec, "data": cell.data.fingerprint, "evaluation": measurement.evaluation})
+
 
 @dataclass(frozen=True)
 class Merge:

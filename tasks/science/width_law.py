@@ -26,7 +26,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from tasks.science.statistics import CONFIDENCE, UNDEFINED, Interval
 
@@ -84,7 +84,7 @@ class Barriers:
     @property
     def reach(self) -> Array:
         """Half the width of each mean's 95 % interval."""
-        return stats.t.ppf((1 + CONFIDENCE) / 2, self.degrees) * self.errors
+        return special.stdtrit(self.degrees, (1 + CONFIDENCE) / 2) * self.errors
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from flows.cli import main
 COMMAND = Path(sys.executable).with_name("repairlab")
 
 
-def call(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def call(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(COMMAND), *words], cwd=cwd, capture_output=True, text=True, timeout=120, check=False,
-        env={**os.environ, "REPAIRLAB_DATA_DIR": str(cwd / "data"), **environment},
+        env={**os.environ, "REPAIRLAB_DATA_DIR": str(cwd / "data")},
     )  # fmt: skip
 
 
@@ -102,25 +102,26 @@ def test_a_command_or_option_that_is_not_there_exits_with_2(call_here: CallHere)
     assert call_here("run", "digits-depth", "--frobnicate").returncode == 2
 
 
-def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path: Path):
-    (tmp_path / "file").write_text("")
-    called = call("run", "digits-depth", "--store", "file/store", cwd=tmp_path)
+def test_a_store_that_cannot_be_written_is_one_sentence(call_here: CallHere):
+    Path("file").write_text("")
+    called = call_here("run", "digits-depth", "--store", "file/store")
     assert called.returncode == 1
     assert called.stderr.startswith("repairlab: the store file/store cannot be written (")
     assert called.stderr.count("\n") == 1
 
 
-def test_missing_data_are_one_sentence_before_anything_starts(tmp_path: Path):
-    called = call(
-        "run", "mlp-width", "--dataset", "mnist", "--width", "32", cwd=tmp_path, HTTPS_PROXY="http://127.0.0.1:9"
-    )
+def test_missing_data_are_one_sentence_before_anything_starts(
+    call_here: CallHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    called = call_here("run", "mlp-width", "--dataset", "mnist", "--width", "32", "--yes")
     assert called.returncode == 1
     assert called.stderr.splitlines()[-1].startswith("repairlab: mnist: its files were not found and they could not be")
     assert not (tmp_path / "runs" / "endpoints").exists()
 
 
-def test_a_dry_run_prints_its_counts_first_and_needs_neither_data_nor_server(tmp_path: Path):
-    called = call("run", "mlp-width", "--dataset", "mnist", "--width", "32,64", "--dry-run", cwd=tmp_path)
+def test_a_dry_run_prints_its_counts_first_and_needs_neither_data_nor_server(call_here: CallHere, tmp_path: Path):
+    called = call_here("run", "mlp-width", "--dataset", "mnist", "--width", "32,64", "--dry-run")
     assert called.returncode == 0, called.stderr
     assert called.stdout.startswith("10 endpoints, 20 pairs, ")
     assert "mnist was not found" in called.stdout

@@ -79,10 +79,11 @@ def test_a_run_that_is_stopped_ends_at_once_and_leaves_no_process(
         )
 
 
-MADE = ("endpoints/", "permutations/", "rows/")
+MADE = ("endpoints/", "permutations/", "moments/", "rows/")
 MOMENTS = (*range(1, 9), 12, 16, 24, 32, 44, 60, 80, 100, 130)
-"""Of 152 files that the study makes before it gathers, after how many it is killed: 8 endpoints, then 12 times a
-permutation and its two files of rows, then 48 paths in two files each, those of direct paths in between."""
+"""Of 168 files that the study makes before it gathers, after how many it is killed: 8 endpoints, then 12 times a
+permutation and its two files of rows, then 48 paths in two files each, those of direct paths in between, and before the
+first path of an endpoint its moments and its evaluation."""
 GATHERING = ("cells.parquet", "paper.parquet", "report.html")
 """The first and last table, and the page: whose writing is waited for by the last three kills."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -109,13 +110,13 @@ def own(write_module: Callable[[str], str]) -> str:
     return write_module(MODULE)
 
 
-@pytest.fixture
-def trained(own: str) -> None:
-    """Weights of four networks that were trained by a plain loop, beside the module: run_10.pt to run_13.pt."""
-    assert Path(f"{own}.py").exists()
+@pytest.fixture(scope="module")
+def weights() -> dict[str, bytes]:
+    """The files of four networks that were trained by a plain loop: run_10.pt to run_13.pt."""
     scope: dict = {}
     exec(MODULE, scope)  # noqa: S102
     (images, labels), _ = scope["load"]()
+    files: dict[str, bytes] = {}
     for seed in range(4):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -126,7 +127,18 @@ def trained(own: str) -> None:
                     optimizer.zero_grad()
                     torch.nn.functional.cross_entropy(network(images[rows]), labels[rows]).backward()
                     optimizer.step()
-        torch.save(network.state_dict(), f"run_{10 + seed}.pt")
+        file = io.BytesIO()
+        torch.save(network.state_dict(), file)
+        files[f"run_{10 + seed}.pt"] = file.getvalue()
+    return files
+
+
+@pytest.fixture
+def trained(own: str, weights: dict[str, bytes]) -> None:
+    """These files beside the module."""
+    assert Path(f"{own}.py").exists()
+    for name, data in weights.items():
+        Path(name).write_bytes(data)
 
 
 @pytest.fixture
@@ -197,9 +209,11 @@ def test_a_network_of_ones_own_is_trained_at_every_width_it_takes(own: str, call
     assert (read_table(store, table_key("wide", "ablation")).query("metric == 'loss_barrier'")["n_pairs"] == 3).all()
     # What it drops out is drawn by the seed's own stream: another store, another process's state, the same weights.
     torch.manual_seed(99)
-    assert call("run", "wide", *words(own, "dropping"), *recipe, *given, "--store", "again")[0] == 0
+    one = ["--width", "4", "--seeds", "2", "--alphas", "3"]
+    assert call("run", "wide", *words(own, "dropping"), *recipe, *one, "--store", "again")[0] == 0
     again = read_table(Store("again"), table_key("wide", "endpoints")).set_index("endpoint_id")
-    assert (first["weights_sha256"] == again["weights_sha256"].loc[first.index]).all()
+    assert len(again) == 2
+    assert (again["weights_sha256"] == first["weights_sha256"].loc[again.index]).all()
 
 
 @pytest.mark.usefixtures("trained")

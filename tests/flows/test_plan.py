@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from flows.options import StudyOptions
-from flows.plan import forward_flops, group_size, make_plan, measure_flops_per_second, request_flops, training_flops
+from flows.plan import (
+    forward_flops,
+    group_size,
+    make_plan,
+    measure_flops_per_second,
+    request_flops,
+    task_seconds,
+    training_flops,
+)
 from flows.presets import PRESETS
 from infra.storage import Store
 from tasks.datasets import describe_dataset
@@ -95,6 +103,13 @@ def test_the_measured_rate_is_that_of_a_computer():
 @pytest.mark.parametrize(("seconds", "size"), [(0, 20_000), (0.01, 2000), (5, 4), (300, 1)])
 def test_tasks_carry_about_twenty_seconds(seconds: float, size: int):
     assert group_size(seconds) == size
+
+
+def test_tasks_of_a_small_stage_are_short_enough_for_every_worker_to_have_some_and_never_tiny():
+    assert task_seconds(10_000, 2) == 20
+    assert task_seconds(80, 2) == 10
+    assert task_seconds(80, 8) == 2.5
+    assert task_seconds(1, 2) == 2
 
 
 def test_a_convolution_counts_once_per_pixel():

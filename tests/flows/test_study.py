@@ -35,7 +35,7 @@ def run(store: Store, **changes):
 
 def snapshot(store: Store) -> dict[str, int]:
     root = Path(store.url)
-    folders = ("endpoints", "permutations", "rows")
+    folders = ("endpoints", "permutations", "moments", "rows")
     files = [path for folder in folders for path in (root / folder).rglob("*") if path.is_file()]
     return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in files}
 

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pyarrow as pa
 import pytest
+from object_storage import BUCKET
 
+from infra import tables
 from infra.storage import DamagedError, Store
 from infra.tables import Table, pack_rows, read_provenance, read_rows, read_table, write_table
 
@@ -11,19 +15,49 @@ TABLE = Table("things", {"name": pa.string(), "size": pa.int64(), "mass": pa.flo
 ROWS = [{"name": "b", "size": 1, "mass": 0.5}, {"name": "a", "size": 2, "mass": float("nan")}]
 
 
+def rows_of(store: Store, key: str, table: Table) -> pd.DataFrame:
+    return read_rows(store, [key], table)[0].to_pandas()
+
+
 def test_rows_come_back_in_their_order_and_an_empty_file_keeps_its_columns(store: Store):
     store.create("x", pack_rows(TABLE, ROWS))
-    assert read_rows(store, "x", TABLE)["name"].tolist() == ["b", "a"]
+    assert rows_of(store, "x", TABLE)["name"].tolist() == ["b", "a"]
     store.create("y", pack_rows(TABLE, []))
-    assert list(read_rows(store, "y", TABLE).columns) == ["name", "size", "mass"]
+    assert list(rows_of(store, "y", TABLE).columns) == ["name", "size", "mass"]
+
+
+@pytest.mark.parametrize("where", ["folder", pytest.param("s3", marks=[pytest.mark.slow, pytest.mark.s3])])
+def test_many_files_are_one_table_in_the_order_of_their_keys(
+    store: Store, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+):
+    if where == "s3":
+        request.getfixturevalue("s3_credentials")
+        store = Store(f"s3://{BUCKET}/{tmp_path.name}")
+    monkeypatch.setattr(tables, "_BATCH", 3)
+    files = {f"x{i}": [{"name": f"{i}", "size": j, "mass": i / 3} for j in range(i % 3)] for i in range(8)}
+    for key, rows in files.items():
+        store.create(key, pack_rows(TABLE, rows))
+    found, counts = read_rows(store, list(files), TABLE)
+    assert counts == [len(rows) for rows in files.values()]
+    assert found.to_pylist() == [row for rows in files.values() for row in rows]
+    nothing, none = read_rows(store, [], TABLE)
+    assert (len(nothing), none, nothing.schema) == (0, [], TABLE.schema())
+
+
+def test_a_table_in_parts_is_the_table_in_one(store: Store, monkeypatch: pytest.MonkeyPatch):
+    frame = pd.DataFrame([{"name": f"{i}", "size": i, "mass": i / 3} for i in range(10)])
+    write_table(store, "whole", TABLE, frame, {})
+    monkeypatch.setattr(tables, "_PART", 4)
+    write_table(store, "parts", TABLE, frame.assign(name=pd.Categorical(frame["name"])), {})
+    pd.testing.assert_frame_equal(read_table(store, "parts"), read_table(store, "whole"), check_exact=True)
 
 
 def test_a_column_that_was_added_later_is_null_in_rows_of_before(store: Store):
     later = Table(TABLE.name, {**TABLE.columns, "age": pa.int64()}, TABLE.key, added=("age",))
     store.create("x", pack_rows(TABLE, ROWS))
-    assert read_rows(store, "x", later)["age"].isna().all()
+    assert rows_of(store, "x", later)["age"].isna().all()
     store.create("y", pack_rows(later, [{**ROWS[0], "age": 3}]))
-    assert read_rows(store, "y", later)["age"].tolist() == [3]
+    assert rows_of(store, "y", later)["age"].tolist() == [3]
 
 
 def test_a_table_is_sorted_by_its_key_with_provenance_and_nulls(store: Store):
@@ -53,11 +87,11 @@ def test_a_key_that_is_not_unique_or_columns_that_are_wrong_are_not_written(stor
 def test_a_damaged_file_is_a_sentence(store: Store, damage):
     store.create("x", damage(pack_rows(TABLE, ROWS)))
     with pytest.raises(DamagedError, match=r"x is damaged \(not a whole Parquet file\): delete it and run the study"):
-        read_rows(store, "x", TABLE)
+        read_rows(store, ["x"], TABLE)
 
 
 def test_rows_of_another_kind_are_a_sentence(store: Store):
     other = Table("others", {"name": pa.string()}, ("name",))
     store.create("x", pack_rows(other, [{"name": "a"}]))
     with pytest.raises(DamagedError, match="its columns are not those of a things row file"):
-        read_rows(store, "x", TABLE)
+        read_rows(store, ["x"], TABLE)

@@ -36,7 +36,7 @@ def _nothing_elsewhere(monkeypatch, tmp_path):
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz:\nmany lines of it")
 
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", no_network)
-    monkeypatch.setattr(published, "download_url", no_network)
+    monkeypatch.setattr(torchvision.datasets.utils, "download_url", no_network)
     datasets._read.cache_clear()
 
 
@@ -516,10 +516,10 @@ def test_what_is_fetched_lies_in_the_data_folder_whole_or_not_at_all(tmp_path: P
         asked.append((url, md5))
         (Path(root) / filename).write_bytes(archive.read_bytes())
 
-    monkeypatch.setattr(published, "download_url", cut_short)
+    monkeypatch.setattr(torchvision.datasets.utils, "download_url", cut_short)
     with pytest.raises(DataError, match=r"could not be fetched \(File not found or corrupted\)"):
         load_dataset("cifar10", tmp_path / "data")
-    monkeypatch.setattr(published, "download_url", fetch)
+    monkeypatch.setattr(torchvision.datasets.utils, "download_url", fetch)
     assert load_dataset("cifar10", tmp_path / "data").spec.n_train == 100
     assert asked == [(CIFAR["cifar10"].url, "c58f30108f718f92721af3b95e74349a")]
     assert [path.name for path in (tmp_path / "data" / "cifar10").iterdir()] == ["cifar-10-python.tar.gz"]

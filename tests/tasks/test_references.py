@@ -21,7 +21,7 @@ from tasks.gather import gather, read_requests
 from tasks.imports import save_import
 from tasks.references import take_inventory
 from tasks.science.networks import build_network
-from tasks.science.specs import Endpoint, Origin
+from tasks.science.specs import Endpoint, Measurement, Origin
 from tasks.science.training import train_group
 
 
@@ -56,6 +56,22 @@ def test_all_that_a_study_made_is_kept_and_a_run_after_the_collection_makes_noth
     assert keys(store) == before
 
 
+def test_moments_and_evaluations_go_with_the_samples_that_they_are_of(store: Store, cell):
+    request = make_request(cell)
+    run_all(store, request)
+    before = keys(store)
+    few = dataclasses.replace(request, measurements=(Measurement("few", 5, statistics=40, evaluation=30),))
+    run_all(store, few)
+    (path,) = [p for p in Path(store.url).rglob("requests/*.json") if p.stem == few.id]
+    path.unlink()
+    gather.fn("test", store, {})
+    grow_old(store)
+    orphans = {key.rpartition("/")[0] for key in garbage(store)}
+    assert {"moments", "rows/ends"} <= orphans
+    collect(store)
+    assert keys(store) == before
+
+
 def test_what_no_request_names_goes_once_it_is_a_day_old_and_a_dry_run_removes_nothing(store: Store, cell):
     run_all(store, make_request(cell))
     kept = keys(store)
@@ -67,7 +83,7 @@ def test_what_no_request_names_goes_once_it_is_a_day_old_and_a_dry_run_removes_n
     assert garbage(store) == set(), "it is young"
     grow_old(store)
     orphans = keys(store) - kept
-    assert {key.partition("/")[0] for key in orphans} == {"endpoints", "permutations", "rows"}
+    assert {key.partition("/")[0] for key in orphans} == {"endpoints", "permutations", "moments", "rows"}
     assert garbage(store) == orphans
     assert f"{len(orphans)} files" in collect(store, dry_run=True)
     assert keys(store) == kept | orphans

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -32,10 +33,15 @@ def made(store: Store) -> dict[str, bytes]:
     root = Path(store.url)
     return {
         str(path.relative_to(root)): path.read_bytes()
-        for folder in ("endpoints", "permutations", "rows")
+        for folder in ("endpoints", "permutations", "moments", "rows")
         for path in (root / folder).rglob("*")
         if path.is_file()
     }
+
+
+def count_kinds(store: Store) -> dict[str, int]:
+    """How many files verbs have written, by folder."""
+    return dict(Counter(key.rpartition("/")[0] for key in made(store)))
 
 
 def numbers(store: Store) -> dict[str, pd.DataFrame | dict]:
@@ -102,6 +108,58 @@ def test_more_alphas_train_and_match_nothing(store: Store, cell: Cell):
     assert {key.split("/")[0] for key in added} == {"rows"}
     assert {key.split("/")[1] for key in added} == {"paths", "layers"}
     assert len(added) == 2 * 12
+
+
+def test_another_correction_or_alpha_grid_costs_only_itself(store: Store, cell: Cell, monkeypatch):
+    run_all(store, make_request(cell))
+    for name in ("train.train_group", "align.match", "pairs.measure_side", "pairs.evaluate_splits"):
+        monkeypatch.setattr(f"tasks.{name}", lambda *_, **__: pytest.fail("what the store has is made again"))
+    finer = make_request(cell, alphas=7)
+    run_all(store, finer)
+    other = dataclasses.replace(make_request(cell), corrections=("none", "rescale"))
+    paths = [path for path in other.paths(merges_of(store, other)) if path.correction == "rescale"]
+    repair.fn(paths, store, Path())
+    assert len(paths) == 6
+    assert all(has_path(store, path) for path in [*paths, *finer.paths(merges_of(store, finer))])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "normalization", "depth", "width"), [("mlp", "none", 3, 16), ("resnet20", "batch", 20, 1)]
+)
+def test_a_path_from_stored_moments_and_evaluations_is_that_from_new_ones(
+    store: Store,
+    cell: Cell,
+    tmp_path: Path,
+    monkeypatch,
+    architecture: str,
+    normalization: str,
+    depth: int,
+    width: int,
+):
+    recipe = dataclasses.replace(cell.recipe, epochs=2)
+    changed = dataclasses.replace(
+        cell, architecture=architecture, normalization=normalization, depth=depth, width=width, recipe=recipe
+    )
+    request = make_request(changed, n_seeds=2, alphas=3)
+    train_all(store, request)
+    members = {e: as_member(e, read_endpoint(store, e) or {}) for e in request.endpoints(request.cells[0])}
+    merges = [m for m in request.merges(request.cells[0], list(members.values())) if m.matcher == "none"]
+    paths = request.paths(merges)
+    anew = Store(str(tmp_path / "anew"), store.url)
+    measure_all(store, request, paths)
+    assert count_kinds(store) == {"endpoints": 2, "moments": 2, "rows/ends": 2, "rows/layers": 2, "rows/paths": 2}
+    for path in paths:
+        for table in ("paths", "layers"):
+            (Path(store.url) / row_key(table, path.id)).unlink()
+    measure_all(store, request, paths)
+    for name in ("load_moments", "load_evaluation"):
+        monkeypatch.setattr(f"tasks.pairs.{name}", lambda _store, _id: None)
+    measured = {row_key(table, path.id) for path in paths for table in ("paths", "layers")}
+    kept = {key: store.read(key) for key in measured}
+    for key in measured:
+        (Path(store.url) / key).unlink()
+    measure_all(anew, request, paths)
+    assert {key: anew.read(key) for key in measured} == kept
 
 
 def test_fewer_images_give_their_own_permutations_and_paths(store: Store, cell: Cell):
