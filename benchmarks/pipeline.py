@@ -18,7 +18,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from tasks.science.correction import goal_moments, preactivation_moments, reorder_layers, repair, unit_orders
+from tasks.science.curves import CorrectedPath, measure_side
 from tasks.science.identity import stream
 from tasks.science.interpolation import interpolate
 from tasks.science.matching import match
@@ -100,12 +100,12 @@ def repair_path(
     alphas: list[float],
     images: Tensor,
 ) -> None:
-    """Ours: each endpoint measured once, B's moments reordered, each alpha corrected in one walk through the layers."""
-    moments_a, moments_b = (preactivation_moments(network, state, images) for state in (a, b))
-    aligned = spec.apply(b, permutation)
-    moments_b = reorder_layers(moments_b, unit_orders(spec, permutation, moments_b, b))
+    """Ours: each endpoint measured once, B's moments and first layer reordered, each alpha corrected in one walk through
+    the layers behind it."""
+    side_a, side_b = (measure_side(network, state, images) for state in (a, b))
+    path = CorrectedPath(network, (side_a, side_b.permuted(spec, permutation)), "repair", images)
     for alpha in alphas:
-        repair(network, interpolate(a, aligned, alpha), goal_moments(moments_a, moments_b, alpha), images)
+        path.at(alpha)
 
 
 def alternate(ours: Callable[[], object], reference: Callable[[], object], n_rounds: int) -> tuple[list[float], ...]:

@@ -32,8 +32,9 @@ from torch import Tensor, nn
 
 from tasks.science.correction_table import Correction, Part, find_correction
 from tasks.science.evaluation import compute, lay_out, mode
+from tasks.science.first_layer import Between, FirstLayer
 from tasks.science.layout import Layout, Site, find_layout, observing
-from tasks.science.mlp_correction import is_plain_mlp, mlp_moments, repair
+from tasks.science.mlp_correction import Ramp, is_plain_mlp, mlp_moments, repair
 from tasks.science.preactivations import (
     LayerMoments,
     LayerReport,
@@ -79,25 +80,34 @@ class Corrected:
 
     `network` is the one that was given, or a copy that has the tensors `extra`, which its own class lacks; `state` are
     its weights. `achieved`: moments over the statistics samples, measured on these weights (of residual blocks too,
-    where they were corrected).
+    where they were corrected); of an MLP that was corrected exactly they follow from those that it had before.
+    `first`: of such an MLP, what became of its first layer's values.
     """
 
     network: nn.Module
     state: State
     extra: tuple[str, ...]
     achieved: LayerMoments
+    first: Ramp | None = None
 
 
 @torch.no_grad()
 def preactivation_moments(
-    network: nn.Module, state: State, images: Tensor, layout: Layout | None = None, *, blocks: bool = False
+    network: nn.Module,
+    state: State,
+    images: Tensor,
+    layout: Layout | None = None,
+    *,
+    blocks: bool = False,
+    first: FirstLayer | Between | None = None,
 ) -> LayerMoments:
     """Exact moments of every layer of `network` over all of `images`; with `blocks`, of residual blocks' outputs too.
 
-    `layout` is the network's, found where it is not given.
+    `layout` is the network's, found where it is not given. `first` is the first layer of a plain MLP, where its values
+    are kept.
     """
     if is_plain_mlp(network):
-        return mlp_moments(network, state, images)
+        return mlp_moments(network, state, images, first)
     layout = layout or find_layout(network, state, images)
     return measure(network, state, layout.layers + (layout.blocks if blocks else ()), images)
 
@@ -130,11 +140,13 @@ def correct(
     predicted: LayerMoments | None = None,
     estimator: Estimator = "one-pass",
     batch_size: int | None = None,
+    first: Between | None = None,
 ) -> Corrected:
     """`state`, an interpolated network, after `correction` (a name of `CORRECTIONS`) to `goal` on `images`.
 
     `predicted`: the moments in closed form, for the correction that measures none (`predicted_moments`). `batch_size`:
-    the samples that one pass standardises together, at most; batches are of nearly equal size.
+    the samples that one pass standardises together, at most; batches are of nearly equal size. `first` is the first
+    layer of a plain MLP, where its values are kept.
     A unit without spread, here or in the goal, keeps its scale and has only its mean set. A layer with neither a bias
     nor a BatchNorm that reads it alone gets a bias, in a copy of the network; so does what a block's output needs.
     Raises ValueError where the correction has nothing to act on (no BatchNorm, no residual block, no prediction), for a
@@ -145,10 +157,10 @@ def correct(
     if chosen.closed_form and predicted is None:
         raise ValueError(f"correction {correction} needs predicted moments, as predicted_moments gives them")
     if correction == "none":
-        return Corrected(network, state, (), preactivation_moments(network, state, images, layout))
+        return Corrected(network, state, (), preactivation_moments(network, state, images, layout, first=first))
     if is_plain_mlp(network) and not chosen.closed_form:
-        repaired, achieved = repair(network, state, goal, images, chosen.part)
-        return Corrected(network, repaired, (), achieved)
+        repaired = repair(network, state, goal, images, chosen.part, first)
+        return Corrected(network, repaired.state, (), repaired.moments, repaired.first)
     extended, corrected, layout = _extend(network, state, layout, chosen)
     sites = _sites(layout, chosen)
     shifts: dict[str, Tensor] = {}

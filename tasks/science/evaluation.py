@@ -51,7 +51,7 @@ def evaluate(
     logits averaged over an image and its mirror image, left for right.
     Always in evaluation mode: BatchNorm takes its running statistics from `state`, which is left as it was.
     """
-    return _judge(_batches(network, state, examples, flip_averaged), halves)
+    return judge(_batches(network, state, examples, flip_averaged), halves)
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def logits_of(network: nn.Module, state: State, examples: Examples, *, flip_aver
 
 def evaluate_logits(logits: Tensor, labels: Tensor, halves: Halves | None = None) -> Evaluation:
     """As `evaluate`, of outputs (n_examples, n_out) that were made elsewhere."""
-    return _judge([(logits, labels)], halves)
+    return judge([(logits, labels)], halves)
 
 
 def _batches(
@@ -79,7 +79,7 @@ def _batches(
             yield logits, labels
 
 
-def _judge(batches: Iterable[tuple[Tensor, Tensor]], halves: Halves | None) -> Evaluation:
+def judge(batches: Iterable[tuple[Tensor, Tensor]], halves: Halves | None) -> Evaluation:
     loss, n_correct = 0.0, 0
     kept: list[Tensor] = []
     seen: list[Tensor] = []

@@ -67,7 +67,7 @@ def numbers(blobs: Dataset, cell: Cell) -> dict[str, list[float]]:
         preactivation_moments(network, aligned, data.train.images),
         0.5,
     )
-    fixed, _ = repair(network, interpolate(a, aligned, 0.5), goal, data.train.images)
+    fixed = repair(network, interpolate(a, aligned, 0.5), goal, data.train.images).state
     seen = evaluate_splits(network, fixed, data)["test"]
     assert seen.temperature is not None
     assert seen.calibrated_loss is not None
