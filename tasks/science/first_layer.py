@@ -47,15 +47,18 @@ class FirstLayer:
 
     def values(self, images: Tensor) -> Iterator[Tensor]:
         """Pre-activations (n_units, at most `CHUNK`) of `images`, chunk by chunk, the caller's own to change."""
-        if not self.keeps(images):
-            for chunk in images.split(CHUNK):
-                made = self._make(chunk)
-                yield made if self.order is None else made[self.order]
-            return
-        if id(images) not in self._kept:
-            self._kept[id(images)] = images, [self._make(chunk) for chunk in images.split(CHUNK)]
-        for kept in self._kept[id(images)][1]:
-            yield kept.clone() if self.order is None else kept[self.order]
+        return (values.clone() if self.order is None else values for values in self.read(images))
+
+    def read(self, images: Tensor) -> Iterator[Tensor]:
+        """As `values`, perhaps what is kept itself, which is not to be changed."""
+        chunks = images.split(CHUNK)
+        if self.keeps(images):
+            if id(images) not in self._kept:
+                self._kept[id(images)] = images, [self._make(chunk) for chunk in chunks]
+            made = iter(self._kept[id(images)][1])
+        else:
+            made = map(self._make, chunks)
+        return made if self.order is None else (values.index_select(0, self.order) for values in made)
 
     def _make(self, images: Tensor) -> Tensor:
         return torch.addmm(self.bias[:, None], self.weight, images.flatten(1).T)
@@ -74,5 +77,5 @@ class Between:
         if self.alpha in (0, 1):
             yield from (self.b if self.alpha else self.a).values(images)
             return
-        for a, b in zip(self.a.values(images), self.b.values(images), strict=True):
-            yield a.lerp_(b, self.alpha)
+        for a, b in zip(self.a.read(images), self.b.read(images), strict=True):
+            yield torch.lerp(a, b, self.alpha)

@@ -54,7 +54,8 @@ class Ramp:
     def read(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and bias of the layer behind, as they read what `bend` leaves."""
         weight = weight * self.scale
-        return weight, bias - weight @ self.start
+        # As a product of a matrix and a vector it would be no faster, and in MKL slower at these sizes.
+        return weight, bias - (weight * self.start).sum(1)
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,9 @@ def logits_between(
         layers[0] = ramp.read(*layers[0])
     for values in first.values(images):
         values = values.relu_() if ramp is None else ramp.bend(values)
+        spare = torch.empty_like(values)
         for weight, bias in layers[:-1]:
-            values = torch.addmm(bias[:, None], weight, values).relu_()
+            values, spare = torch.addmm(bias[:, None], weight, values, out=spare).relu_(), values
         weight, bias = layers[-1]
         yield torch.addmm(bias, values.T, weight.T)
 
@@ -138,22 +140,27 @@ class _Walk:
     def __init__(self, first: FirstLayer | Between, images: Tensor) -> None:
         self._chunks: list[Tensor] = []
         self._moments: list[tuple[Tensor, Tensor]] = []
+        # By the number of images. Fresh memory for every chunk would cost more than what is done in it.
+        self._spare: dict[int, Tensor] = {}
         for values in first.values(images):
             self._chunks.append(values)
-            self._measure(values)
+            self._measure(values, self._spare.setdefault(values.shape[1], torch.empty_like(values)))
 
     def go_on(self, ramp: Ramp, weight: Tensor, bias: Tensor) -> None:
         """To the layer of this `weight` and `bias`, through the `ramp` of the layer where it stands."""
         weight, bias = ramp.read(weight, bias)
         self._moments.clear()
         for i, values in enumerate(self._chunks):
-            self._chunks[i] = torch.addmm(bias[:, None], weight, ramp.bend(values))
-            self._measure(self._chunks[i])
+            n = values.shape[1]
+            made = torch.addmm(bias[:, None], weight, ramp.bend(values), out=self._spare[n])
+            self._measure(made, values)
+            self._chunks[i], self._spare[n] = made, values
 
-    def _measure(self, values: Tensor) -> None:
-        """In two passes: the deviation of what is left after the mean is taken off."""
+    def _measure(self, values: Tensor, scratch: Tensor) -> None:
+        """In two passes: the deviation of what is left after the mean is taken off, in `scratch`."""
         mean = values.mean(1)
-        self._moments.append((mean, torch.linalg.vector_norm(values - mean[:, None], dim=1)))
+        left = torch.sub(values, mean[:, None], out=scratch)
+        self._moments.append((mean, torch.linalg.vector_norm(left, dim=1)))
 
     def moments(self) -> Moments:
         """Over all images, chunks merged as `RunningMoments` merges batches."""
