@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.science.correction_table import Correction, Part, find_correction
-from tasks.science.evaluation import compute, lay_out, mode
+from tasks.science.evaluation import lay_out, mode, within
 from tasks.science.first_layer import Between, FirstLayer
 from tasks.science.layout import Layout, Site, find_layout, observing
 from tasks.science.mlp_correction import Ramp, is_plain_mlp, mlp_moments, repair
@@ -255,30 +255,45 @@ def _one_pass(
 ) -> LayerMoments:
     """The moments of every site, each measured while the sites before it are standardised batch by batch.
 
-    A BatchNorm whose statistics are to be re-estimated normalises by those of the batch.
+    A BatchNorm whose statistics are to be re-estimated normalises by those of the batch. Behind a layer that is brought
+    to a goal, these follow from the layer's own: it is told them, and reads what the layer puts out as it is.
     """
     seen = {site.name: RunningMoments() for site in sites}
+    norms = {norm: network.get_submodule(norm) for norm in layout.norms}
+    working = {name: value.clone() if name.rpartition(".")[0] in norms else value for name, value in state.items()}
 
     def see(site: Site, values: Tensor) -> Tensor | None:
         batch = seen[site.name].add(values, site.dim)
         if site.kind == "norm":
+            _tell(working, site.name, batch.mean, batch.sd.square())
             return None
-        scale, shift = (part.to(values.dtype) for part in _affine(batch, goal[site.name], chosen.part))
-        return values * _along(scale, values, site.dim) + _along(shift, values, site.dim)
+        scale, shift = _affine(batch, goal[site.name], chosen.part)
+        if site.norm is not None and not chosen.frozen:
+            # Of scale x + shift the deviation is scale sd: (x - mean) scale / sqrt(scale^2 sd^2 + eps) is what
+            # normalising it makes of x, hence as if x had this variance.
+            eps: Any = norms[site.norm].eps
+            _tell(working, site.norm, batch.mean, batch.sd.square() + eps * (scale.square().reciprocal() - 1))
+            return None
+        scale, shift = (_along(part.to(values.dtype), values, site.dim) for part in (scale, shift))
+        return (values * scale).add_(shift)
 
-    # In training mode BatchNorm writes to its buffers, which are the caller's otherwise.
-    norms = set(layout.norms)
-    working = {name: value.clone() if name.rpartition(".")[0] in norms else value for name, value in state.items()}
     batches = images.tensor_split(math.ceil(len(images) / batch_size))
     if len(batches[-1]) < 2:
         raise ValueError(f"statistics need batches of at least 2 images, got {len(images)} in {len(batches)}")
-    with mode(network, training=False), observing(network, sites, see):
-        if not chosen.frozen:
-            for norm in layout.norms:
-                network.get_submodule(norm).train()
+
+    def run(loaded: nn.Module) -> None:
         for batch in batches:
-            compute(network, working, lay_out(network, batch))
+            loaded(lay_out(loaded, batch))
+
+    with mode(network, training=False), observing(network, sites, see):
+        within(network, working, run)
     return {name: running.result() for name, running in seen.items()}
+
+
+def _tell(state: State, norm: str, mean: Tensor, variance: Tensor) -> None:
+    """Writes statistics into the tensors that a running network has."""
+    state[f"{norm}.running_mean"].copy_(mean)
+    state[f"{norm}.running_var"].copy_(variance)
 
 
 def _affine(before: Moments, goal: Moments, part: Part) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from tasks.science.correction_table import find_correction
 from tasks.science.evaluation import Evaluation, evaluate, judge
 from tasks.science.examples import Dataset, Examples
 from tasks.science.first_layer import CHUNK, Between, FirstLayer
+from tasks.science.folded_norms import fold_norms
 from tasks.science.interpolation import interpolate
 from tasks.science.layout import Layout, find_layout
 from tasks.science.mlp_correction import first_layer, is_plain_mlp, logits_between
@@ -135,8 +136,9 @@ class CorrectedPath:
             if plain and (self.correction == "none" or ramp) and (first := self._first(alpha, examples.images)):
                 logits = logits_between(network, state, first, examples.images, ramp)
                 return judge(zip(logits, examples.labels.split(CHUNK), strict=True), halves)
-            return evaluate(network, state, examples, halves, flip_averaged=flip_averaged)
+            return evaluate(*folded(), examples, halves, flip_averaged=flip_averaged)
 
+        folded = functools.cache(lambda: fold_norms(network, state, self.sides[0].layout))
         return _splits(dataset, see)
 
     def predicted(self, alpha: float) -> LayerMoments | None:
