@@ -100,8 +100,7 @@ def repair_path(
     alphas: list[float],
     images: Tensor,
 ) -> None:
-    """Ours: each endpoint measured once, B's moments and first layer reordered, each alpha corrected in one walk through
-    the layers behind it."""
+    """Ours: each endpoint measured once, B's moments and first layer reordered, each alpha corrected in one walk."""
     side_a, side_b = (measure_side(network, state, images) for state in (a, b))
     path = CorrectedPath(network, (side_a, side_b.permuted(spec, permutation)), "repair", images)
     for alpha in alphas:

@@ -16,7 +16,7 @@ from tasks.science.correction import Corrected, Estimator, correct, preactivatio
 from tasks.science.correction_table import find_correction
 from tasks.science.evaluation import Evaluation, evaluate, judge
 from tasks.science.examples import Dataset, Examples
-from tasks.science.first_layer import CHUNK, Between, FirstLayer
+from tasks.science.first_layer import Between, FirstLayer, chunks_of
 from tasks.science.folded_norms import fold_norms
 from tasks.science.interpolation import interpolate
 from tasks.science.layout import Layout, find_layout
@@ -127,18 +127,20 @@ class CorrectedPath:
 
         A plain MLP reads its first layer's values off those that the endpoints keep.
         """
-        network = corrected.network if corrected else self.network
+        network: nn.Module = corrected.network if corrected else self.network
         state = corrected.state if corrected else interpolate(self.sides[0].state, self.sides[1].state, alpha)
         ramp = corrected.first if corrected else None
 
         def see(examples: Examples, halves: Halves | None) -> Evaluation:
-            plain = is_plain_mlp(network) and examples.scaling is None and not flip_averaged
-            if plain and (self.correction == "none" or ramp) and (first := self._first(alpha, examples.images)):
-                logits = logits_between(network, state, first, examples.images, ramp)
-                return judge(zip(logits, examples.labels.split(CHUNK), strict=True), halves)
-            return evaluate(*folded(), examples, halves, flip_averaged=flip_averaged)
+            as_they_are = examples.scaling is None and not flip_averaged
+            if is_plain_mlp(network) and as_they_are and (self.correction == "none" or ramp):
+                first = self._first(alpha, examples.images)
+                if first is not None:
+                    logits = logits_between(network, state, first, examples.images, ramp)
+                    return judge(zip(logits, chunks_of(examples.labels), strict=True), halves)
+            return evaluate(*folded, examples, halves, flip_averaged=flip_averaged)
 
-        folded = functools.cache(lambda: fold_norms(network, state, self.sides[0].layout))
+        folded = fold_norms(network, state, self.sides[0].layout)
         return _splits(dataset, see)
 
     def predicted(self, alpha: float) -> LayerMoments | None:
@@ -172,7 +174,8 @@ def measure_path(
     a, b = sides
     path = CorrectedPath(network, sides, correction, statistics, estimator)
     if correction == "none" and ends is None:
-        ends = tuple(evaluate_splits(network, side.state, dataset, flip_averaged=flip_averaged) for side in sides)
+        see = functools.partial(evaluate_splits, network, dataset=dataset, flip_averaged=flip_averaged)
+        ends = see(a.state), see(b.state)
     points: list[Point] = []
     for alpha in alphas:
         if correction == "none" and ends and alpha in (0, 1):
@@ -184,4 +187,3 @@ def measure_path(
             layers = report_layers(corrected.achieved, path.goal(alpha), a.moments, b.moments, path.predicted(alpha))
         points.append(Point(alpha, path.evaluate(alpha, corrected, dataset, flip_averaged=flip_averaged), layers))
     return points
-

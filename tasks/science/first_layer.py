@@ -1,8 +1,8 @@
 """What the first layer of a plain MLP puts out, for every network on the line between two endpoints.
 
-Images do not change along a path, so the first layer's pre-activations are linear in alpha: (1 - alpha) z_A + alpha z_B.
-Two products serve every alpha, and an endpoint's own are kept for all paths that it is an end of: those of its permuted
-self are the same rows in another order. At 28x28 and 64 units the first layer is half of a network's work.
+Images do not change along a path, so the first layer's pre-activations are linear in alpha: (1 - alpha) z_A +
+alpha z_B. Two products serve every alpha, and an endpoint's own are kept for all paths that it is an end of: those of
+its permuted self are the same rows in another order. At 28x28 and 64 units that layer is half of a network's work.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ CHUNK = 2000
 KEPT_BYTES = 2**26
 """What an endpoint keeps of one set of images, at most: 60,000 images at 279 units. Where it would be more nothing is
 kept: the first layer of a network so wide is a small part of its work."""
+
+
+def chunks_of(examples: Tensor) -> tuple[Tensor, ...]:
+    """What is worked on together of `examples` (n_examples, ...): always the same, whatever else is computed."""
+    return examples.split(CHUNK)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +56,12 @@ class FirstLayer:
 
     def read(self, images: Tensor) -> Iterator[Tensor]:
         """As `values`, perhaps what is kept itself, which is not to be changed."""
-        chunks = images.split(CHUNK)
         if self.keeps(images):
             if id(images) not in self._kept:
-                self._kept[id(images)] = images, [self._make(chunk) for chunk in chunks]
+                self._kept[id(images)] = images, [self._make(chunk) for chunk in chunks_of(images)]
             made = iter(self._kept[id(images)][1])
         else:
-            made = map(self._make, chunks)
+            made = map(self._make, chunks_of(images))
         return made if self.order is None else (values.index_select(0, self.order) for values in made)
 
     def _make(self, images: Tensor) -> Tensor:

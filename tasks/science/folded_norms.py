@@ -18,6 +18,7 @@ def fold_norms(network: nn.Module, state: State, layout: Layout) -> tuple[nn.Mod
 
     Filters are scaled by gamma / sqrt(running_var + eps), and biases become what is left; computed in float64, in the
     type of `state`. `network` itself is returned where it has no such BatchNorm; it is left alone.
+    Raises TypeError where `layout`, which is that of `network`, has another module for a BatchNorm.
     """
     followed = [(site.name, site.norm) for site in layout.layers if site.dim == 1 and site.norm is not None]
     if not followed:
@@ -25,7 +26,8 @@ def fold_norms(network: nn.Module, state: State, layout: Layout) -> tuple[nn.Mod
     network, folded = copy.deepcopy(network), dict(state)
     for conv, norm in followed:
         module = network.get_submodule(norm)
-        assert isinstance(module, _BatchNorm)
+        if not isinstance(module, _BatchNorm):
+            raise TypeError(f"{norm} is a {type(module).__name__}, not a BatchNorm")
         scale, shift = _affine(module, norm, state)
         weight = state[f"{conv}.weight"]
         filters = (scale[:, None, None, None] * weight.double()).to(weight.dtype)

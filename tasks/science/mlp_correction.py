@@ -118,8 +118,9 @@ def repair(
 def logits_between(
     network: MLP, state: State, first: Between, images: Tensor, ramp: Ramp | None = None
 ) -> Iterator[Tensor]:
-    """What the network `state` puts out for `images`: (at most `CHUNK`, n_out), chunk by chunk. `first` is its first
-    layer, or, where that was corrected since, the one before, and `ramp` what was made of its values."""
+    """What the network `state` puts out for `images`: (at most `CHUNK`, n_out), chunk by chunk, classes outermost in
+    memory. `first` is its first layer, or, where that was corrected since, the one before, and `ramp` what was made of
+    its values."""
     _, *inner = network.hidden_linears
     layers = [(state[f"{name}.weight"], state[f"{name}.bias"]) for name in (*inner, "output")]
     if ramp is not None:
@@ -130,7 +131,7 @@ def logits_between(
         for weight, bias in layers[:-1]:
             values, spare = torch.addmm(bias[:, None], weight, values, out=spare).relu_(), values
         weight, bias = layers[-1]
-        yield torch.addmm(bias, values.T, weight.T)
+        yield torch.addmm(bias[:, None], weight, values).T
 
 
 class _Walk:

@@ -67,7 +67,9 @@ def test_the_repaired_network_has_the_goal_mean_and_deviation_in_every_layer(net
         goal = goal_moments(a.moments, b.moments, alpha)
         repaired = repair(network, interpolate(a.state, b.state, alpha), goal, blobs.train.images)
         # Measured on the folded weights by a plain forward pass, not by the code that corrected them.
-        for (mean, sd), layer in zip(moments_plainly(repaired.state, blobs.train.images, 3), goal.values(), strict=True):
+        for (mean, sd), layer in zip(
+            moments_plainly(repaired.state, blobs.train.images, 3), goal.values(), strict=True
+        ):
             scale = layer.sd.double().square().mean().sqrt()
             assert ((mean - layer.mean).abs() / scale).max() < 1e-5
             assert ((sd - layer.sd).abs() / scale).max() < 1e-5
