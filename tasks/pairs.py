@@ -28,7 +28,6 @@ from tasks.science.controls import PERMUTED_SELF, shuffle
 from tasks.science.correction_table import CORRECTIONS
 from tasks.science.curves import Point, Side, Splits, evaluate_splits, measure_side
 from tasks.science.examples import Dataset
-from tasks.science.layout import find_layout
 from tasks.science.networks import build_network
 from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.specs import Cell, Measurement, Member, Merge, Path, State
@@ -100,10 +99,10 @@ class PairBench:
 
     def _side(self, member: Member, state: State, blocks: bool) -> Side:
         moments_id = member.moments_id(self.cell, self.measurement.samples, blocks=blocks)
-        if (moments := load_moments(self.store, moments_id)) is not None:
-            return Side(state, find_layout(self.network, state, self.statistics), moments)
-        side = measure_side(self.network, state, self.statistics, blocks=blocks)
-        save_moments(self.store, moments_id, side.moments)
+        known = load_moments(self.store, moments_id)
+        side = measure_side(self.network, state, self.statistics, blocks=blocks, moments=known)
+        if known is None:
+            save_moments(self.store, moments_id, side.moments)
         return side
 
     def evaluate(self, member: Member) -> Splits:

@@ -31,9 +31,10 @@ import torch
 from torch import Tensor, nn
 
 from tasks.science.correction_table import Correction, Part, find_correction
-from tasks.science.evaluation import compute, lay_out, mode
+from tasks.science.evaluation import lay_out, mode, within
+from tasks.science.first_layer import Between, FirstLayer
 from tasks.science.layout import Layout, Site, find_layout, observing
-from tasks.science.mlp_correction import is_plain_mlp, mlp_moments, repair
+from tasks.science.mlp_correction import Ramp, is_plain_mlp, mlp_moments, repair
 from tasks.science.preactivations import (
     LayerMoments,
     LayerReport,
@@ -79,25 +80,34 @@ class Corrected:
 
     `network` is the one that was given, or a copy that has the tensors `extra`, which its own class lacks; `state` are
     its weights. `achieved`: moments over the statistics samples, measured on these weights (of residual blocks too,
-    where they were corrected).
+    where they were corrected); of an MLP that was corrected exactly they follow from those that it had before.
+    `first`: of such an MLP, what became of its first layer's values.
     """
 
     network: nn.Module
     state: State
     extra: tuple[str, ...]
     achieved: LayerMoments
+    first: Ramp | None = None
 
 
 @torch.no_grad()
 def preactivation_moments(
-    network: nn.Module, state: State, images: Tensor, layout: Layout | None = None, *, blocks: bool = False
+    network: nn.Module,
+    state: State,
+    images: Tensor,
+    layout: Layout | None = None,
+    *,
+    blocks: bool = False,
+    first: FirstLayer | Between | None = None,
 ) -> LayerMoments:
     """Exact moments of every layer of `network` over all of `images`; with `blocks`, of residual blocks' outputs too.
 
-    `layout` is the network's, found where it is not given.
+    `layout` is the network's, found where it is not given. `first` is the first layer of a plain MLP, where its values
+    are kept.
     """
     if is_plain_mlp(network):
-        return mlp_moments(network, state, images)
+        return mlp_moments(network, state, images, first)
     layout = layout or find_layout(network, state, images)
     return measure(network, state, layout.layers + (layout.blocks if blocks else ()), images)
 
@@ -130,11 +140,13 @@ def correct(
     predicted: LayerMoments | None = None,
     estimator: Estimator = "one-pass",
     batch_size: int | None = None,
+    first: Between | None = None,
 ) -> Corrected:
     """`state`, an interpolated network, after `correction` (a name of `CORRECTIONS`) to `goal` on `images`.
 
     `predicted`: the moments in closed form, for the correction that measures none (`predicted_moments`). `batch_size`:
-    the samples that one pass standardises together, at most; batches are of nearly equal size.
+    the samples that one pass standardises together, at most; batches are of nearly equal size. `first` is the first
+    layer of a plain MLP, where its values are kept.
     A unit without spread, here or in the goal, keeps its scale and has only its mean set. A layer with neither a bias
     nor a BatchNorm that reads it alone gets a bias, in a copy of the network; so does what a block's output needs.
     Raises ValueError where the correction has nothing to act on (no BatchNorm, no residual block, no prediction), for a
@@ -145,10 +157,10 @@ def correct(
     if chosen.closed_form and predicted is None:
         raise ValueError(f"correction {correction} needs predicted moments, as predicted_moments gives them")
     if correction == "none":
-        return Corrected(network, state, (), preactivation_moments(network, state, images, layout))
+        return Corrected(network, state, (), preactivation_moments(network, state, images, layout, first=first))
     if is_plain_mlp(network) and not chosen.closed_form:
-        repaired, achieved = repair(network, state, goal, images, chosen.part)
-        return Corrected(network, repaired, (), achieved)
+        repaired = repair(network, state, goal, images, chosen.part, first)
+        return Corrected(network, repaired.state, (), repaired.moments, repaired.first)
     extended, corrected, layout = _extend(network, state, layout, chosen)
     sites = _sites(layout, chosen)
     shifts: dict[str, Tensor] = {}
@@ -243,30 +255,45 @@ def _one_pass(
 ) -> LayerMoments:
     """The moments of every site, each measured while the sites before it are standardised batch by batch.
 
-    A BatchNorm whose statistics are to be re-estimated normalises by those of the batch.
+    A BatchNorm whose statistics are to be re-estimated normalises by those of the batch. Behind a layer that is brought
+    to a goal, these follow from the layer's own: it is told them, and reads what the layer puts out as it is.
     """
     seen = {site.name: RunningMoments() for site in sites}
+    norms = {norm: network.get_submodule(norm) for norm in layout.norms}
+    working = {name: value.clone() if name.rpartition(".")[0] in norms else value for name, value in state.items()}
 
     def see(site: Site, values: Tensor) -> Tensor | None:
         batch = seen[site.name].add(values, site.dim)
         if site.kind == "norm":
+            _tell(working, site.name, batch.mean, batch.sd.square())
             return None
-        scale, shift = (part.to(values.dtype) for part in _affine(batch, goal[site.name], chosen.part))
-        return values * _along(scale, values, site.dim) + _along(shift, values, site.dim)
+        scale, shift = _affine(batch, goal[site.name], chosen.part)
+        if site.norm is not None and not chosen.frozen:
+            # Of scale x + shift the deviation is scale sd: (x - mean) scale / sqrt(scale^2 sd^2 + eps) is what
+            # normalising it makes of x, hence as if x had this variance.
+            eps: Any = norms[site.norm].eps
+            _tell(working, site.norm, batch.mean, batch.sd.square() + eps * (scale.square().reciprocal() - 1))
+            return None
+        scale, shift = (_along(part.to(values.dtype), values, site.dim) for part in (scale, shift))
+        return (values * scale).add_(shift)
 
-    # In training mode BatchNorm writes to its buffers, which are the caller's otherwise.
-    norms = set(layout.norms)
-    working = {name: value.clone() if name.rpartition(".")[0] in norms else value for name, value in state.items()}
     batches = images.tensor_split(math.ceil(len(images) / batch_size))
     if len(batches[-1]) < 2:
         raise ValueError(f"statistics need batches of at least 2 images, got {len(images)} in {len(batches)}")
-    with mode(network, training=False), observing(network, sites, see):
-        if not chosen.frozen:
-            for norm in layout.norms:
-                network.get_submodule(norm).train()
+
+    def run(loaded: nn.Module) -> None:
         for batch in batches:
-            compute(network, working, lay_out(network, batch))
+            loaded(lay_out(loaded, batch))
+
+    with mode(network, training=False), observing(network, sites, see):
+        within(network, working, run)
     return {name: running.result() for name, running in seen.items()}
+
+
+def _tell(state: State, norm: str, mean: Tensor, variance: Tensor) -> None:
+    """Writes statistics into the tensors that a running network has."""
+    state[f"{norm}.running_mean"].copy_(mean)
+    state[f"{norm}.running_var"].copy_(variance)
 
 
 def _affine(before: Moments, goal: Moments, part: Part) -> tuple[Tensor, Tensor]:

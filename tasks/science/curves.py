@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from tasks.science.calibration import calibration_halves
+from tasks.science.calibration import Halves, calibration_halves
 from tasks.science.correction import Corrected, Estimator, correct, preactivation_moments
 from tasks.science.correction_table import find_correction
-from tasks.science.evaluation import Evaluation, evaluate
-from tasks.science.examples import Dataset
+from tasks.science.evaluation import Evaluation, evaluate, judge
+from tasks.science.examples import Dataset, Examples
+from tasks.science.first_layer import Between, FirstLayer, chunks_of
+from tasks.science.folded_norms import fold_norms
 from tasks.science.interpolation import interpolate
 from tasks.science.layout import Layout, find_layout
+from tasks.science.mlp_correction import first_layer, is_plain_mlp, logits_between
 from tasks.science.preactivations import (
     LayerMoments,
     LayerReport,
@@ -37,24 +41,37 @@ Splits = dict[str, Evaluation]
 @dataclass(frozen=True)
 class Side:
     """One end of a path: an endpoint's weights, where its network is corrected, and its moments there on the statistics
-    samples."""
+    samples; of a plain MLP also its first layer, which keeps its values for all paths."""
 
     state: State
     layout: Layout
     moments: LayerMoments
+    first: FirstLayer | None = None
 
     def permuted(self, spec: PermutesStates, permutation: Any) -> Side:
         """The endpoint with its units reordered; moments are reordered too, never measured again."""
         units = {site.name: site.units or site.name for site in self.layout.sites if site.name in self.moments}
         orders = unit_orders(spec, permutation, set(units.values()), self.state)
         moments = reorder_layers(self.moments, {name: orders[layer] for name, layer in units.items()})
-        return Side(spec.apply(self.state, permutation), self.layout, moments)
+        first = self.first and self.first.reordered(orders[self.first.name])
+        return Side(spec.apply(self.state, permutation), self.layout, moments, first)
 
 
-def measure_side(network: nn.Module, state: State, statistics: Tensor, *, blocks: bool = False) -> Side:
-    """An endpoint of paths, measured once over all of `statistics`; `blocks` for corrections of residual blocks."""
+def measure_side(
+    network: nn.Module,
+    state: State,
+    statistics: Tensor,
+    *,
+    blocks: bool = False,
+    moments: LayerMoments | None = None,
+) -> Side:
+    """An endpoint of paths, measured once over all of `statistics`, unless its `moments` there are known; `blocks` for
+    corrections of residual blocks."""
     layout = find_layout(network, state, statistics)
-    return Side(state, layout, preactivation_moments(network, state, statistics, layout, blocks=blocks))
+    first = first_layer(network, state) if is_plain_mlp(network) else None
+    if moments is None:
+        moments = preactivation_moments(network, state, statistics, layout, blocks=blocks, first=first)
+    return Side(state, layout, moments, first)
 
 
 @dataclass(frozen=True)
@@ -69,11 +86,12 @@ class Point:
 def evaluate_splits(network: nn.Module, state: State, dataset: Dataset, *, flip_averaged: bool = False) -> Splits:
     """Both splits; the test split with its calibrated loss too, for a loss on the train split is one of memory.
     `flip_averaged` as in `evaluate`."""
+    return _splits(dataset, functools.partial(evaluate, network, state, flip_averaged=flip_averaged))
+
+
+def _splits(dataset: Dataset, see: Callable[[Examples, Halves | None], Evaluation]) -> Splits:
     halves = calibration_halves(dataset.spec.fingerprint, len(dataset.test))
-    return {
-        "train": evaluate(network, state, dataset.train, flip_averaged=flip_averaged),
-        "test": evaluate(network, state, dataset.test, halves, flip_averaged=flip_averaged),
-    }
+    return {"train": see(dataset.train, None), "test": see(dataset.test, halves)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +122,35 @@ class CorrectedPath:
         return correct(
             self.network, a.layout, interpolate(a.state, b.state, alpha), self.correction, self.goal(alpha),
             self.statistics, predicted=self.predicted(alpha), estimator=self.estimator,
+            first=self._first(alpha, self.statistics),
         )  # fmt: skip
+
+    def _first(self, alpha: float, images: Tensor) -> Between | None:
+        """The first layer at `alpha`, of a plain MLP whose endpoints keep its values on `images`."""
+        a, b = (side.first for side in self.sides)
+        return Between(a, b, alpha) if a and b and a.keeps(images) else None
+
+    @torch.no_grad()
+    def evaluate(self, alpha: float, corrected: Corrected | None, dataset: Dataset, *, flip_averaged: bool) -> Splits:
+        """Both splits of what `at` has `corrected` at `alpha`, or, for None, of what interpolation leaves.
+
+        A plain MLP reads its first layer's values off those that the endpoints keep.
+        """
+        network: nn.Module = corrected.network if corrected else self.network
+        state = corrected.state if corrected else interpolate(self.sides[0].state, self.sides[1].state, alpha)
+        ramp = corrected.first if corrected else None
+
+        def see(examples: Examples, halves: Halves | None) -> Evaluation:
+            as_they_are = examples.scaling is None and not flip_averaged
+            if is_plain_mlp(network) and as_they_are and (self.correction == "none" or ramp):
+                first = self._first(alpha, examples.images)
+                if first is not None:
+                    logits = logits_between(network, state, first, examples.images, ramp)
+                    return judge(zip(logits, chunks_of(examples.labels), strict=True), halves)
+            return evaluate(*folded, examples, halves, flip_averaged=flip_averaged)
+
+        folded = fold_norms(network, state, self.sides[0].layout)
+        return _splits(dataset, see)
 
     def predicted(self, alpha: float) -> LayerMoments | None:
         """The moments that the closed form takes the interpolated network to have; None for other corrections."""
@@ -135,20 +181,18 @@ def measure_path(
     Raises ValueError where the correction is not defined for this network.
     """
     a, b = sides
-    judge = functools.partial(evaluate_splits, flip_averaged=flip_averaged)
-    if correction == "none":
-        ends = ends or (judge(network, a.state, dataset), judge(network, b.state, dataset))
     path = CorrectedPath(network, sides, correction, statistics, estimator)
+    if correction == "none" and ends is None:
+        see = functools.partial(evaluate_splits, network, dataset=dataset, flip_averaged=flip_averaged)
+        ends = see(a.state), see(b.state)
     points: list[Point] = []
     for alpha in alphas:
         if correction == "none" and ends and alpha in (0, 1):
             points.append(Point(alpha, ends[int(alpha)], []))
             continue
-        if correction == "none" and alpha != 0.5:
-            points.append(Point(alpha, judge(network, interpolate(a.state, b.state, alpha), dataset), []))
-            continue
-        corrected = path.at(alpha)
-        goal, predicted = path.goal(alpha), path.predicted(alpha)
-        layers = report_layers(corrected.achieved, goal, a.moments, b.moments, predicted)
-        points.append(Point(alpha, judge(corrected.network, corrected.state, dataset), layers))
+        corrected, layers = None, list[LayerReport]()
+        if correction != "none" or alpha == 0.5:
+            corrected = path.at(alpha)
+            layers = report_layers(corrected.achieved, path.goal(alpha), a.moments, b.moments, path.predicted(alpha))
+        points.append(Point(alpha, path.evaluate(alpha, corrected, dataset, flip_averaged=flip_averaged), layers))
     return points

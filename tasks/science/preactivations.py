@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from tasks.science.evaluation import BATCH_SIZE, CONV_BATCH_SIZE, compute, lay_out, mode
+from tasks.science.evaluation import BATCH_SIZE, CONV_BATCH_SIZE, compute, lay_out, mode, within
 from tasks.science.layout import Layout, Site, observing
 from tasks.science.specs import State
 
@@ -103,10 +103,13 @@ def measure(
         if stop and site == sites[-1]:
             raise _ReachedError
 
-    with mode(network, training=False), observing(network, sites, see):
+    def run(loaded: nn.Module) -> None:
         for batch in images.split(CONV_BATCH_SIZE if convolutional else BATCH_SIZE):
             with suppress(_ReachedError):
-                compute(network, state, lay_out(network, batch))
+                loaded(lay_out(loaded, batch))
+
+    with mode(network, training=False), observing(network, sites, see):
+        within(network, state, run)
     return {name: running.result() for name, running in seen.items()}
 
 

@@ -45,8 +45,19 @@ GOLDEN = {
         6.957208599,
         0.05530431189,
     ],
+    ("correct", 2): [
+        26.7945383,
+        0.6242902363,
+        29.74113114,
+        1.476495402,
+        43.72039536,
+        1.611958902,
+        6.957208599,
+        0.05530431189,
+    ],
     ("evaluate", 1): [1.157444894, 0.5125],
     ("evaluate", 2): [1.157444894, 0.5125, 0.3760050231, 1.102451325],
+    ("evaluate", 3): [1.157444894, 0.5125, 0.3760050231, 1.102451325],
 }
 
 
@@ -67,7 +78,7 @@ def numbers(blobs: Dataset, cell: Cell) -> dict[str, list[float]]:
         preactivation_moments(network, aligned, data.train.images),
         0.5,
     )
-    fixed, _ = repair(network, interpolate(a, aligned, 0.5), goal, data.train.images)
+    fixed = repair(network, interpolate(a, aligned, 0.5), goal, data.train.images).state
     seen = evaluate_splits(network, fixed, data)["test"]
     assert seen.temperature is not None
     assert seen.calibrated_loss is not None
@@ -88,3 +99,9 @@ def test_a_verbs_numbers_change_only_with_its_revision(numbers, verb: str):
 def test_the_second_revision_of_evaluate_added_numbers_and_changed_none(numbers):
     """Raised because rows have more columns: what is measured anew is what revision 1 measured."""
     assert np.allclose(numbers["evaluate"][:2], GOLDEN["evaluate", 1], rtol=1e-6, atol=0)
+
+
+def test_the_last_revisions_of_correct_and_evaluate_moved_numbers_by_rounding_alone(numbers):
+    """Raised because MLPs are corrected and evaluated in another order of operations; in float64 it does not show."""
+    assert np.allclose(numbers["correct"], GOLDEN["correct", 1], rtol=1e-6, atol=0)
+    assert np.allclose(numbers["evaluate"], GOLDEN["evaluate", 2], rtol=1e-6, atol=0)

@@ -65,13 +65,15 @@ def test_the_repaired_network_has_the_goal_mean_and_deviation_in_every_layer(net
     a, b = sides
     for alpha in ALPHAS:
         goal = goal_moments(a.moments, b.moments, alpha)
-        state, achieved = repair(network, interpolate(a.state, b.state, alpha), goal, blobs.train.images)
+        repaired = repair(network, interpolate(a.state, b.state, alpha), goal, blobs.train.images)
         # Measured on the folded weights by a plain forward pass, not by the code that corrected them.
-        for (mean, sd), layer in zip(moments_plainly(state, blobs.train.images, 3), goal.values(), strict=True):
+        for (mean, sd), layer in zip(
+            moments_plainly(repaired.state, blobs.train.images, 3), goal.values(), strict=True
+        ):
             scale = layer.sd.double().square().mean().sqrt()
             assert ((mean - layer.mean).abs() / scale).max() < 1e-5
             assert ((sd - layer.sd).abs() / scale).max() < 1e-5
-        for report in report_layers(achieved, goal, a.moments, b.moments):
+        for report in report_layers(repaired.moments, goal, a.moments, b.moments):
             assert report.mean_error < 1e-5
             assert report.sd_error < 1e-5
             assert report.variance_ratio == pytest.approx(report.variance_ratio_target, rel=1e-4)
@@ -81,7 +83,7 @@ def test_repair_is_that_of_a_plain_float64_reference(network, sides, states, blo
     a, b = sides
     for alpha in (0.3, 0.5):
         goal = goal_moments(a.moments, b.moments, alpha)
-        ours, _ = repair(network, interpolate(a.state, b.state, alpha), goal, blobs.train.images)
+        ours = repair(network, interpolate(a.state, b.state, alpha), goal, blobs.train.images).state
         plain = repair_plainly(*states, alpha, blobs.train.images, 3)
         for name in ours:
             assert torch.allclose(ours[name].double(), plain[name], rtol=1e-4, atol=1e-5), name
@@ -90,7 +92,7 @@ def test_repair_is_that_of_a_plain_float64_reference(network, sides, states, blo
 def test_repair_of_a_network_with_itself_changes_nothing(network, sides, blobs: Dataset):
     a, _ = sides
     goal = goal_moments(a.moments, a.moments, 0.5)
-    state, _ = repair(network, interpolate(a.state, a.state, 0.5), goal, blobs.train.images)
+    state = repair(network, interpolate(a.state, a.state, 0.5), goal, blobs.train.images).state
     for name in state:
         assert torch.allclose(state[name], a.state[name], rtol=1e-5, atol=1e-6)
 
@@ -99,7 +101,7 @@ def test_repair_leaves_its_argument_and_the_classifier_alone(network, sides, blo
     a, b = sides
     mixed = interpolate(a.state, b.state, 0.5)
     before = {name: tensor.clone() for name, tensor in mixed.items()}
-    state, _ = repair(network, mixed, goal_moments(a.moments, b.moments, 0.5), blobs.train.images)
+    state = repair(network, mixed, goal_moments(a.moments, b.moments, 0.5), blobs.train.images).state
     assert all(torch.equal(mixed[name], before[name]) for name in mixed)
     assert state.keys() == mixed.keys()
     assert torch.equal(state["output.weight"], mixed["output.weight"])
@@ -113,7 +115,8 @@ def test_a_unit_without_spread_is_shifted_but_not_rescaled(network, sides, blobs
     flat["hidden.1.linear.weight"][2] = 0
     still = measure_side(network, flat, blobs.train.images)
     goal = goal_moments(still.moments, b.moments, 0.5)
-    state, achieved = repair(network, flat, goal, blobs.train.images)
+    repaired = repair(network, flat, goal, blobs.train.images)
+    state, achieved = repaired.state, repaired.moments
     assert all(tensor.isfinite().all() for tensor in state.values())
     assert not state["hidden.1.linear.weight"][2].any()
     assert achieved["hidden.1.linear"].mean[2] == pytest.approx(goal["hidden.1.linear"].mean[2].item(), rel=1e-5)

@@ -1,0 +1,50 @@
+"""BatchNorm folded into the convolution before it, in any network: what is evaluated often runs faster without it."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from tasks.science.layout import Layout
+from tasks.science.specs import State
+
+
+def fold_norms(network: nn.Module, state: State, layout: Layout) -> tuple[nn.Module, State]:
+    """A network, with its weights, that computes in evaluation mode what `network` computes with `state`, without the
+    BatchNorms that alone read what a convolution puts out.
+
+    Filters are scaled by gamma / sqrt(running_var + eps), and biases become what is left; computed in float64, in the
+    type of `state`. `network` itself is returned where it has no such BatchNorm; it is left alone.
+    Raises TypeError where `layout`, which is that of `network`, has another module for a BatchNorm.
+    """
+    followed = [(site.name, site.norm) for site in layout.layers if site.dim == 1 and site.norm is not None]
+    if not followed:
+        return network, state
+    network, folded = copy.deepcopy(network), dict(state)
+    for conv, norm in followed:
+        module = network.get_submodule(norm)
+        if not isinstance(module, _BatchNorm):
+            raise TypeError(f"{norm} is a {type(module).__name__}, not a BatchNorm")
+        scale, shift = _affine(module, norm, state)
+        weight = state[f"{conv}.weight"]
+        filters = (scale[:, None, None, None] * weight.double()).to(weight.dtype)
+        folded[f"{conv}.weight"] = filters.contiguous(memory_format=torch.channels_last)
+        bias = state[f"{conv}.bias"].double() if f"{conv}.bias" in state else 0.0
+        folded[f"{conv}.bias"] = (scale * bias + shift).to(weight.dtype)
+        network.get_submodule(conv).register_parameter("bias", nn.Parameter(torch.empty_like(scale, device="meta")))
+        network.set_submodule(norm, nn.Identity())
+    norms = {norm for _, norm in followed}
+    return network, {name: tensor for name, tensor in folded.items() if name.rpartition(".")[0] not in norms}
+
+
+def _affine(module: _BatchNorm, norm: str, state: State) -> tuple[Tensor, Tensor]:
+    """Scale and shift (n_units,) float64 of what a BatchNorm does in evaluation mode."""
+    mean, variance = (state[f"{norm}.{name}"].double() for name in ("running_mean", "running_var"))
+    scale = (variance + module.eps).rsqrt()
+    if module.affine:
+        scale = scale * state[f"{norm}.weight"].double()
+        return scale, state[f"{norm}.bias"].double() - scale * mean
+    return scale, -scale * mean
