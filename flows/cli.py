@@ -308,6 +308,26 @@ def compare_study(
 
 
 @app.command()
+def doctor(
+    store: StoreOption = None,
+    upstream: UpstreamOption = None,
+    runner: RunnerOption = None,
+    scheduler: SchedulerOption = None,
+    device: DeviceOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for a program")] = False,
+) -> None:
+    """Say what this machine, its store and its servers have for a study, and what is wrong; exit code 1 then."""
+    from flows.doctor import examine, print_findings
+
+    with _checking_words():
+        settings = _settings(store=store, upstream=upstream, runner=runner, scheduler=scheduler, device=device)
+    findings = examine(settings)
+    print_findings(findings, Console(), as_json=as_json)
+    if not all(finding.is_well for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
 def du(store: StoreOption = None, upstream: UpstreamOption = None) -> None:
     """Say how much a store holds, by kind and by study."""
     from flows.housekeeping import print_usage
