@@ -166,6 +166,10 @@ def run(
     device: DeviceOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop")] = False,
     yes: Annotated[bool, typer.Option("--yes", help=f"Start what takes more than {LONG_HOURS} hours")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No progress and no table: where tables and report lie")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Quiet, and at the end all of it as JSON")] = False,
 ) -> None:
     """Run a study: train, align, interpolate, repair, and gather what was measured into tables."""
     from flows.imports import resolve
@@ -175,6 +179,7 @@ def run(
 
     with _checking_words():
         settings = _settings(store=store, upstream=upstream, runner=runner, scheduler=scheduler, device=device)
+        settings = settings.model_copy(update={"quiet": settings.quiet or quiet or as_json})
         own = read_study(Path(study)) if study.endswith(STUDY_FILE) else None
         options = StudyOptions(
             study=own.name if own else study,
@@ -219,7 +224,7 @@ def run(
             "would do, and fewer --seeds or widths, or another --size, are less of it"
         )
     target.check_writable()
-    from flows.report import print_ablation
+    from flows.report import outcome_json, print_ablation
     from flows.study import UnfinishedError, find_request, run_study
 
     request, _ = find_request(options, target, settings.data_dir)
@@ -230,8 +235,13 @@ def run(
         problems = None
     except UnfinishedError as error:
         problems = error
-    console = Console()
-    print_ablation(target, request, console)
+    if as_json:
+        typer.echo(outcome_json(target, request, problems.problems if problems else ()))
+        if problems is not None:
+            raise problems
+        return
+    if not settings.quiet:
+        print_ablation(target, request, Console())
     for sentence in request.left_out():
         typer.echo(sentence)
     typer.echo(f"tables  {target.locate(table_key(request.study, 'ablation'))}")
@@ -305,6 +315,26 @@ def compare_study(
         settings = _settings(store=store)
         _check_study(_find_store(settings), study)
     compare(_find_store(settings), study, Console())
+
+
+@app.command()
+def doctor(
+    store: StoreOption = None,
+    upstream: UpstreamOption = None,
+    runner: RunnerOption = None,
+    scheduler: SchedulerOption = None,
+    device: DeviceOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for a program")] = False,
+) -> None:
+    """Say what this machine, its store and its servers have for a study, and what is wrong; exit code 1 then."""
+    from flows.doctor import examine, print_findings
+
+    with _checking_words():
+        settings = _settings(store=store, upstream=upstream, runner=runner, scheduler=scheduler, device=device)
+    findings = examine(settings)
+    print_findings(findings, Console(), as_json=as_json)
+    if not all(finding.is_well for finding in findings):
+        raise typer.Exit(1)
 
 
 @app.command()

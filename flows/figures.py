@@ -137,6 +137,36 @@ def draw_barriers(ablation: pd.DataFrame) -> bytes | None:
     return _panels(panels, draw, max(2, shown["series"].nunique()))
 
 
+def draw_width(ablation: pd.DataFrame, metric: str, split: str) -> Figure:
+    """`metric` against width, both logarithmic where the metric's means allow it: a line per path with 95 % intervals,
+    a panel per series of cells. ValueError, naming what there is, where it has no value."""
+    shown = ablation[(ablation["split"] == split) & (ablation["metric"] == metric) & ablation["mean"].notna()]
+    if shown.empty:
+        known = ", ".join(sorted(ablation.loc[ablation["mean"].notna(), "metric"].unique()))
+        raise ValueError(f"there is no {metric} on the {split} split; there are {known}")
+    shown = shown.assign(series=label_points(shown, "width"))
+    scale, unit = (100, "%" if metric.startswith(("mid", "end")) else "points") if "accuracy" in metric else (1, "nats")
+
+    def draw(axes: Axes, series: str) -> None:
+        of_series = shown[shown["series"] == series]
+        for curve in curves_of(shown):
+            line = _of_curve(of_series, curve).sort_values("width")
+            if not line.empty:
+                axes.errorbar(
+                    line["width"], line["mean"] * scale, yerr=_reach(line) * scale, color=curve.color,
+                    marker=curve.marker, capsize=3, markersize=5, label=curve.label,
+                )  # fmt: skip
+        widths = sorted(of_series["width"].unique())
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(widths, [str(width) for width in widths])
+        axes.set_xlabel("width")
+        axes.set_ylabel(f"{metric.replace('_', ' ')} ({unit})")
+        _fit_axis(axes, "y", of_series["mean"] * scale, of_series["high"] * scale)
+        axes.set_title(series)
+
+    return _grid(list(dict.fromkeys(shown.sort_values("width")["series"])), draw, 3)
+
+
 def draw_paths(paths: pd.DataFrame) -> bytes | None:
     """Test accuracy along alpha, a panel per cell: the mean over pairs, and the band from the worst to the best."""
     shown = paths[(paths["split"] == "test") & (paths["method"] == "weights")]
@@ -388,7 +418,15 @@ def _fit_axis(axes: Axes, which: Literal["x", "y"], means: pd.Series, highs: pd.
 
 
 def _panels(panels: Sequence[Panel], draw: Callable[[Axes, Panel], None], n_columns: int) -> bytes:
-    """A grid with one panel for each of `panels`, one legend for all, as PNG."""
+    """`_grid` as PNG."""
+    figure = _grid(panels, draw, n_columns)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _grid(panels: Sequence[Panel], draw: Callable[[Axes, Panel], None], n_columns: int) -> Figure:
+    """A grid with one panel for each of `panels`, one legend for all."""
     n_columns = min(n_columns, len(panels))
     n_rows = -(-len(panels) // n_columns)
     with mpl.rc_context(_STYLE):
@@ -411,6 +449,4 @@ def _panels(panels: Sequence[Panel], draw: Callable[[Axes, Panel], None], n_colu
             figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=ncols)
             # Further lines of the legend are not at the panels' expense.
             figure.set_figheight(figure.get_figheight() + 0.2 * (-(-len(entries) // ncols) - 1))
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-        return buffer.getvalue()
+        return figure

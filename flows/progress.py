@@ -36,9 +36,9 @@ class Stages:
 
 
 @contextmanager
-def show_stages() -> Generator[Stages]:
-    """Stages on standard error, so that what a command prints stays clean."""
-    console = Console(stderr=True)
+def show_stages(*, quiet: bool = False) -> Generator[Stages]:
+    """Stages on standard error, so that what a command prints stays clean; counted only, where `quiet`."""
+    console = Console(stderr=True, quiet=quiet)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -46,7 +46,7 @@ def show_stages() -> Generator[Stages]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=quiet or not console.is_terminal,
     )
     with progress:
         yield Stages(console, progress)

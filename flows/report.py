@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -31,6 +33,7 @@ from infra.paths import figure_key, report_key, table_key
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store, StoreError
 from infra.tables import read_provenance, read_table
+from tasks import schema
 from tasks.gather import NOT_YET
 from tasks.science.identity import safe_name
 from tasks.science.request import Request
@@ -260,13 +263,36 @@ def section_starts(summary: pd.DataFrame) -> list[int]:
     return [i for i in range(len(cells)) if i == 0 or cells[i] != cells[i - 1]]
 
 
+def asked_ablation(store: Store, request: Request) -> pd.DataFrame:
+    """The rows of a study's table that `request` asked for, among all that were ever asked for under its name."""
+    ablation = read_table(store, table_key(request.study, "ablation"))
+    names = [measurement.name for measurement in request.measurements]
+    cell_ids = [cell.id for cell in request.cells]
+    ablation = ablation[ablation["cell_id"].isin(cell_ids) & ablation["measurement"].isin(names)]
+    return ablation[ablation["matcher"].isin(request.matchers) & ablation["correction"].isin(request.corrections)]
+
+
+def outcome_json(store: Store, request: Request, problems: Sequence[str]) -> str:
+    """What a run came to, for a program: where everything lies, the claim, the rows of the ablation that were asked
+    for, and what was left undone."""
+    ablation = asked_ablation(store, request)
+    outcome = {
+        "study": request.study,
+        "tables": {table.name: store.locate(table_key(request.study, table.name)) for table in schema.TABLES},
+        "report": store.locate(report_key(request.study)),
+        "claim": make_claim(ablation),
+        # By way of pandas, for which what is missing is null, as in JSON.
+        "ablation": json.loads(ablation.to_json(orient="records")),
+        "left_out": request.left_out(),
+        "problems": list(problems),
+    }
+    return json.dumps(outcome, indent=1)
+
+
 def print_ablation(store: Store, request: Request, console: Console) -> None:
     """The claim and the ablation of what was asked for, on a terminal, in 80 columns where one factor is swept."""
     study, cell_ids = request.study, [cell.id for cell in request.cells]
-    ablation = read_table(store, table_key(study, "ablation"))
-    names = [measurement.name for measurement in request.measurements]
-    ablation = ablation[ablation["cell_id"].isin(cell_ids) & ablation["measurement"].isin(names)]
-    ablation = ablation[ablation["matcher"].isin(request.matchers) & ablation["correction"].isin(request.corrections)]
+    ablation = asked_ablation(store, request)
     summary = summarise_ablation(ablation, brief=True)
     dull = ["diverged", "untrained", *(["pairs"] if summary["pairs"].nunique() == 1 else [])]
     shown = summary.drop(columns=dull)

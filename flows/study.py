@@ -75,6 +75,7 @@ class UnfinishedError(Exception):
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
 
 
 @flow(name="study", persist_result=False)
@@ -92,7 +93,7 @@ def study(options: StudyOptions, settings: Settings) -> StudyResult:
         except ValueError as error:
             raise DataError(str(error)) from error
     store.own.create(request_key(request.study, request.id), request.to_json().encode())
-    with show_stages() as stages:
+    with show_stages(quiet=settings.quiet) as stages:
         work = Work(stages, Routing.of(settings))
         for sentence in lacking:
             work.report(sentence)

@@ -38,6 +38,7 @@ class Settings(BaseSettings):
         default=None, description="Address of a Dask scheduler; without, dask starts its own workers"
     )
     device: Device = Field(default="cpu", description="What networks are trained on")
+    quiet: bool = Field(default=False, description="Whether a run says nothing on its way")
 
     def anchored(self) -> Settings:
         """The same with whole paths, so that workers that were started elsewhere on this machine find the same."""

@@ -76,11 +76,17 @@ def describe_dataset(name: str, data_dir: Path) -> DataSpec:
     """What `name` is, from its files where they are there, else from what is published, its fingerprint unknown."""
     if is_own(name):
         return load_dataset(name, data_dir).spec
-    known = _known(name)
-    place = None
-    if known.files is not None and (place := known.files.find(data_dir)) is None:
+    place = find_dataset(name, data_dir)
+    if place is None and _known(name).files is not None:
         return published_shape(name)
     return _read(name, place).spec
+
+
+def find_dataset(name: str, data_dir: Path) -> Path | None:
+    """The folder or archive with all files of `name`; None where there is none, or it needs none. ValueError for a name
+    that is not known."""
+    files = _known(name).files
+    return None if files is None else files.find(data_dir)
 
 
 def published_shape(name: str) -> DataSpec:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort
 
+from flows.cli import main
 from flows.options import StudyOptions
 from flows.presets import PRESETS
 from flows.report import write_report
@@ -246,3 +250,30 @@ def test_seeds_are_named_as_a_person_would():
     assert label_seeds([3]) == "seed 3"
     assert label_seeds([0, 1, 2]) == "seeds 0-2"
     assert label_seeds([0, 2]) == "seeds 0, 2"
+
+
+@pytest.mark.parametrize("words", [("--json",), ("--quiet",)])
+def test_a_run_for_a_program_says_what_it_came_to_and_nothing_else(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys, words: tuple[str, ...]
+):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # The test's own handlers stay.
+    asked = ("--depth", "2", "--width", "16", "--seeds", "3", "--epochs", "2", "--alphas", "5", "--runner", "threads")
+    monkeypatch.setattr(sys, "argv", ["repairlab", "run", "digits-depth", "--store", store.url, *asked, *words])
+    monkeypatch.setenv("REPAIRLAB_STORE", store.url)
+    monkeypatch.setenv("REPAIRLAB_RUNNER", "threads")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    written = capsys.readouterr()
+    assert "begun" not in written.err
+    folder = f"{store.url}/studies/digits-depth"
+    if words == ("--quiet",):
+        assert written.out.splitlines() == [f"tables  {folder}/ablation.parquet", f"report  {folder}/report.html"]
+        return
+    outcome = json.loads(written.out)
+    assert outcome["report"] == f"{folder}/report.html"
+    assert outcome["tables"]["barriers"] == f"{folder}/barriers.parquet"
+    assert outcome["problems"] == []
+    wanted = pd.read_parquet(outcome["tables"]["ablation"])
+    assert len(outcome["ablation"]) == len(wanted)
+    assert {row["metric"] for row in outcome["ablation"]} == set(wanted["metric"])

@@ -1,0 +1,215 @@
+"""A study's results in pandas: its tables, its contrasts, its main figure, and the weights behind every point.
+
+from flows.results import open_study
+
+study = open_study("runs", "digits-depth")
+study.ablation
+study.contrast("repair", "none")
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path as Folder
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from torch import nn
+
+from flows.figures import draw_width
+from infra.paths import table_key
+from infra.settings import load_settings
+from infra.storage import Store, StoreError
+from infra.tables import read_provenance, read_table
+from tasks import schema
+from tasks.artifacts import joint_members, trained_members
+from tasks.gather import read_requests
+from tasks.pairs import PairBench
+from tasks.science.curves import CorrectedPath
+from tasks.science.interpolation import interpolate
+from tasks.science.request import Request
+from tasks.science.specs import Cell, Path
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """The tables of one study, each read when it is first asked for; docs/tables.md says what their columns mean."""
+
+    store: Store
+    name: str
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        return self.table("cells")
+
+    @cached_property
+    def endpoints(self) -> pd.DataFrame:
+        return self.table("endpoints")
+
+    @cached_property
+    def merges(self) -> pd.DataFrame:
+        return self.table("merges")
+
+    @cached_property
+    def paths(self) -> pd.DataFrame:
+        return self.table("paths")
+
+    @cached_property
+    def barriers(self) -> pd.DataFrame:
+        return self.table("barriers")
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        return self.table("layers")
+
+    @cached_property
+    def axes(self) -> pd.DataFrame:
+        return self.table("axes")
+
+    @cached_property
+    def ablation(self) -> pd.DataFrame:
+        return self.table("ablation")
+
+    @cached_property
+    def paper(self) -> pd.DataFrame:
+        return self.table("paper")
+
+    @cached_property
+    def contrasts(self) -> pd.DataFrame:
+        return self.table("contrasts")
+
+    @cached_property
+    def width_laws(self) -> pd.DataFrame:
+        return self.table("width_laws")
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """The versions, commit, revisions and requests that the tables come from."""
+        return read_provenance(self.store, table_key(self.name, "ablation"))
+
+    def table(self, name: str) -> pd.DataFrame:
+        """ValueError, naming those there are, for a table that there is not."""
+        known = [table.name for table in schema.TABLES]
+        if name not in known:
+            raise ValueError(f"there is no table {name!r}; known: {', '.join(known)}")
+        return read_table(self.store, table_key(self.name, name))
+
+    def contrast(
+        self,
+        correction: str,
+        other: str = "none",
+        *,
+        matcher: str = "activation",
+        metric: str = "accuracy_barrier",
+        split: str = "test",
+    ) -> pd.DataFrame:
+        """How much larger `metric` is under `correction` than under `other`, a row per cell and measurement: the mean
+        `difference` over the pairs that both have, and its 95 % interval (`low`, `high`) over seeds.
+
+        ValueError, naming those that were measured, where one of the two was not.
+        """
+        found = self.contrasts
+        found = found[(found["matcher"] == matcher) & (found["other_matcher"] == matcher)]
+        found = found[(found["cell_id"] == found["other_cell_id"]) & (found["split"] == split)]
+        found = found[found["metric"] == metric]
+        asked, swapped = (
+            found[(found["correction"] == this) & (found["other_correction"] == that)]
+            for this, that in ((other, correction), (correction, other))
+        )
+        # The table has every two once, each the other less this.
+        turned = swapped.assign(difference=-swapped["difference"], low=-swapped["high"], high=-swapped["low"])
+        rows = pd.concat([asked, turned]) if len(turned) else asked
+        if rows.empty:
+            of_matcher = self.ablation[self.ablation["matcher"] == matcher]
+            raise ValueError(
+                f"{self.name} has no {metric} of {correction} and {other} under matcher {matcher} on the {split} "
+                f"split; measured: corrections {_words(of_matcher['correction'])}, of matchers "
+                f"{_words(self.ablation['matcher'])}, metrics {_words(self.contrasts['metric'])}"
+            )
+        columns = [name for name in self.ablation.columns if name in rows.columns and name in _TELLING]
+        swept = [name for name in rows.columns if name not in schema.CONTRASTS.columns]
+        kept = [*columns, *swept, "measurement", "difference", "low", "high", "n_seeds", "n_pairs"]
+        return rows[kept].sort_values([*columns[1:], *swept, "measurement"], ignore_index=True)
+
+    def plot_width(self, metric: str = "accuracy_barrier", split: str = "test") -> Figure:
+        """`metric` against width, a line per path and a panel per series of cells, with 95 % intervals over seeds;
+        accuracies in percent. ValueError, naming what there is, where it was not measured."""
+        return draw_width(self.ablation, metric, split)
+
+    def network(
+        self,
+        merge_id: str,
+        alpha: float,
+        correction: str = "none",
+        *,
+        measurement: str | None = None,
+        data_dir: Folder | None = None,
+    ) -> nn.Module:
+        """The network at `alpha` of a path, in evaluation mode with its weights: A at 0, B at 1, aligned as the merge
+        aligned it, and corrected where asked for, which needs the data set that the statistics come from.
+
+        `measurement`: which of the study's, where it has several; it is what the correction sees. `data_dir` as in
+        the settings by default. Raises ValueError for a merge, measurement or correction that the study has not.
+        """
+        path = self._find(merge_id, correction, measurement)
+        bench = PairBench(self.store, [path], data_dir or load_settings().data_dir)
+        sides = bench.aligned(path.merge)
+        if correction == "none":
+            network, state = bench.network, interpolate(sides[0].state, sides[1].state, alpha)
+        else:
+            corrected = CorrectedPath(bench.network, sides, correction, bench.statistics).at(alpha)
+            network, state = corrected.network, corrected.state
+        module = copy.deepcopy(network).to_empty(device="cpu")
+        module.load_state_dict(state)
+        return module.eval()
+
+    def _find(self, merge_id: str, correction: str, measurement: str | None) -> Path:
+        found = [path for path in self._paths if path.merge.id == merge_id and path.method == "weights"]
+        if not found:
+            raise ValueError(f"{self.name} has no merge {merge_id!r}: take one from the column merge_id of barriers")
+        of_correction = [path for path in found if path.correction == correction]
+        if not of_correction:
+            raise ValueError(
+                f"{self.name} has not measured correction {correction!r} of this merge; "
+                f"measured: {', '.join(dict.fromkeys(path.correction for path in found))}"
+            )
+        names = [path.measurement.name for path in of_correction]
+        chosen = [path for path in of_correction if measurement in (None, path.measurement.name)]
+        if not chosen:
+            raise ValueError(f"this merge has no measurement {measurement!r}; it has {', '.join(names)}")
+        return chosen[0]
+
+    @cached_property
+    def _paths(self) -> list[Path]:
+        """Everything that any request of the study asks for and whose endpoints are there."""
+        paths: list[Path] = []
+        for request in read_requests(self.store, self.name).values():
+            paths += [path for cell in request.cells for path in self._of_cell(request, cell)]
+        return paths
+
+    def _of_cell(self, request: Request, cell: Cell) -> list[Path]:
+        merges = request.merges(cell, trained_members(self.store, request, cell))
+        return request.paths(merges, joint_members(self.store, request, cell))
+
+
+_TELLING = ("cell_id", "dataset", "architecture", "normalization", "width", "depth", "recipe")
+
+
+def open_study(store: str | Store, study: str) -> StudyResults:
+    """The results of `study` in `store`, a folder or an s3:// URL whose keys come from the usual AWS variables.
+
+    StoreError, naming the studies that have tables, where this one has none.
+    """
+    opened = store if isinstance(store, Store) else Store(store, patience_seconds=0)
+    if not opened.exists(table_key(study, "ablation")):
+        gathered = [name for name in opened.folders("studies") if opened.exists(table_key(name, "ablation"))]
+        there = f"it has tables of {', '.join(gathered)}" if gathered else "it has tables of none"
+        raise StoreError(f"{opened.url} has no tables of a study {study!r}; {there}: repairlab run makes them")
+    return StudyResults(opened, study)
+
+
+def _words(column: pd.Series) -> str:
+    return ", ".join(dict.fromkeys(str(word) for word in column))
