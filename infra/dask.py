@@ -39,7 +39,7 @@ def start_cluster(n_workers: int, n_gpus: int, asynchronous: bool = False) -> Sp
     """`n_workers` processes of one thread that see no GPU, and one more for each of `n_gpus`, which sees it alone."""
     workers = {f"cpu-{i}": _worker("", {}) for i in range(n_workers)}
     workers |= {f"gpu-{i}": _worker(str(i), GPU) for i in range(n_gpus)}
-    dask.config.set({"distributed.deploy.lost-worker-timeout": _LOST_WORKER})
+    dask.config.set({"distributed.deploy.lost-worker-timeout": _LOST_WORKER})  # pyright: ignore[reportPrivateImportUsage]
     scheduler = {"cls": Scheduler, "options": {"host": _HOST, "port": 0, "dashboard_address": f"{_HOST}:0"}}
     return SpecCluster(workers=workers, scheduler=scheduler, asynchronous=asynchronous, name="repairlab")
 
