@@ -72,7 +72,7 @@ class Sizes:
     study_epochs: int
 
 
-FULL = Sizes(10_000, 5_000, 200, 64, 10_000, 200, (512, 1024, 2048, 4096), (8, 16), 600, 40, 5)
+FULL = Sizes(10_000, 5_000, 200, 64, 10_000, 500, (512, 1024, 2048, 4096), (8, 16), 600, 40, 5)
 TINY = Sizes(64, 64, 4, 2, 64, 4, (16,), (3,), 4, 2, 1)
 
 
@@ -219,11 +219,7 @@ def assignment_works(sizes: Sizes) -> Iterator[Work]:
 
     for solver in (name for name in SOLVERS if name != "scipy" and is_installed(name)):
         for n in sizes.assignment:
-            # Correlations of units that are alike in part, as those of two trained networks are.
-            rng = np.random.default_rng(n)
-            shared, a, b = (rng.normal(size=(n, 200)) for _ in range(3))
-            a, b = shared + a, shared[rng.permutation(n)] + b
-            scores = np.corrcoef(a, b)[:n, n:]
+            scores = trained_correlations(n)
 
             def agree(ours: Any, reference: Any, scores: np.ndarray = scores) -> str:
                 totals = [scores[np.arange(len(scores)), partners].sum() for partners in (ours, reference[1])]
@@ -235,6 +231,22 @@ def assignment_works(sizes: Sizes) -> Iterator[Work]:
                 lambda s=solver, m=scores: SOLVERS[s](m), lambda m=scores: linear_sum_assignment(m, maximize=True),
                 agree, best=targets[0], least=targets[1],
             )  # fmt: skip
+
+
+@functools.cache
+def trained_correlations(n: int) -> np.ndarray:
+    """Correlations (n, n) of the hidden units of two networks after two epochs of 20,000 images of Fashion-MNIST."""
+    dataset = load_dataset("fashion_mnist", load_settings().data_dir)
+    images, labels = dataset.train.images[:20_000], dataset.train.labels[:20_000]
+    cell = Cell(dataset.spec, "mlp", "none", n, 1, Recipe("none", 1, 1, 1.0, 0.0))
+    network, seen = build_network(cell), []
+    for seed in (0, 1):
+        state = initial_state(network, stream("benchmark", seed))
+        with torch.enable_grad():
+            trained = published.load(network, published.train_one(network, state, images, labels, 500, 80, 0.02))
+        seen.append(torch.cat([published.read_up_to(trained, batch, "hidden.0") for batch in images.split(1000)[:5]]))
+    a, b = ((values - values.mean(0)) / values.std(0, correction=0).clamp_min(1e-6) for values in seen)
+    return (a.T @ b / len(a)).numpy()
 
 
 def is_installed(solver: str) -> bool:
@@ -277,19 +289,22 @@ class Paths:
             curves.append([(p.splits["train"].loss, p.splits["train"].accuracy) for p in points])
         return curves
 
-    def walk_plainly(self) -> list[list[tuple[float, float]]]:
+    def walk_plainly(self, layers: Sequence[str]) -> list[list[tuple[float, float]]]:
+        """The same; and as ours does, the moments of every layer at the midpoint."""
         bench = self.bench
         curves = []
         for (a, _), aligned in zip(self.pairs, self.aligned, strict=True):
             curve = published.walk_path(bench.network, bench.states[a], aligned, ALPHAS, bench.splits)
+            published.tracked_pass(bench.network, published.mix(bench.states[a], aligned, 0.5), layers, bench.images)
             curves.append([point[0] for point in curve])
         return curves
 
     def compute_path(self) -> None:
-        """A forward pass over both splits for every endpoint, and every alpha between two."""
+        """A forward pass over both splits for every endpoint, and every alpha between two; one more at the midpoint."""
         n_passes = self.bench.n_states + len(self.pairs) * (len(ALPHAS) - 2)
         for part in (1.0, 0.2):
             self.bench.compute(n_passes, part=part)
+        self.bench.compute(len(self.pairs))
 
     def repair(self) -> list[State]:
         """The corrected weights at alpha .5 of every pair, of those at all alphas."""
@@ -338,7 +353,9 @@ def path_works(sizes: Sizes) -> Iterator[Work]:
         yield Work(
             f"path-mlp-{width}",
             f"path of 11 alphas, MLP 11 x {width}, {sizes.path:,} + {len(paths.bench.dataset.test):,} images, 6 pairs",
-            lambda p=paths, s=sides: p.walk(s, p.ends()), paths.walk_plainly, same_curves, best=best, least=least,
+            lambda p=paths, s=sides: p.walk(s, p.ends()),
+            lambda p=paths: p.walk_plainly([f"hidden.{i}.linear" for i in range(11)]),
+            same_curves, best=best, least=least,
             floor=lambda p=paths: p.compute_path(),
         )  # fmt: skip
     paths = Paths(Bench("resnet20", "batch", 1, 20, (3, 32, 32), sizes.resnet_path, 2), [(0, 1)])
@@ -346,7 +363,9 @@ def path_works(sizes: Sizes) -> Iterator[Work]:
     yield Work(
         "path-resnet20",
         f"path of 11 alphas, ResNet20 x1, {sizes.resnet_path:,} + {len(paths.bench.dataset.test):,} images, 1 pair",
-        lambda p=paths, s=sides: p.walk(s, p.ends()), paths.walk_plainly, same_curves, best=2.7, least=2.3,
+        lambda p=paths, s=sides: p.walk(s, p.ends()),
+        lambda p=paths, s=sides: p.walk_plainly([site.name for site in s[0].layout.layers]),
+        same_curves, best=2.7, least=2.3,
         floor=lambda p=paths: p.compute_path(),
     )  # fmt: skip
 

@@ -29,9 +29,13 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in [name for name in os.environ if name.startswith("REPAIRLAB_")]:
         monkeypatch.delenv(name)
+    yield
+    # A command leaves its options there for the workers that it starts.
+    for name in [name for name in os.environ if name.startswith("REPAIRLAB_")]:
+        del os.environ[name]
 
 
 @pytest.fixture
