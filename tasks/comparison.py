@@ -26,7 +26,7 @@ from tasks import schema
 from tasks.points import Point, read_points
 from tasks.science import recipes
 from tasks.science.recipe import Recipe
-from tasks.science.specs import Measurement
+from tasks.science.specs import PLAINLY, Measurement
 
 INSIDE, OUTSIDE, UNINFORMATIVE = "inside", "outside", "uninformative"
 OTHER_RECIPE, OTHER_MEASUREMENT = "other recipe", "other measurement"
@@ -271,13 +271,13 @@ def _trains_alike(recipe: Recipe, cell: Record) -> bool:
 
 def _measures_all(measurement: Measurement, figure: Figure, cell: Record, split: str) -> bool:
     """Whether nothing was spared: no train image for statistics, where there are any, and none of the split; and
-    nothing added, for none of these figures is flip-averaged."""
+    nothing changed, for none of these figures is flip-averaged or in bfloat16."""
     n_statistics = measurement.statistics or math.inf
     if figure.method in (ENDPOINTS, "direct"):
         n_statistics = math.inf
     n_evaluated = measurement.evaluation or math.inf
     is_whole = n_statistics >= cell["data_n_train"] and n_evaluated >= cell[f"data_n_{split}"]
-    return is_whole and not measurement.flip_averaged
+    return is_whole and measurement.viewing == PLAINLY
 
 
 def _records(frame: pd.DataFrame) -> list[Record]:

@@ -23,7 +23,7 @@ def ensemble(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
     measurement = ends.measurement
     dataset = ends.dataset.reduced(measurement.evaluation)
     outputs = {
-        member: outputs_of(ends.network, state, dataset, flip_averaged=measurement.flip_averaged)
+        member: outputs_of(ends.network, state, dataset, viewing=measurement.viewing)
         for member, state in ends.weights.items()
     }
     for path in ends.paths:

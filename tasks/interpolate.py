@@ -37,7 +37,7 @@ def interpolate(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
                 bench.dataset,
                 bench.statistics,
                 ends=(ends[pair.a], ends[pair.b]),
-                flip_averaged=path.measurement.flip_averaged,
+                viewing=path.measurement.viewing,
             ),
         )
     run_logger().info("%s: %d paths interpolated", missing[0].merge.cell.label, len(missing))

@@ -24,7 +24,7 @@ def evaluate_joint(paths: Sequence[Path], store: Store, data_dir: Folder) -> Non
     measurement = ends.measurement
     dataset = ends.dataset.reduced(measurement.evaluation)
     seen = {
-        member: evaluate_splits(ends.network, state, dataset, flip_averaged=measurement.flip_averaged)
+        member: evaluate_splits(ends.network, state, dataset, viewing=measurement.viewing)
         for member, state in ends.weights.items()
     }
     save_ends(ends, seen)

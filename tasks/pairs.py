@@ -109,8 +109,8 @@ class PairBench:
         """What is seen of an endpoint as it was trained."""
         evaluation_id = member.evaluation_id(self.cell, self.measurement)
         if (seen := load_evaluation(self.store, evaluation_id)) is None:
-            state, flip_averaged = self.endpoints[member].state, self.measurement.flip_averaged
-            seen = evaluate_splits(self.network, state, self.dataset, flip_averaged=flip_averaged)
+            state = self.endpoints[member].state
+            seen = evaluate_splits(self.network, state, self.dataset, viewing=self.measurement.viewing)
             save_evaluation(self.store, evaluation_id, seen)
         return seen
 

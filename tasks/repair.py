@@ -32,7 +32,7 @@ def repair(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
             alphas,
             bench.dataset,
             bench.statistics,
-            flip_averaged=path.measurement.flip_averaged,
+            viewing=path.measurement.viewing,
         )
         save_points(store, path, points)
     run_logger().info("%s: %d paths corrected", missing[0].merge.cell.label, len(missing))

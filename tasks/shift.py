@@ -31,7 +31,7 @@ def shift(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
             ends.cell.data.train_subset(member.seed),
             measurement.evaluation,
             on_test=on_test,
-            flip_averaged=measurement.flip_averaged,
+            viewing=measurement.viewing,
         )
         for member, state in ends.weights.items()
     }

@@ -32,7 +32,7 @@ from tasks.science.preactivations import (
     report_layers,
     unit_orders,
 )
-from tasks.science.specs import State
+from tasks.science.specs import PLAINLY, State, Viewing
 
 Splits = dict[str, Evaluation]
 """An evaluation of the train split and one of the test split, by name."""
@@ -83,10 +83,10 @@ class Point:
     layers: list[LayerReport]
 
 
-def evaluate_splits(network: nn.Module, state: State, dataset: Dataset, *, flip_averaged: bool = False) -> Splits:
+def evaluate_splits(network: nn.Module, state: State, dataset: Dataset, *, viewing: Viewing = PLAINLY) -> Splits:
     """Both splits; the test split with its calibrated loss too, for a loss on the train split is one of memory.
-    `flip_averaged` as in `evaluate`."""
-    return _splits(dataset, functools.partial(evaluate, network, state, flip_averaged=flip_averaged))
+    `viewing` as in `evaluate`."""
+    return _splits(dataset, functools.partial(evaluate, network, state, viewing=viewing))
 
 
 def _splits(dataset: Dataset, see: Callable[[Examples, Halves | None], Evaluation]) -> Splits:
@@ -131,7 +131,7 @@ class CorrectedPath:
         return Between(a, b, alpha) if a and b and a.keeps(images) else None
 
     @torch.no_grad()
-    def evaluate(self, alpha: float, corrected: Corrected | None, dataset: Dataset, *, flip_averaged: bool) -> Splits:
+    def evaluate(self, alpha: float, corrected: Corrected | None, dataset: Dataset, *, viewing: Viewing) -> Splits:
         """Both splits of what `at` has `corrected` at `alpha`, or, for None, of what interpolation leaves.
 
         A plain MLP reads its first layer's values off those that the endpoints keep.
@@ -141,13 +141,13 @@ class CorrectedPath:
         ramp = corrected.first if corrected else None
 
         def see(examples: Examples, halves: Halves | None) -> Evaluation:
-            as_they_are = examples.scaling is None and not flip_averaged
+            as_they_are = examples.scaling is None and viewing == PLAINLY
             if is_plain_mlp(network) and as_they_are and (self.correction == "none" or ramp):
                 first = self._first(alpha, examples.images)
                 if first is not None:
                     logits = logits_between(network, state, first, examples.images, ramp)
                     return judge(zip(logits, chunks_of(examples.labels), strict=True), halves)
-            return evaluate(*folded, examples, halves, flip_averaged=flip_averaged)
+            return evaluate(*folded, examples, halves, viewing=viewing)
 
         folded = fold_norms(network, state, self.sides[0].layout)
         return _splits(dataset, see)
@@ -170,20 +170,20 @@ def measure_path(
     ends: tuple[Splits, Splits] | None = None,
     estimator: Estimator = "one-pass",
     *,
-    flip_averaged: bool = False,
+    viewing: Viewing = PLAINLY,
 ) -> list[Point]:
     """The path from the first of `sides` to the second under `correction`, at every one of `alphas`.
 
     Uncorrected, it ends in the raw endpoints' evaluations `ends`, which all such paths of a cell share (made where they
     are not given), and its layers are measured at the midpoint alone. Corrected, it is measured at alpha 0 and 1 as
-    anywhere, for a correction may move the endpoints, and its layers are at every alpha. `flip_averaged` as in
+    anywhere, for a correction may move the endpoints, and its layers are at every alpha. `viewing` as in
     `evaluate`.
     Raises ValueError where the correction is not defined for this network.
     """
     a, b = sides
     path = CorrectedPath(network, sides, correction, statistics, estimator)
     if correction == "none" and ends is None:
-        see = functools.partial(evaluate_splits, network, dataset=dataset, flip_averaged=flip_averaged)
+        see = functools.partial(evaluate_splits, network, dataset=dataset, viewing=viewing)
         ends = see(a.state), see(b.state)
     points: list[Point] = []
     for alpha in alphas:
@@ -194,5 +194,5 @@ def measure_path(
         if correction != "none" or alpha == 0.5:
             corrected = path.at(alpha)
             layers = report_layers(corrected.achieved, path.goal(alpha), a.moments, b.moments, path.predicted(alpha))
-        points.append(Point(alpha, path.evaluate(alpha, corrected, dataset, flip_averaged=flip_averaged), layers))
+        points.append(Point(alpha, path.evaluate(alpha, corrected, dataset, viewing=viewing), layers))
     return points

@@ -15,16 +15,16 @@ from tasks.science.calibration import Halves, calibration_halves
 from tasks.science.curves import Point
 from tasks.science.evaluation import Evaluation, evaluate_logits, logits_of
 from tasks.science.examples import Dataset
-from tasks.science.specs import State
+from tasks.science.specs import PLAINLY, State, Viewing
 
 Outputs = dict[str, Tensor]
 """Log-probabilities (n_examples, n_classes) float64 on the train and the test split, by name."""
 
 
-def outputs_of(network: nn.Module, state: State, dataset: Dataset, *, flip_averaged: bool = False) -> Outputs:
-    """What an endpoint says of every example of both splits; `flip_averaged` as in `evaluate`."""
+def outputs_of(network: nn.Module, state: State, dataset: Dataset, *, viewing: Viewing = PLAINLY) -> Outputs:
+    """What an endpoint says of every example of both splits; `viewing` as in `evaluate`."""
     return {
-        split: F.log_softmax(logits_of(network, state, examples, flip_averaged=flip_averaged).double(), dim=1)
+        split: F.log_softmax(logits_of(network, state, examples, viewing=viewing).double(), dim=1)
         for split, examples in (("train", dataset.train), ("test", dataset.test))
     }
 

@@ -1,5 +1,5 @@
 """Loss and accuracy of a network's weights on a split, never augmented; where asked for, also the calibrated loss, or
-all of it of logits averaged over each image and its mirror image."""
+all of it of logits averaged over each image and its mirror image, or computed in bfloat16."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tasks.science.calibration import Halves, calibrate
 from tasks.science.examples import Examples
-from tasks.science.specs import State
+from tasks.science.specs import PLAINLY, State, Viewing
 
 T = TypeVar("T")
 
@@ -46,24 +46,25 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    network: nn.Module, state: State, examples: Examples, halves: Halves | None = None, *, flip_averaged: bool = False
+    network: nn.Module, state: State, examples: Examples, halves: Halves | None = None, *, viewing: Viewing = PLAINLY
 ) -> Evaluation:
     """Mean cross-entropy and accuracy over all of `examples`, summed in float64 over batches of fixed size.
 
-    With `halves` of the examples, logits are kept and the loss is calibrated across them as well. `flip_averaged`: of
-    logits averaged over an image and its mirror image, left for right.
+    With `halves` of the examples, logits are kept and the loss is calibrated across them as well. `viewing`: whether of
+    logits averaged over an image and its mirror image, left for right, and whether products and convolutions are in
+    bfloat16, as autocast has them; losses are in float32 whatever it is.
     Always in evaluation mode: BatchNorm takes its running statistics from `state`, which is left as it was.
     """
-    return within(network, state, lambda loaded: judge(_batches(loaded, examples, flip_averaged), halves))
+    return within(network, state, lambda loaded: judge(_batches(loaded, examples, viewing), halves))
 
 
 @torch.no_grad()
-def logits_of(network: nn.Module, state: State, examples: Examples, *, flip_averaged: bool = False) -> Tensor:
+def logits_of(network: nn.Module, state: State, examples: Examples, *, viewing: Viewing = PLAINLY) -> Tensor:
     """What the network puts out for every one of `examples`, in evaluation mode: (n_examples, n_out), on the CPU.
-    `flip_averaged` as in `evaluate`."""
+    `viewing` as in `evaluate`."""
 
     def collect(loaded: nn.Module) -> Tensor:
-        return torch.cat([logits.cpu() for logits, _ in _batches(loaded, examples, flip_averaged)])
+        return torch.cat([logits.cpu() for logits, _ in _batches(loaded, examples, viewing)])
 
     return within(network, state, collect)
 
@@ -73,14 +74,21 @@ def evaluate_logits(logits: Tensor, labels: Tensor, halves: Halves | None = None
     return judge([(logits, labels)], halves)
 
 
-def _batches(network: nn.Module, examples: Examples, flip_averaged: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(network: nn.Module, examples: Examples, viewing: Viewing) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits and labels, batch by batch."""
     batch_size = CONV_BATCH_SIZE if _is_convolutional(network) else BATCH_SIZE
+
+    def run(images: Tensor) -> Tensor:
+        if viewing.evaluated_in == "float32":
+            return network(lay_out(network, images))
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return network(lay_out(network, images)).float()
+
     with mode(network, training=False):
         for images, labels in examples.batches(batch_size):
-            logits = network(lay_out(network, images))
-            if flip_averaged:
-                logits = (logits + network(lay_out(network, images.flip(-1)))) / 2
+            logits = run(images)
+            if viewing.flip_averaged:
+                logits = (logits + run(images.flip(-1))) / 2
             yield logits, labels
 
 

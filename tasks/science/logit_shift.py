@@ -27,7 +27,7 @@ from tasks.science.calibration import calibration_halves
 from tasks.science.curves import Splits
 from tasks.science.evaluation import evaluate_logits, logits_of
 from tasks.science.examples import Dataset, n_lower_classes
-from tasks.science.specs import State, TrainSubset
+from tasks.science.specs import PLAINLY, State, TrainSubset, Viewing
 
 _TOLERANCE = 1e-10
 """Of a shift, in units of a logit."""
@@ -80,7 +80,7 @@ def held_out_shift(
     train_subset: TrainSubset,
     n_images: int | None,
     *,
-    flip_averaged: bool = False,
+    viewing: Viewing = PLAINLY,
 ) -> float:
     """The shift of an endpoint trained on the half `train_subset`, chosen on at most `n_images` (None: all) of the
     other half, which the endpoint has not seen, though its partner has; classes count as in the whole train split.
@@ -90,7 +90,7 @@ def held_out_shift(
     other: TrainSubset = "first" if train_subset == "second" else "second"
     held_out = dataset.trained_on(other).reduced(n_images).train
     shares = torch.bincount(dataset.train.labels, minlength=dataset.spec.n_classes) / len(dataset.train)
-    logits = logits_of(network, state, held_out, flip_averaged=flip_averaged)
+    logits = logits_of(network, state, held_out, viewing=viewing)
     return choose_shift(logits, held_out.labels, shares)
 
 
@@ -102,25 +102,24 @@ def measure_shifted(
     n_images: int | None,
     *,
     on_test: bool,
-    flip_averaged: bool = False,
+    viewing: Viewing = PLAINLY,
 ) -> Splits:
     """Loss and accuracy, on at most `n_images` of each split (None: all), of an endpoint with its logits shifted.
 
     `on_test`: the shift is the best one for the very test images that it is judged by, so it is no estimate of what it
     does for others, but the figure that was published. Else it is that of `held_out_shift`, for an endpoint trained on
-    the half `train_subset`. `flip_averaged` as in `evaluate`.
+    the half `train_subset`. `viewing` as in `evaluate`.
     """
     judged = dataset.reduced(n_images)
     halves = calibration_halves(judged.spec.fingerprint, len(judged.test))
     train, test = (
-        logits_of(network, state, examples, flip_averaged=flip_averaged).double()
-        for examples in (judged.train, judged.test)
+        logits_of(network, state, examples, viewing=viewing).double() for examples in (judged.train, judged.test)
     )
     if on_test:
         frequencies = torch.bincount(judged.test.labels, minlength=judged.spec.n_classes) / len(judged.test)
         shift = choose_shift(test, judged.test.labels, frequencies)
     else:
-        shift = held_out_shift(network, state, dataset, train_subset, n_images, flip_averaged=flip_averaged)
+        shift = held_out_shift(network, state, dataset, train_subset, n_images, viewing=viewing)
     return {
         "train": evaluate_logits(shift_upper(train, shift), judged.train.labels),
         "test": evaluate_logits(shift_upper(test, shift), judged.test.labels, halves),

@@ -166,11 +166,11 @@ def _match_activations(
     if not pairs:
         return []
     state = states[pairs[0][0]]
-    readable = readable_families(network, spec, state, images, str(choice.options["reading"]))
+    readable, seen = readable_families(network, spec, state, images, str(choice.options["reading"]))
     observed = _independent(families, readable)
     solver = SOLVERS[str(choice.options["solver"])]
     batch = int(choice.options["batch"]) if "batch" in choice.options else None
-    unsteady = _unsteady_trees(network, families, observed, state, images)
+    unsteady = _unsteady_trees(network, families, observed, state, images[:1], seen)
     root_of = {family: root for root in families.roots for family in families.tree(root)}
     steady = [family for family in observed if root_of[family.name] not in unsteady]
     found = _match_once(network, families, states, pairs, steady, images, batch, solver)
@@ -270,16 +270,21 @@ def _match_again(
 
 
 def _unsteady_trees(
-    network: nn.Module, families: Families, observed: Sequence[ObservedFamily], state: State, images: Tensor
+    network: nn.Module,
+    families: Families,
+    observed: Sequence[ObservedFamily],
+    state: State,
+    image: Tensor,
+    seen: Mapping[str, Tensor],
 ) -> set[str]:
     """Trees whose activations are out of order where other axes are: a hidden axis over tokens, say, whose samples
-    are the channels of a stream. Found by comparing a network with a permuted copy of itself on one image."""
-    seen = read_activations(network, state, images[:1], observed)
-    if all(len(values) == 1 and values.ndim == 2 for values in seen.values()):
+    are the channels of a stream. Found by comparing what was `seen` of a network on one image, (1, ...), with what a
+    permuted copy of it makes of that."""
+    if all(len(seen[family.name]) == 1 and seen[family.name].ndim == 2 for family in observed):
         return set()
     spec = families.spec
     shuffle = spec.random(torch.Generator().manual_seed(0))
-    moved = read_activations(network, spec.apply(state, shuffle), images[:1], observed)
+    moved = read_activations(network, spec.apply(state, shuffle), image, observed)
     unsteady: set[str] = set()
     for family in observed:
         columns = [

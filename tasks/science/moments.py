@@ -141,9 +141,10 @@ def observed_families(
 
 def readable_families(
     network: nn.Module, spec: PermutationSpec, state: State, images: Tensor, reading: str = "post"
-) -> list[ObservedFamily]:
+) -> tuple[list[ObservedFamily], dict[str, Tensor]]:
     """`observed_families` without readings that hold for the traced size of batch alone: where a layer folds the
-    samples of a batch into its units (InstanceNorm), another batch has other positions.
+    samples of a batch into its units (InstanceNorm), another batch has other positions. And what was read of the first
+    image, as `read_activations` has it.
 
     Raises ValueError for the reading `published` of a network that was not published with one.
     """
@@ -159,7 +160,7 @@ def readable_families(
         n_images = min(len(images), 2)
         folded = [f for f in families if len(two[f.name]) != n_images * len(one[f.name])]
         if not folded:
-            return families
+            return families, one
         avoid |= {r.node for family in folded for r in family.readings}
 
 

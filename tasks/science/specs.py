@@ -240,6 +240,26 @@ class Samples:
         return f"{self.statistics or 'all'} of draw {self.draw}{'' if self.augmented else ', not augmented'}"
 
 
+EvaluationPrecision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Viewing:
+    """How a network is evaluated on an image; the fields are those of `Measurement`."""
+
+    flip_averaged: bool = False
+    evaluated_in: EvaluationPrecision = "float32"
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What differs from the default, for an id."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+
+
+PLAINLY = Viewing()
+"""Every image as it is, once, in float32."""
+
+
 @dataclass(frozen=True)
 class Measurement:
     """Which samples feed statistics and curves, and where a path is looked at.
@@ -261,6 +281,8 @@ class Measurement:
     flip_averaged: bool = False
     """Whether curves are of logits averaged over each image and its mirror image, left for right: as the authors of
     REPAIR evaluate on ImageNet, and nowhere else."""
+    evaluated_in: EvaluationPrecision = "float32"
+    """What curves are computed in. Statistics and corrections are in float32 whatever it is."""
 
     def __post_init__(self) -> None:
         for name in ("statistics", "evaluation"):
@@ -268,6 +290,7 @@ class Measurement:
                 check_positive("the number of images for ", **{name: getattr(self, name)})
         if isinstance(self.draw, bool) or not isinstance(self.draw, int) or self.draw < 0:
             raise ValueError(f"the draw of statistics must be a whole number of at least 0, got {self.draw!r}")
+        check_choice("", "evaluated_in", self.evaluated_in, EvaluationPrecision)
         for name in ("augmented", "flip_averaged"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
@@ -281,6 +304,10 @@ class Measurement:
     @property
     def samples(self) -> Samples:
         return Samples(self.statistics, self.draw, self.augmented)
+
+    @property
+    def viewing(self) -> Viewing:
+        return Viewing(self.flip_averaged, self.evaluated_in)
 
     @property
     def grid(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -307,8 +334,7 @@ class Member:
     def evaluation_id(self, cell: Cell, measurement: Measurement) -> str:
         """Of its evaluation, as it was trained, as an endpoint of `cell`."""
         spec: dict[str, Any] = {"network": cell.network, "weights": self.weights_sha256}
-        if measurement.flip_averaged:
-            spec["flip_averaged"] = True
+        spec |= measurement.viewing.changes
         return spec_id(("evaluate",), {**spec, "data": cell.data.fingerprint, "evaluation": measurement.evaluation})
 
 
@@ -420,8 +446,7 @@ class Path:
                 "evaluation": self.measurement.evaluation,
                 "data": self.merge.cell.data.fingerprint,
             }
-            if self.measurement.flip_averaged:
-                spec["flip_averaged"] = True
+            spec |= self.measurement.viewing.changes
             if self.method == "ensemble":
                 spec["alphas"] = self.measurement.alphas
             if self.joint:

@@ -227,7 +227,7 @@ def test_digits_depth_is_what_it_says():
         ),
         ({"study": "mlp-width", "epochs": 0}, "epochs must be a positive whole number, got 0"),
         ({"study": "mlp-width", "sweep": {"speed": [1]}}, "no field 'speed' to sweep; known, of recipes: batch_size, "),
-        ({"study": "mlp-width", "sweep": {"speed": [1]}}, "draw, augmented, flip_averaged; and epoch"),
+        ({"study": "mlp-width", "sweep": {"speed": [1]}}, "draw, augmented, flip_averaged, evaluated_in; and epoch"),
         (
             {"study": "mlp-width", "sweep": {"epoch": [1, 101]}},
             "epoch must be a whole number from 0 to 100, the epochs of recipe mlp, or last, got 101",

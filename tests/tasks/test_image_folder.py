@@ -31,7 +31,7 @@ from tasks.science.examples import Dataset, Examples, FileExamples, subset
 from tasks.science.identity import stream, weights_digest
 from tasks.science.networks import build_network, initial_state
 from tasks.science.recipe import Recipe
-from tasks.science.specs import Cell, Endpoint, Samples
+from tasks.science.specs import Cell, Endpoint, Samples, Viewing
 from tasks.science.training import train_group
 from tasks.train import train
 
@@ -282,7 +282,8 @@ def test_a_split_is_evaluated_from_files_as_from_memory(dataset: Dataset, crops:
     plain = Examples(dataset.test.images, dataset.test.labels)
     assert evaluate(network, state, dataset.test) == evaluate(network, state, plain)
     mirrored = dataclasses.replace(dataset, test=Examples(plain.images.flip(-1), plain.labels))
-    ours, theirs = (evaluate_splits(network, state, data, flip_averaged=True)["test"] for data in (dataset, mirrored))
+    flipped = Viewing(flip_averaged=True)
+    ours, theirs = (evaluate_splits(network, state, data, viewing=flipped)["test"] for data in (dataset, mirrored))
     assert ours == theirs
 
 

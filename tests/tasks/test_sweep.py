@@ -79,6 +79,7 @@ def test_times_are_columns_of_every_table_with_a_cell(store: Store, cell: Cell):
     [
         ("learning_rate", "1e-3", 0.001), ("batch_size", "8", 8), ("flip", "True", True), ("augmented", "false", False),
         ("flip_averaged", "true", True),
+        ("evaluated_in", "bfloat16", "bfloat16"),
         ("epoch", "5", 5), ("epoch", "last", None),
         ("optimizer", "adam", "adam"), ("statistics", "100", 100), ("statistics", "all", None), ("alphas", "5", 5),
     ],

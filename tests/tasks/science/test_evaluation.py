@@ -7,6 +7,9 @@ from torch import nn
 
 from tasks.science.evaluation import evaluate, evaluate_logits, logits_of
 from tasks.science.examples import Examples, Scaling
+from tasks.science.specs import PLAINLY, Viewing
+
+FLIPPED = Viewing(flip_averaged=True)
 
 LABELS = torch.tensor([0, 1, 2, 0, 1])
 
@@ -32,13 +35,28 @@ def test_flip_averaged_is_of_the_mean_of_both_logits_and_the_same_of_mirrored_im
     state = dict(network.state_dict())
     examples = Examples(torch.randn(5, 1, 4, 5, generator=torch.Generator().manual_seed(0)), LABELS)
     mirrored = Examples(examples.images.flip(-1), LABELS)
-    plain, averaged = (evaluate(network, state, examples, flip_averaged=word) for word in (False, True))
-    assert averaged == evaluate(network, state, mirrored, flip_averaged=True)
+    plain, averaged = (evaluate(network, state, examples, viewing=viewing) for viewing in (PLAINLY, FLIPPED))
+    assert averaged == evaluate(network, state, mirrored, viewing=FLIPPED)
     assert averaged.loss != plain.loss
     with torch.no_grad():
         mean = (network(examples.images) + network(mirrored.images)) / 2
-    assert torch.allclose(logits_of(network, state, examples, flip_averaged=True), mean, atol=1e-6)
+    assert torch.allclose(logits_of(network, state, examples, viewing=FLIPPED), mean, atol=1e-6)
     assert math.isclose(averaged.loss, evaluate_logits(mean, LABELS).loss, rel_tol=1e-6)
+
+
+def test_in_bfloat16_logits_are_those_of_autocast_and_losses_are_of_float32():
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(3 * 2 * 3, 3))
+    state = dict(network.state_dict())
+    examples = Examples(torch.randn(5, 1, 4, 5, generator=torch.Generator().manual_seed(0)), LABELS)
+    rounded = Viewing(evaluated_in="bfloat16")
+    found = logits_of(network, state, examples, viewing=rounded)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        wanted = network(torch.empty_like(examples.images, memory_format=torch.channels_last).copy_(examples.images))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, wanted.float())
+    exact = logits_of(network, state, examples)
+    assert 0 < (found - exact).abs().max() < 0.02 * exact.abs().max()
+    assert evaluate(network, state, examples, viewing=rounded).loss == evaluate_logits(found, LABELS).loss
 
 
 def test_bytes_are_normalised_batch_by_batch():

@@ -16,7 +16,7 @@ from tasks.science.interpolation import interpolate
 from tasks.science.mlp_correction import Ramp
 from tasks.science.networks import build_network
 from tasks.science.networks.symmetry import cell_permutation_spec
-from tasks.science.specs import Cell, State
+from tasks.science.specs import Cell, State, Viewing
 from tasks.science.training import train_group
 
 ALPHAS = [0.0, 0.1, 0.5, 0.7, 1.0]
@@ -108,10 +108,11 @@ def test_where_first_layers_are_too_large_to_be_kept_numbers_move_by_rounding_al
         assert all(close(one.splits[split], other.splits[split], 1e-5) for split in one.splits)
 
 
-def test_mirrored_images_are_evaluated_as_they_are_for_any_network(blobs, cell, states):
+@pytest.mark.parametrize("viewing", [Viewing(flip_averaged=True), Viewing(evaluated_in="bfloat16")])
+def test_what_is_not_viewed_plainly_is_evaluated_as_of_any_network(blobs, cell, states, viewing: Viewing):
     network, (a, b) = build_network(cell), sides_of(cell, states, blobs)
-    (point,) = measure_path(network, (a, b), "none", [0.3], blobs, blobs.train.images, flip_averaged=True)
-    plain = evaluate_splits(network, interpolate(a.state, b.state, 0.3), blobs, flip_averaged=True)
+    (point,) = measure_path(network, (a, b), "none", [0.3], blobs, blobs.train.images, viewing=viewing)
+    plain = evaluate_splits(network, interpolate(a.state, b.state, 0.3), blobs, viewing=viewing)
     assert point.splits == plain
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -75,16 +76,24 @@ def test_fewer_statistics_images_are_other_permutations_and_all_of_them_are_the_
     assert Path(again, "none", Measurement("m", draw=1)).id != Path(everything, "none", Measurement("m")).id
 
 
-def test_a_flip_averaged_measurement_is_other_paths_of_the_same_merges_and_its_default_is_no_part_of_an_id(cell: Cell):
-    plain, averaged = Measurement("m"), Measurement("m", flip_averaged=True)
+@pytest.mark.parametrize("change", [{"flip_averaged": True}, {"evaluated_in": "bfloat16"}])
+def test_another_view_of_images_is_other_paths_of_the_same_merges_and_the_default_no_part_of_an_id(
+    cell: Cell, change: dict[str, Any]
+):
+    plain, averaged = Measurement("m"), Measurement("m", **change)
     assert canonical_json(plain) == "{}"
     assert plain.samples == averaged.samples
     merge = Merge(cell, Member(0, "a", "1"), Member(1, "b", "2"), "none")
     for method in ("weights", "ensemble"):
         assert Path(merge, "none", plain, method).id != Path(merge, "none", averaged, method).id
-    assert override(plain, flip_averaged=True).name == "m/flip_averaged=True"
+    member = Member(0, "a", "1")
+    assert member.evaluation_id(cell, plain) != member.evaluation_id(cell, averaged)
+    (word,) = change.values()
+    assert override(plain, **change).name == f"m/{next(iter(change))}={word}"
     with pytest.raises(ValueError, match="flip_averaged must be True or False, got 1"):
         Measurement("m", flip_averaged=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="evaluated_in must be one of float32, bfloat16, got 'float16'"):
+        Measurement("m", evaluated_in="float16")  # type: ignore[arg-type]
 
 
 def test_statistics_of_crops_are_another_set_whatever_size_training_sees_them_at(cell: Cell):
