@@ -43,7 +43,7 @@ from tasks.science.networks import build_network, initial_state
 from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.permutation import Permutation, PermutationSpec
 from tasks.science.recipe import Recipe
-from tasks.science.specs import Cell, DataSpec, State
+from tasks.science.specs import PLAINLY, Cell, DataSpec, State, Viewing
 from tasks.science.training import train_group
 
 ROOT = Path(__file__).parent.parent
@@ -274,17 +274,16 @@ class Paths:
     def sides(self) -> list[Side]:
         return [measure_side(self.bench.network, state, self.bench.images) for state in self.bench.states]
 
-    def ends(self) -> list[Splits]:
-        return [evaluate_splits(self.bench.network, state, self.bench.dataset) for state in self.bench.states]
-
-    def walk(self, sides: list[Side], ends: list[Splits]) -> list[list[tuple[float, float]]]:
+    def walk(self, sides: list[Side], viewing: Viewing = PLAINLY) -> list[list[tuple[float, float]]]:
         """Loss and accuracy on the train split at every alpha of every pair; each endpoint is evaluated once."""
+        bench = self.bench
+        ends = [evaluate_splits(bench.network, state, bench.dataset, viewing=viewing) for state in bench.states]
         curves = []
         for (a, b), permutation in zip(self.pairs, self.permutations, strict=True):
             between = (sides[a], sides[b].permuted(self.bench.spec, permutation))
             points = measure_path(
                 self.bench.network, between, "none", ALPHAS, self.bench.dataset, self.bench.images,
-                ends=(ends[a], ends[b]),
+                ends=(ends[a], ends[b]), viewing=viewing,
             )  # fmt: skip
             curves.append([(p.splits["train"].loss, p.splits["train"].accuracy) for p in points])
         return curves
@@ -353,21 +352,22 @@ def path_works(sizes: Sizes) -> Iterator[Work]:
         yield Work(
             f"path-mlp-{width}",
             f"path of 11 alphas, MLP 11 x {width}, {sizes.path:,} + {len(paths.bench.dataset.test):,} images, 6 pairs",
-            lambda p=paths, s=sides: p.walk(s, p.ends()),
+            lambda p=paths, s=sides: p.walk(s),
             lambda p=paths: p.walk_plainly([f"hidden.{i}.linear" for i in range(11)]),
             same_curves, best=best, least=least,
             floor=lambda p=paths: p.compute_path(),
         )  # fmt: skip
     paths = Paths(Bench("resnet20", "batch", 1, 20, (3, 32, 32), sizes.resnet_path, 2), [(0, 1)])
     sides = paths.sides()
-    yield Work(
-        "path-resnet20",
-        f"path of 11 alphas, ResNet20 x1, {sizes.resnet_path:,} + {len(paths.bench.dataset.test):,} images, 1 pair",
-        lambda p=paths, s=sides: p.walk(s, p.ends()),
-        lambda p=paths, s=sides: p.walk_plainly([site.name for site in s[0].layout.layers]),
-        same_curves, best=2.7, least=2.3,
-        floor=lambda p=paths: p.compute_path(),
-    )  # fmt: skip
+    for word in ("float32", "bfloat16"):
+        yield Work(
+            f"path-resnet20-{word}",
+            f"path of 11 alphas, ResNet20 x1, {word}, {sizes.resnet_path:,} + {len(paths.bench.dataset.test):,} images, "
+            "1 pair",
+            lambda p=paths, s=sides, v=Viewing(evaluated_in=word): p.walk(s, v),
+            lambda p=paths, s=sides: p.walk_plainly([site.name for site in s[0].layout.layers]),
+            same_curves, best=2.7, least=2.3, floor=lambda p=paths: p.compute_path(),
+        )  # fmt: skip
 
 
 def repair_works(sizes: Sizes) -> Iterator[Work]:
@@ -422,7 +422,8 @@ def train_once(network: str, side: str, seed: int, n_steps: int) -> dict[str, fl
     n_examples = batch_size * 20 if network == "mlp" else batch_size * 5
     epochs = max(1, n_steps * batch_size // n_examples)
     precision = "float32" if side == "plain" else side
-    recipe = Recipe("bench", batch_size, epochs, 0.02, 0.0, precision=precision)  # pyright: ignore[reportArgumentType]
+    rate = 0.002 if network == "mlp" else 0.02
+    recipe = Recipe("bench", batch_size, epochs, rate, 0.0, precision=precision)  # pyright: ignore[reportArgumentType]
     bench = Bench(architecture, normalization, width, depth, shape, n_examples, 0, recipe)
     # Classes that can be told apart, so that the loss says whether something was learned.
     pattern = torch.randn(10, *shape, generator=torch.Generator().manual_seed(1))
