@@ -35,7 +35,7 @@ from infra.settings import load_settings
 from tasks.datasets import load_dataset
 from tasks.science.assignment import SOLVERS
 from tasks.science.augmentation import TrainImages, draw_views
-from tasks.science.curves import CorrectedPath, Side, Splits, evaluate_splits, measure_path, measure_side
+from tasks.science.curves import CorrectedPath, Side, evaluate_splits, measure_path, measure_side
 from tasks.science.examples import Dataset, Examples
 from tasks.science.identity import stream
 from tasks.science.matching import Match, match
@@ -359,12 +359,12 @@ def path_works(sizes: Sizes) -> Iterator[Work]:
         )  # fmt: skip
     paths = Paths(Bench("resnet20", "batch", 1, 20, (3, 32, 32), sizes.resnet_path, 2), [(0, 1)])
     sides = paths.sides()
-    for word in ("float32", "bfloat16"):
+    n_images = f"{sizes.resnet_path:,} + {len(paths.bench.dataset.test):,} images"
+    for word, viewing in (("float32", PLAINLY), ("bfloat16", Viewing(evaluated_in="bfloat16"))):
         yield Work(
             f"path-resnet20-{word}",
-            f"path of 11 alphas, ResNet20 x1, {word}, {sizes.resnet_path:,} + {len(paths.bench.dataset.test):,} images, "
-            "1 pair",
-            lambda p=paths, s=sides, v=Viewing(evaluated_in=word): p.walk(s, v),
+            f"path of 11 alphas, ResNet20 x1, {word}, {n_images}, 1 pair",
+            lambda p=paths, s=sides, v=viewing: p.walk(s, v),
             lambda p=paths, s=sides: p.walk_plainly([site.name for site in s[0].layout.layers]),
             same_curves, best=2.7, least=2.3, floor=lambda p=paths: p.compute_path(),
         )  # fmt: skip
@@ -436,7 +436,8 @@ def train_once(network: str, side: str, seed: int, n_steps: int) -> dict[str, fl
         n = epochs * (n_examples // batch_size)
         trained = published.train_one(bench.network, state, images, labels, batch_size, n, recipe.learning_rate)
         seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu
-        loss, _ = published.judge(published.load(bench.network, trained), few.images, few.labels)
+        with torch.no_grad():
+            loss, _ = published.judge(published.load(bench.network, trained), few.images, few.labels)
     else:
         dataset = Dataset(bench.cell.data, bench.dataset.train, few, 0.0)
         (training,) = train_group(bench.cell, [seed], dataset)

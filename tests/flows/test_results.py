@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from pipeline import make_request, run_all
+from torch import nn
 
 from flows.results import StudyResults, open_study
 from infra.storage import Store, StoreError
@@ -99,3 +101,14 @@ def test_what_no_path_has_is_a_sentence(study: StudyResults):
         study.network(merge_id, 0.5, "reset")
     with pytest.raises(ValueError, match="this merge has no measurement 'wide'; it has default"):
         study.network(merge_id, 0.5, measurement="wide")
+
+
+def test_what_the_readme_does_with_a_study_runs(study: StudyResults, tmp_path: Path, monkeypatch, capsys):
+    text = (Path(__file__).parent.parent.parent / "README.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "open_study" in block)
+    monkeypatch.chdir(tmp_path)
+    done: dict[str, object] = {}
+    exec(code.replace('"runs", "digits-depth"', f'"{study.store.url}", "test"'), done)  # noqa: S102
+    assert (tmp_path / "width.png").stat().st_size > 10_000
+    assert "difference" in capsys.readouterr().out
+    assert isinstance(done["network"], nn.Module)
