@@ -331,8 +331,9 @@ class Paths:
 
 
 def same_curves(ours: Any, reference: Any) -> str:
-    gap = np.abs(np.array(ours) - np.array(reference)).max(axis=(0, 1))
-    return f"losses within {gap[0]:.0e}, accuracies within {gap[1]:.0e}"
+    one, other = np.array(ours), np.array(reference)
+    gap = np.abs(one - other).max(axis=(0, 1))
+    return f"losses within {gap[0] / other[..., 0].max():.0e} of the largest, accuracies within {gap[1]:.0e}"
 
 
 def same_states(ours: list[State], reference: list[State]) -> str:
