@@ -130,7 +130,8 @@ def main(words: Sequence[str] | None = None) -> None:
     if arguments.write:
         page = PAGE.read_text()
         before, rest = page.split(BEGIN)
-        told = f"Commit {machine['commit']}, {machine['processor']}, medians of {arguments.rounds} processes."
+        n_each = "one process each" if arguments.rounds == 1 else f"medians of {arguments.rounds} processes"
+        told = f"Commit {machine['commit']}, {machine['processor']}, {n_each}."
         PAGE.write_text(before + "\n".join([BEGIN, told, "", *lines, END]) + rest.split(END)[1])
 
 

@@ -33,7 +33,7 @@ def test_ours_and_the_published_schedule_agree(pipeline: Any, group: str):
     for one in records:
         assert min(*one["ours"], *one["reference"]) > 0
         gaps = [float(gap) for gap in re.findall(r"within ([0-9.e+-]+)", one["agreement"])]
-        assert gaps or one["agreement"] == "as many images"
+        assert gaps or one["agreement"].startswith(("as many images", "not compared"))
         assert max(gaps, default=0.0) <= (0.05 if "bfloat16" in one["key"] else WITHIN[group]), one
 
 
