@@ -38,7 +38,7 @@ MAP_BATCH_SIZE, MAP_BYTES = 125, 2**24
 WEIGHT_BYTES = 2**25
 """Weights of more bytes than a pass' activations would make its time: up to here passes grow with them."""
 
-MEMORY_BYTES = 2**29
+MEMORY_BYTES = 2**30
 """What one pass may hold in sums of products and activations; what needs more is spread over several passes."""
 
 ROWS = 2**14
