@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,9 @@ them unbiased: of 64 images that shows."""
 
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """By the name of its folder, for a module of the tests has its own."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    yield importlib.import_module("pipeline")
-    for name in ("pipeline", "published", "machine"):
-        sys.modules.pop(name, None)
+    return importlib.import_module("benchmarks.pipeline")
 
 
 @pytest.mark.slow
