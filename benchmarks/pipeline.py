@@ -13,67 +13,36 @@ import argparse
 import datetime
 import functools
 import json
-import os
+import math
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import published
 import torch
+from benches import ALPHAS, FULL, N_SEEDS, TINY, Bench, Paths, Sizes, pairs_of, record
 from machine import describe
-from torch import Tensor, nn
+from torch import Tensor
+from wall import study_records, training_records
 
 from infra.settings import load_settings
 from tasks.datasets import load_dataset
 from tasks.science.assignment import SOLVERS
 from tasks.science.augmentation import TrainImages, draw_views
-from tasks.science.curves import CorrectedPath, Side, evaluate_splits, measure_path, measure_side
 from tasks.science.examples import Dataset, Examples
 from tasks.science.identity import stream
-from tasks.science.matching import Match, match
+from tasks.science.matching import Match
 from tasks.science.networks import build_network, initial_state
-from tasks.science.networks.symmetry import cell_permutation_spec
-from tasks.science.permutation import Permutation, PermutationSpec
 from tasks.science.recipe import Recipe
 from tasks.science.specs import PLAINLY, Cell, DataSpec, State, Viewing
-from tasks.science.training import train_group
 
 ROOT = Path(__file__).parent.parent
 PAGE, HISTORY = ROOT / "docs/benchmarks.md", ROOT / "docs/benchmarks"
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
-
-ALPHAS = [i / 10 for i in range(11)]
-N_SEEDS = 4
-"""Of paths: six pairs share four endpoints."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How many images each network sees. Costs are linear in them."""
-
-    mlp: int
-    mlp_all_pairs: int
-    resnet: int
-    vgg: int
-    path: int
-    resnet_path: int
-    assignment: tuple[int, ...]
-    seeds: tuple[int, ...]
-    steps: int
-    resnet_steps: int
-    study_epochs: int
-
-
-FULL = Sizes(10_000, 5_000, 200, 64, 10_000, 500, (512, 1024, 2048, 4096), (8, 16), 600, 40, 5)
-TINY = Sizes(64, 64, 4, 2, 64, 4, (16,), (3,), 4, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -92,86 +61,6 @@ class Work:
     best: float = 0.0
     least: float = 0.0
     floor: Callable[[], Any] | None = None
-
-
-@dataclass
-class Bench:
-    """A cell with the endpoints that its benchmarks share."""
-
-    architecture: str
-    normalization: str
-    width: int
-    depth: int
-    shape: tuple[int, int, int]
-    n_examples: int
-    n_states: int
-    recipe: Recipe = field(default_factory=lambda: Recipe("none", 1, 1, 1.0, 0.0))
-
-    def __post_init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(self.n_examples, *self.shape, generator=generator)
-        labels = torch.arange(self.n_examples) % 10
-        n_test = max(2, self.n_examples // 5)
-        spec = DataSpec("noise", "", self.n_examples, n_test, 10, self.shape)
-        self.dataset = Dataset(spec, Examples(images, labels), Examples(images[:n_test], labels[:n_test]), 0.0)
-        self.cell = Cell(spec, self.architecture, self.normalization, self.width, self.depth, self.recipe)
-        self.network: nn.Module = build_network(self.cell)
-        self.spec: PermutationSpec = cell_permutation_spec(self.cell)
-        self.states: list[State] = [
-            initial_state(self.network, stream("benchmark", seed)) for seed in range(self.n_states)
-        ]
-
-    @property
-    def images(self) -> Tensor:
-        return self.dataset.train.images
-
-    @property
-    def splits(self) -> list[tuple[Tensor, Tensor]]:
-        return [(split.images, split.labels) for split in (self.dataset.train, self.dataset.test)]
-
-    @property
-    def modules(self) -> dict[str, str]:
-        """The module that puts out each axis' units."""
-        return {axis.name: str(axis.readings[0].module) for axis in self.spec.axes}
-
-    def permute(self, state: State, partners: dict[str, np.ndarray]) -> State:
-        return self.spec.apply(state, Permutation({**self.spec.identity(), **partners}))
-
-    def align(self, pairs: Sequence[tuple[int, int]]) -> list[Match]:
-        return match(self.network, self.spec, self.states, pairs, "activation", self.images)
-
-    def compute(self, n_passes: int, n_pairs: int = 0, part: float = 1.0) -> None:
-        """So many forward passes over a `part` of the images in the layout and batches that are fastest, and for each
-        of so many pairs the products of every axis' units."""
-        module = published.load(self.network, self.states[0])
-        images, batch_size = self.images[: int(part * self.n_examples)], 1000
-        if self.architecture != "mlp":
-            module, batch_size = module.to(memory_format=torch.channels_last), 64  # pyright: ignore[reportCallIssue]
-            images = torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
-        for _ in range(n_passes):
-            for batch in images.split(batch_size):
-                module(batch)
-        if n_pairs:
-            for values in self._units:
-                for _ in range(n_pairs):
-                    for rows in values.split(2**14):
-                        torch.matmul(rows.T, rows)
-
-    @functools.cached_property
-    def _units(self) -> list[Tensor]:
-        """The activations (n_samples, n_units) of every axis."""
-        module = published.load(self.network, self.states[0])
-        return [published.read_up_to(module, self.images, name).float() for name in self.modules.values()]
-
-    def align_plainly(self, a: int, b: int) -> tuple[dict[str, np.ndarray], float]:
-        batch_size = published.BATCH_SIZE if self.architecture == "mlp" else 100
-        return published.align_layer_by_layer(
-            self.network, self.modules, self.permute, self.states[a], self.states[b], self.images, batch_size
-        )
-
-
-def pairs_of(n_seeds: int) -> list[tuple[int, int]]:
-    return [(a, b) for a in range(n_seeds) for b in range(a + 1, n_seeds)]
 
 
 def same_objective(ours: list[Match], reference: tuple[dict[str, np.ndarray], float]) -> str:
@@ -209,8 +98,8 @@ def all_pairs_works(sizes: Sizes) -> Iterator[Work]:
                 f"align-{bench.architecture}-{n_seeds}",
                 f"align all pairs of {n_seeds} seeds, {name}, {bench.n_examples:,} images",
                 lambda b=bench, n=n_seeds: b.align(pairs_of(n)), lambda b=bench: b.align_plainly(0, 1), same_objective,
-                times=published.n_pairs(n_seeds), best=best, least=least,
-                floor=lambda b=bench, n=n_seeds: b.compute(n, published.n_pairs(n)),
+                times=math.comb(n_seeds, 2), best=best, least=least,
+                floor=lambda b=bench, n=n_seeds: b.compute(n, math.comb(n, 2)),
             )  # fmt: skip
 
 
@@ -255,79 +144,6 @@ def is_installed(solver: str) -> bool:
     except ModuleNotFoundError:
         return False
     return True
-
-
-@dataclass
-class Paths:
-    """The aligned pairs of a bench, and how both sides measure what lies between their ends."""
-
-    bench: Bench
-    pairs: list[tuple[int, int]]
-
-    def __post_init__(self) -> None:
-        self.permutations = [found.permutation for found in self.bench.align(self.pairs)]
-        self.aligned = [
-            self.bench.spec.apply(self.bench.states[b], p)
-            for (_, b), p in zip(self.pairs, self.permutations, strict=True)
-        ]
-
-    def sides(self) -> list[Side]:
-        return [measure_side(self.bench.network, state, self.bench.images) for state in self.bench.states]
-
-    def walk(self, sides: list[Side], viewing: Viewing = PLAINLY) -> list[list[tuple[float, float]]]:
-        """Loss and accuracy on the train split at every alpha of every pair; each endpoint is evaluated once."""
-        bench = self.bench
-        ends = [evaluate_splits(bench.network, state, bench.dataset, viewing=viewing) for state in bench.states]
-        curves = []
-        for (a, b), permutation in zip(self.pairs, self.permutations, strict=True):
-            between = (sides[a], sides[b].permuted(self.bench.spec, permutation))
-            points = measure_path(
-                self.bench.network, between, "none", ALPHAS, self.bench.dataset, self.bench.images,
-                ends=(ends[a], ends[b]), viewing=viewing,
-            )  # fmt: skip
-            curves.append([(p.splits["train"].loss, p.splits["train"].accuracy) for p in points])
-        return curves
-
-    def walk_plainly(self, layers: Sequence[str]) -> list[list[tuple[float, float]]]:
-        """The same; and as ours does, the moments of every layer at the midpoint."""
-        bench = self.bench
-        curves = []
-        for (a, _), aligned in zip(self.pairs, self.aligned, strict=True):
-            curve = published.walk_path(bench.network, bench.states[a], aligned, ALPHAS, bench.splits)
-            published.tracked_pass(bench.network, published.mix(bench.states[a], aligned, 0.5), layers, bench.images)
-            curves.append([point[0] for point in curve])
-        return curves
-
-    def compute_path(self) -> None:
-        """A forward pass over both splits for every endpoint, and every alpha between two; one more at the midpoint."""
-        n_passes = self.bench.n_states + len(self.pairs) * (len(ALPHAS) - 2)
-        for part in (1.0, 0.2):
-            self.bench.compute(n_passes, part=part)
-        self.bench.compute(len(self.pairs))
-
-    def repair(self) -> list[State]:
-        """The corrected weights at alpha .5 of every pair, of those at all alphas."""
-        sides = self.sides()
-        middles = []
-        for (a, b), permutation in zip(self.pairs, self.permutations, strict=True):
-            between = (sides[a], sides[b].permuted(self.bench.spec, permutation))
-            path = CorrectedPath(self.bench.network, between, "repair", self.bench.images)
-            corrected = [path.at(alpha).state for alpha in ALPHAS]
-            middles.append(corrected[5])
-        return middles
-
-    def repair_plainly(self, layers: Sequence[str]) -> list[State]:
-        bench = self.bench
-        middles = []
-        for (a, _), aligned in zip(self.pairs, self.aligned, strict=True):
-            corrected = [
-                published.repair_in_three_passes(
-                    bench.network, layers, bench.states[a], aligned, alpha, bench.images
-                )
-                for alpha in ALPHAS
-            ]  # fmt: skip
-            middles.append(corrected[5])
-        return middles
 
 
 def same_curves(ours: Any, reference: Any) -> str:
@@ -415,181 +231,6 @@ def data_works(sizes: Sizes) -> Iterator[Work]:
             ours, reference, lambda a, b: "as many images" if a == b else f"{a} and {b} images",
             best=best, least=least,
         )  # fmt: skip
-
-
-TRAININGS: dict[str, tuple[str, str, int, int, tuple[int, int, int], int]] = {
-    "mlp": ("mlp", "none", 128, 11, (1, 28, 28), 500),
-    "resnet20": ("resnet20", "batch", 1, 20, (3, 32, 32), 128),
-}
-
-
-def train_once(network: str, side: str, seed: int, n_steps: int) -> dict[str, float]:
-    """Wall and CPU seconds of one seed's steps, and the train loss they lead to; `side` is `plain`, or one of our
-    precisions."""
-    torch.set_num_threads(1)
-    architecture, normalization, width, depth, shape, batch_size = TRAININGS[network]
-    n_examples = batch_size * 20 if network == "mlp" else batch_size * 5
-    epochs = max(1, n_steps * batch_size // n_examples)
-    precision = "float32" if side == "plain" else side
-    rate = 0.002 if network == "mlp" else 0.02
-    recipe = Recipe("bench", batch_size, epochs, rate, 0.0, precision=precision)  # pyright: ignore[reportArgumentType]
-    bench = Bench(architecture, normalization, width, depth, shape, n_examples, 0, recipe)
-    # Classes that can be told apart, so that the loss says whether something was learned.
-    pattern = torch.randn(10, *shape, generator=torch.Generator().manual_seed(1))
-    bench.images.add_(pattern[bench.dataset.train.labels])
-    few = Examples(bench.images[:batch_size], bench.dataset.train.labels[:batch_size])
-    state = initial_state(bench.network, stream("benchmark", seed))
-    begun, cpu = time.perf_counter(), time.process_time()
-    if side == "plain":
-        images, labels = bench.dataset.train.images, bench.dataset.train.labels
-        n = epochs * (n_examples // batch_size)
-        trained = published.train_one(bench.network, state, images, labels, batch_size, n, recipe.learning_rate)
-        seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu
-        with torch.no_grad():
-            loss, _ = published.judge(published.load(bench.network, trained), few.images, few.labels)
-    else:
-        dataset = Dataset(bench.cell.data, bench.dataset.train, few, 0.0)
-        (training,) = train_group(bench.cell, [seed], dataset)
-        seconds, cpu_seconds = training.seconds, training.seconds
-        loss = training.test.loss
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "loss": loss, "n_samples": epochs * n_examples}
-
-
-def train_together(network: str, side: str, n_processes: int, n_steps: int) -> dict[str, float]:
-    """Samples a second by the wall of `n_processes` processes of one thread at once."""
-    words = [sys.executable, __file__, "--train", network, "--side", side, "--steps", str(n_steps)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen([*words, "--seed", str(seed)], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
-        for seed in range(n_processes)
-    ]
-    found = [json.loads(process.communicate()[0]) for process in running]
-    return {
-        "rate": sum(one["n_samples"] / one["seconds"] for one in found),
-        "loss": statistics.fmean(one["loss"] for one in found),
-    }
-
-
-def training_records(sizes: Sizes, n_rounds: int) -> Iterator[dict[str, Any]]:
-    """Ours on every core, in float32 and in bfloat16, against one plain loop after another."""
-    n_processes = min(2, os.cpu_count() or 1)
-    for network, name, steps, targets in (
-        ("mlp", "MLP 11 x 128, batch 500", sizes.steps, {"float32": (2.0, 1.8), "bfloat16": (3.0, 2.7)}),
-        ("resnet20", "ResNet20 x1, batch 128", sizes.resnet_steps, {"float32": (2.0, 1.8), "bfloat16": (4.0, 2.7)}),
-    ):
-        rounds = [
-            {
-                "plain": train_together(network, "plain", 1, steps),
-                **{side: train_together(network, side, n_processes, steps) for side in targets},
-            }
-            for _ in range(n_rounds)
-        ]
-        for side, (best, least) in targets.items():
-            losses = [statistics.fmean(one[key]["loss"] for one in rounds) for key in (side, "plain")]
-            yield record(
-                f"train-{network}-{side}",
-                f"train seeds, {name}, {side}, {n_processes} processes (seconds per 10,000 samples)",
-                [1e4 / one[side]["rate"] for one in rounds],
-                [1e4 / one["plain"]["rate"] for one in rounds],
-                f"losses {losses[0]:.3f} and {losses[1]:.3f}",
-                best,
-                least,
-            )
-
-
-STUDY = """
-name = "benchmark"
-dataset = "fashion_mnist"
-architecture = "mlp"
-width = {width}
-depth = 4
-seeds = {seeds}
-recipe = {{base = "mlp/mlp-still", epochs = {epochs}, batch_size = 500, learning_rate = 0.02}}
-measurement = {{alphas = 11, statistics = {images}, evaluation = {images}}}
-"""
-STUDY_WIDTHS = [64, 128]
-
-
-def study_records(sizes: Sizes, n_rounds: int) -> Iterator[dict[str, Any]]:
-    """A whole small width study as a person runs it, from the command to the report, against a plain script on all of
-    torch's threads that begins with torch loaded."""
-    values = {"width": STUDY_WIDTHS, "seeds": N_SEEDS, "epochs": sizes.study_epochs, "images": sizes.path}
-    ours: list[float] = []
-    reference: list[float] = []
-    aligned: list[list[float]] = [[], []]
-    for _ in range(n_rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            study = Path(folder, "study.toml")
-            study.write_text(STUDY.format(**values))
-            words = [str(Path(sys.executable).with_name("repairlab")), "run", str(study), "--store", f"{folder}/runs"]
-            begun = time.perf_counter()
-            subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
-            ours.append(time.perf_counter() - begun)
-            paths = pd.read_parquet(f"{folder}/runs/studies/benchmark/paths.parquet")
-        middle = paths.query("alpha == 0.5 and split == 'train' and correction == 'repair' and matcher != 'none'")
-        aligned[0].append(float(middle["accuracy"].mean()))
-        words = [sys.executable, __file__, "--published", json.dumps(values)]
-        found = json.loads(subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT).stdout)
-        reference.append(found["seconds"])
-        aligned[1].append(found["accuracy"])
-    name = f"a whole study: MLP 4 x {' and '.join(map(str, STUDY_WIDTHS))} on Fashion-MNIST, {N_SEEDS} seeds, "
-    name += f"{sizes.study_epochs} epochs, 12 pairs, 3 paths of 11 alphas (wall)"
-    agreement = "repaired midpoints {:.1%} and {:.1%}".format(*(statistics.fmean(one) for one in aligned))
-    yield record("study", name, ours, reference, agreement, 0, 0)
-
-
-def published_study(width: Sequence[int], seeds: int, epochs: int, images: int) -> dict[str, float]:
-    """The same work by the published schedule: one seed after another, one pair after another."""
-    dataset = load_dataset("fashion_mnist", load_settings().data_dir)
-    begun = time.perf_counter()
-    accuracies: list[float] = []
-    train, test = dataset.train, dataset.test
-    seen = train.images[:images]
-    splits = [(split.images[:images], split.labels[:images]) for split in (train, test)]
-    for one in width:
-        cell = Cell(dataset.spec, "mlp", "none", one, 4, Recipe("none", 500, epochs, 0.02, 0.0))
-        network, spec = build_network(cell), cell_permutation_spec(cell)
-        n_steps = epochs * (len(train) // 500)
-        states = [
-            published.train_one(network, initial_state(network, stream("benchmark", seed)), train.images, train.labels,
-                                500, n_steps, 0.02)
-            for seed in range(seeds)
-        ]  # fmt: skip
-        layers = [f"hidden.{i}.linear" for i in range(4)]
-        modules = {axis.name: str(axis.readings[0].module) for axis in spec.axes}
-
-        def permute(state: State, partners: dict[str, np.ndarray], spec: PermutationSpec = spec) -> State:
-            return spec.apply(state, Permutation({**spec.identity(), **partners}))
-
-        with torch.no_grad():
-            for a, b in pairs_of(seeds):
-                partners, _ = published.align_layer_by_layer(network, modules, permute, states[a], states[b], seen)
-                aligned = permute(states[b], partners)
-                for end in (states[b], aligned):
-                    published.walk_path(network, states[a], end, ALPHAS, splits)
-                for alpha in ALPHAS:
-                    state = published.repair_in_three_passes(network, layers, states[a], aligned, alpha, seen)
-                    (judged, _) = published.walk_path(network, state, state, [0.0], splits)[0]
-                    if alpha == 0.5:
-                        accuracies.append(judged[1])
-    return {"seconds": time.perf_counter() - begun, "accuracy": statistics.fmean(accuracies)}
-
-
-def record(
-    key: str,
-    name: str,
-    ours: list[float],
-    reference: list[float],
-    agreement: str,
-    best: float,
-    least: float,
-    floor: list[float] | None = None,
-) -> dict[str, Any]:
-    ratios = [slow / fast for fast, slow in zip(ours, reference, strict=True)]
-    return {
-        "key": key, "name": name, "ours": ours, "reference": reference, "ratio": statistics.median(ratios),
-        "low": min(ratios), "high": max(ratios), "agreement": agreement, "best": best, "least": least, "floor": floor,
-    }  # fmt: skip
 
 
 def alternate(work: Work, n_rounds: int) -> dict[str, Any]:
@@ -722,16 +363,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="see that it runs: the figures mean nothing")
     parser.add_argument("--write", action="store_true", help="keep the figures in docs")
-    for hidden, kind in (("--train", str), ("--side", str), ("--seed", int), ("--steps", int)):
-        parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)
-    parser.add_argument("--published", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
-    if arguments.published:
-        print(json.dumps(published_study(**arguments.published)))
-        return
-    if arguments.train:
-        print(json.dumps(train_once(arguments.train, arguments.side, arguments.seed, arguments.steps)))
-        return
     machine = describe()
     print(json.dumps(machine))
     print(HEADER, flush=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -227,7 +226,3 @@ def load_one_by_one(
         steps.append(transforms.RandomErasing(p=1, scale=(share, share), ratio=(1, 1)))
     dataset = _OneByOne(pixels, transforms.Compose(steps))
     return DataLoader(dataset, batch_size=batch_size, shuffle=True, drop_last=True)
-
-
-def n_pairs(n_seeds: int) -> int:
-    return math.comb(n_seeds, 2)

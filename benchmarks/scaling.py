@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from benches import Bench, pairs_of
 from machine import describe
-from pipeline import Bench, pairs_of
 
 from tasks.science.curves import measure_path, measure_side
 
