@@ -224,7 +224,7 @@ def run(
             "would do, and fewer --seeds or widths, or another --size, are less of it"
         )
     target.check_writable()
-    from flows.report import outcome_json, print_ablation
+    from flows.outcome import outcome_json, print_ablation
     from flows.study import UnfinishedError, find_request, run_study
 
     request, _ = find_request(options, target, settings.data_dir)

@@ -5,10 +5,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-# What writes image folders stands beside the tests of what reads them.
-sys.path.insert(0, str(Path(__file__).parent.parent / "tasks"))
+# What makes tables is shared here; what writes image folders stands beside the tests of what reads them.
+for folder in (Path(__file__).parent, Path(__file__).parent.parent / "tasks"):
+    sys.path.insert(0, str(folder))
+
+from made_tables import ablation_rows  # noqa: E402
 
 
 @pytest.fixture
@@ -33,3 +37,8 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture
+def ablation() -> pd.DataFrame:
+    return pd.DataFrame(ablation_rows()).assign(new_pair_low=float("nan"), new_pair_high=float("nan"))

@@ -1,0 +1,79 @@
+"""What a study found, in sentences."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from flows.labels import FACTORS, label_value, main_factor
+from flows.summary import tell_interval
+from infra.paths import table_key
+from infra.storage import Store
+from infra.tables import read_table
+from tasks.science.statistics import MIN_SEEDS
+
+_NETWORK = ["dataset", "architecture", "normalization", "width", "depth"]
+
+
+def make_claim(ablation: pd.DataFrame) -> str:
+    """What the study found, in a sentence, at the largest depth, or smallest width, with a barrier to speak of: where
+    the question is hardest. A study of one size has a sentence for each of its networks; one that sweeps something
+    else for the least and the largest value."""
+    factor = main_factor(ablation)
+    test = ablation[(ablation["split"] == "test") & (ablation["matcher"] == "activation")]
+    removed = test[(test["metric"] == "accuracy_barrier_reduction") & (test["correction"] == "repair")]
+    known = removed[removed["mean"].notna()].sort_values([factor, "dataset"])
+    if not ablation["n_pairs"].max():
+        return "No pair was measured, so nothing is claimed."
+    if "repair" not in set(test["correction"]):
+        return "Nothing was aligned by activations and repaired here, so nothing is claimed."
+    if known.empty and ablation["n_seeds"].max() < MIN_SEEDS:
+        return f"With fewer than {MIN_SEEDS} trained seeds there are no intervals, and nothing is claimed."
+    if known.empty:
+        return (
+            "No cell of this study has an aligned barrier whose 95 % interval excludes zero, "
+            "so there is no share of it that REPAIR could be said to remove."
+        )
+    if factor in FACTORS and known[factor].nunique() > 1:
+        return _claim_of(known.iloc[-1 if factor == "depth" else 0], test)
+    if factor not in FACTORS:
+        # Which value is hardest is what the study asks: the least and the largest of them have a sentence each.
+        ends = known.iloc[[0, -1]] if len(known) > 1 else known
+        return " ".join(
+            _claim_of(end, test, f"{factor} {label_value(end[factor], factor)}") for _, end in ends.iterrows()
+        )
+    # Neither depth nor width is what this study asks about: every network has its sentence.
+    return " ".join(_claim_of(best, test) for _, best in known.iterrows())
+
+
+def answer_widths(store: Store, study: str) -> str:
+    """How wide networks must be for their barriers to vanish once aligned and repaired, a sentence for each series of
+    widths; empty without one, and where the tables were gathered before there was such a table."""
+    key = table_key(study, "width_laws")
+    if not store.exists(key):
+        return ""
+    laws = read_table(store, key)
+    asked = laws[(laws["split"] == "test") & (laws["metric"] == "accuracy_barrier")]
+    asked = asked[(asked["matcher"] == "activation") & (asked["correction"] == "repair")]
+    return " ".join(dict.fromkeys(asked["answer_text"]))
+
+
+def _claim_of(removed: pd.Series, test: pd.DataFrame, swept: str = "") -> str:
+    """What REPAIR `removed` of the aligned barrier of one cell, and what there was to remove; `swept` says which of
+    the values that a study sweeps the cell or measurement has."""
+    before = test[(test["cell_id"] == removed["cell_id"]) & (test["metric"] == "accuracy_barrier")]
+    before = before[(before["correction"] == "none") & (before["measurement"] == removed["measurement"])].iloc[0]
+    network = f"At width {removed['width']} and {removed['depth']} hidden layers"
+    if removed["architecture"] != "mlp":
+        network = f"For {removed['architecture']} of width {removed['width']}"
+    if test["normalization"].nunique() > 1 or removed["architecture"] != "mlp":
+        network += f" with normalization {removed['normalization']}"
+    alike = test[(test[_NETWORK] == removed[_NETWORK]).all(axis=1)]
+    if alike["recipe"].nunique() > 1 and not swept:
+        network += f", trained by {removed['recipe']},"
+    if swept:
+        network += f", with {swept},"
+    return (
+        f"{network} on {removed['dataset']}, alignment alone leaves an accuracy barrier of "
+        f"{tell_interval(before, 100)} points; REPAIR removes {tell_interval(removed, 100, digits=0)} % of it "
+        f"(means over {removed['n_pairs']} pairs of {removed['n_seeds']} seeds, 95 % intervals over seeds)."
+    )
