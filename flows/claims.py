@@ -15,9 +15,9 @@ _NETWORK = ["dataset", "architecture", "normalization", "width", "depth"]
 
 
 def make_claim(ablation: pd.DataFrame) -> str:
-    """What the study found, in a sentence, at the largest depth, or smallest width, with a barrier to speak of: where
-    the question is hardest. A study of one size has a sentence for each of its networks; one that sweeps something
-    else for the least and the largest value."""
+    """What the study found, in a sentence for each normalization, at the largest depth and smallest width with a
+    barrier to speak of: where the question is hardest. A study of one size has a sentence for each of its networks;
+    one that sweeps something else for the least and the largest value."""
     factor = main_factor(ablation)
     test = ablation[(ablation["split"] == "test") & (ablation["matcher"] == "activation")]
     removed = test[(test["metric"] == "accuracy_barrier_reduction") & (test["correction"] == "repair")]
@@ -34,32 +34,45 @@ def make_claim(ablation: pd.DataFrame) -> str:
             "so there is no share of it that REPAIR could be said to remove."
         )
     if factor in FACTORS and known[factor].nunique() > 1:
-        return _claim_of(known.iloc[-1 if factor == "depth" else 0], test)
+        other = "width" if factor == "depth" else "depth"
+        hardest_first = known.sort_values(
+            [factor, other, "dataset"], ascending=[factor == "width", other == "width", True]
+        )
+        hardest = hardest_first.drop_duplicates("normalization").sort_values("normalization")
+        return _claim_of(hardest, test)
     if factor not in FACTORS:
         # Which value is hardest is what the study asks: the least and the largest of them have a sentence each.
         ends = known.iloc[[0, -1]] if len(known) > 1 else known
-        return " ".join(
-            _claim_of(end, test, f"{factor} {label_value(end[factor], factor)}") for _, end in ends.iterrows()
-        )
+        return _claim_of(ends, test, factor)
     # Neither depth nor width is what this study asks about: every network has its sentence.
-    return " ".join(_claim_of(best, test) for _, best in known.iterrows())
+    return _claim_of(known, test)
 
 
-def answer_widths(store: Store, study: str) -> str:
+def answer_widths(store: Store, study: str) -> list[str]:
     """How wide networks must be for their barriers to vanish once aligned and repaired, a sentence for each series of
-    widths; empty without one, and where the tables were gathered before there was such a table."""
+    widths; none without one, and where the tables were gathered before there was such a table."""
     key = table_key(study, "width_laws")
     if not store.exists(key):
-        return ""
+        return []
     laws = read_table(store, key)
     asked = laws[(laws["split"] == "test") & (laws["metric"] == "accuracy_barrier")]
     asked = asked[(asked["matcher"] == "activation") & (asked["correction"] == "repair")]
-    return " ".join(dict.fromkeys(asked["answer_text"]))
+    return list(dict.fromkeys(asked["answer_text"]))
 
 
-def _claim_of(removed: pd.Series, test: pd.DataFrame, swept: str = "") -> str:
-    """What REPAIR `removed` of the aligned barrier of one cell, and what there was to remove; `swept` says which of
-    the values that a study sweeps the cell or measurement has."""
+def _claim_of(cells: pd.DataFrame, test: pd.DataFrame, swept: str = "") -> str:
+    """What REPAIR removes of the barrier of each of `cells`, which are rows of `test`; how many networks that is of is
+    said once where it is the same for all. `swept` is the factor whose value tells cells apart."""
+    sentences = [_removed(cell, test, swept) for _, cell in cells.iterrows()]
+    counts = [f"over {cell['n_pairs']} pairs of {cell['n_seeds']} seeds" for _, cell in cells.iterrows()]
+    tails = [f" (means {count}, 95 % intervals over seeds)" for count in counts]
+    if len(set(counts)) == 1:
+        tails = ["" for _ in sentences[1:]] + tails[-1:]
+    return " ".join(f"{sentence}{tail}." for sentence, tail in zip(sentences, tails, strict=True))
+
+
+def _removed(removed: pd.Series, test: pd.DataFrame, swept: str) -> str:
+    """What REPAIR `removed` of the aligned barrier of one cell, and what there was to remove."""
     before = test[(test["cell_id"] == removed["cell_id"]) & (test["metric"] == "accuracy_barrier")]
     before = before[(before["correction"] == "none") & (before["measurement"] == removed["measurement"])].iloc[0]
     network = f"At width {removed['width']} and {removed['depth']} hidden layers"
@@ -71,9 +84,9 @@ def _claim_of(removed: pd.Series, test: pd.DataFrame, swept: str = "") -> str:
     if alike["recipe"].nunique() > 1 and not swept:
         network += f", trained by {removed['recipe']},"
     if swept:
-        network += f", with {swept},"
+        network += f", with {swept} {label_value(removed[swept], swept)},"
+    doubt = ", and may remove nothing" if removed["low"] <= 0 else ""
     return (
         f"{network} on {removed['dataset']}, alignment alone leaves an accuracy barrier of "
-        f"{tell_interval(before, 100)} points; REPAIR removes {tell_interval(removed, 100, digits=0)} % of it "
-        f"(means over {removed['n_pairs']} pairs of {removed['n_seeds']} seeds, 95 % intervals over seeds)."
+        f"{tell_interval(before, 100)} points; REPAIR removes {tell_interval(removed, 100, digits=0)} % of it{doubt}"
     )

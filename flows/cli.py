@@ -297,10 +297,11 @@ def redraw(
 
 def _check_study(store: Store, study: str) -> None:
     """ValueError for a study that neither has tables in the store nor could be run."""
+    from flows.gathered import has_tables
     from flows.presets import find_preset
 
     safe_name(study)
-    if not store.exists(table_key(study, "ablation")):
+    if not has_tables(store, study):
         find_preset(study)
 
 

@@ -8,8 +8,9 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table as TextTable
 
-from flows.figures import draw_comparison
-from flows.report import check_gathered
+from flows.figures.drawing import draw_png
+from flows.figures.published import chart_comparison
+from flows.gathered import check_gathered
 from infra.paths import figure_key, table_key
 from infra.storage import Store, StoreError
 from infra.tables import read_table
@@ -56,9 +57,9 @@ def compare(store: Store, study: str, console: Console) -> None:
     console.print("In short", style="bold")
     console.print(_as_text(summarise(test), headed="network"))
     console.print(f"{LEGEND} {SUMMARY_LEGEND}", style="dim", highlight=False)
-    drawn = draw_comparison(paper)
-    if drawn is not None:
-        store.replace(figure_key(study, "comparison"), drawn)
+    chart = chart_comparison(paper)
+    if chart is not None:
+        store.replace(figure_key(study, "comparison"), draw_png(chart))
         console.print(f"figure  {store.locate(figure_key(study, 'comparison'))}", highlight=False, soft_wrap=True)
 
 

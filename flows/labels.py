@@ -77,9 +77,14 @@ def _label(row: pd.Series, names: Sequence[str]) -> str:
 
 
 def cells_of(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    """The rows of each cell and measurement, in the order of data set, width, depth and what is swept."""
-    names = ["dataset", "width", "depth", *swept_factors(frame), "cell_id", "measurement"]
+    """The rows of each cell and measurement, in the order of network, depth, width and what is swept."""
+    names = [*NETWORK, *FACTORS, *swept_factors(frame), "cell_id", "measurement"]
     return [group for _, group in frame.groupby(names, sort=True, dropna=False)]
+
+
+def cell_names(frame: pd.DataFrame) -> pd.Series:
+    """One text per row that names its cell and measurement, the same in every table."""
+    return frame["cell_id"] + "/" + frame["measurement"]
 
 
 def label_cell(of_cell: pd.DataFrame, among: pd.DataFrame) -> str:

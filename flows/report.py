@@ -1,48 +1,101 @@
-"""A study's report: its claim in a sentence, its figures, the ablation, what failed, and where it comes from."""
+"""A study's report: its claim in a sentence, its figures, the ablation, what failed, and where it comes from.
+
+The page is one file that asks nobody for anything: tables and charts stand in it as data, and plotly.js, which draws
+them, does too. The same charts lie beside it as pictures.
+"""
 
 from __future__ import annotations
 
-import base64
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
 from importlib import resources
+from typing import Any
 
 import httpx
 import jinja2
 import pandas as pd
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 from prefect import task
 from prefect.context import TaskRunContext
 
 from flows.claims import answer_widths, make_claim
+from flows.compare import ALIKE, tabulate_points
 from flows.controls import began_apart, tell_controls
-from flows.figures import (
-    draw_barriers,
-    draw_closed_form,
-    draw_errors,
-    draw_paths,
-    draw_predictions,
-    draw_variance,
-)
+from flows.figures.ablation import chart_against, chart_barriers, chart_errors, factors_varied
+from flows.figures.chart import Chart
+from flows.figures.curves import curves_of
+from flows.figures.drawing import draw_png
+from flows.figures.pairs import chart_closed_form, chart_correlation, chart_paths, chart_predictions, chart_variance
+from flows.figures.published import chart_comparison
+from flows.gathered import check_gathered
+from flows.labels import FACTORS, NETWORK, cell_names, label_points, label_value, swept_factors
 from flows.prefect_page import show_report
 from flows.summary import TEXT_COLUMNS, section_starts, summarise_ablation
 from infra.paths import figure_key, report_key, table_key
 from infra.runners import TASK_OPTIONS, run_logger
-from infra.storage import Store, StoreError
+from infra.storage import Store
 from infra.tables import read_provenance, read_table
-from tasks.science.identity import safe_name
+from tasks.comparison import NOT_RUN
 
-FIGURES = {
-    "barriers": "Barrier on the test split, mean over pairs; bars are 95 % intervals over seeds, cut off at 0.",
-    "errors": "Accuracy barrier against the endpoints' test error, a point per cell, mean over pairs; bars are 95 % "
-    "intervals over seeds, cut off at the frame. Thin lines join cells that differ in one factor alone.",
-    "paths": "Test accuracy along the path from A (alpha 0) to B (alpha 1): mean over pairs, and the band from the "
-    "worst to the best of them.",
-    "variance": "Variance of each hidden layer's pre-activations at the midpoint, over the mean of the two endpoints': "
-    "interpolation collapses it, REPAIR sets it to its goal.",
-    "closed_form": "Test accuracy and loss at the midpoint of each aligned pair: corrected from the endpoints' moments "
-    "alone (closed form) against corrected by a pass over the interpolated network. On the dotted line both are equal; "
-    "the closed form is behind where its accuracy lies below, or its loss above.",
-    "predictions": "How well the closed form predicts each layer's moments at the midpoint: the correlation over units "
-    "of predicted deviations and means with those of the layer behind corrected layers, mean over aligned pairs.",
+TABLES = ("ablation", "barriers", "cells", "endpoints", "paths", "layers", "axes", "paper")
+
+METRICS = ("accuracy_barrier", "loss_barrier", "midpoint_accuracy")
+"""What barriers are looked at by."""
+
+SECTIONS = {
+    "barriers": (
+        "Barriers",
+        "Mean over all pairs of a cell on the test split; bars are 95 % intervals over seeds. Open markers are what "
+        "the authors of REPAIR saved, one pair each, of its midpoint: point at one for the verdict on it.",
+    ),
+    "comparison": (
+        "Beside the paper",
+        "Test accuracy of midpoints and endpoints. Bars say where a new pair of two new seeds would fall in 95 of 100 "
+        "cases; open markers are what the authors saved, one pair each.",
+    ),
+    "paths": (
+        "Along the path",
+        "Test accuracy from A (alpha 0) to B (alpha 1): mean over pairs, and the band from the worst to the best of "
+        "them.",
+    ),
+    "variance": (
+        "Variance by layer",
+        "Variance of each hidden layer's pre-activations at the midpoint, over the mean of the two endpoints': "
+        "interpolation collapses it, REPAIR sets it to its goal.",
+    ),
+    "correlation": (
+        "How well units matched",
+        "Correlation of every unit's activations with those of its partner in the other network, mean over the units "
+        "of a layer and over pairs, and the band from the worst to the best pair; dashed, as the networks were "
+        "trained.",
+    ),
+    "errors": (
+        "Barriers against errors",
+        "Accuracy barrier against the endpoints' test error, a point per cell, mean over pairs; bars are 95 % "
+        "intervals over seeds. Thin lines join cells that differ in one factor alone.",
+    ),
+    "closed_form": (
+        "Closed form against forward pass",
+        "Test accuracy and loss at the midpoint of each aligned pair: corrected from the endpoints' moments alone "
+        "(closed form) against corrected by a pass over the interpolated network. On the dotted line both are equal; "
+        "the closed form is behind where its accuracy lies below, or its loss above.",
+    ),
+    "predictions": (
+        "What the closed form predicts",
+        "How well the closed form predicts each layer's moments at the midpoint: the correlation over units of "
+        "predicted deviations and means with those of the layer behind corrected layers, mean over aligned pairs.",
+    ),
 }
+"""The figures of a report, with their titles and captions, in order."""
+
+FIRST_SECTIONS = ("barriers", "comparison")
+"""What stands above the table."""
+
+MAX_DRAWN_PANELS = 40
+"""Of a picture; the page turns through more."""
 
 
 @task(**TASK_OPTIONS)
@@ -61,53 +114,153 @@ def report(study: str, store: Store) -> str:
 def write_report(store: Store, study: str) -> str:
     """Draws figures and page from the study's tables; returns where the page lies. Raises StoreError without tables."""
     check_gathered(store, study)
+    # Tables that were gathered before there was one of a name are without it.
     tables = {
-        name: read_table(store, table_key(study, name))
-        for name in ("ablation", "barriers", "cells", "endpoints", "paths", "layers")
+        name: read_table(store, key) if store.exists(key := table_key(study, name)) else pd.DataFrame()
+        for name in TABLES
     }
-    drawn = {
-        "barriers": draw_barriers(tables["ablation"]),
-        "errors": draw_errors(tables["ablation"]),
-        "paths": draw_paths(_of_pairs(tables["paths"])),
-        "variance": draw_variance(_of_pairs(tables["layers"])),
-        "closed_form": draw_closed_form(_of_pairs(tables["paths"])),
-        "predictions": draw_predictions(_of_pairs(tables["layers"])),
-    }
-    figures: list[dict[str, str]] = []
-    for name, data in drawn.items():
-        if data is not None:
-            store.replace(figure_key(study, name), data)
-            figures.append({"name": name, "caption": FIGURES[name], "png": base64.b64encode(data).decode()})
-    summary = summarise_ablation(tables["ablation"])
-    endpoints = tables["endpoints"]
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        resources.files("flows").joinpath("templates/report.html").read_text()
-    )
-    page = template.render(
-        study=study,
-        claim=make_claim(tables["ablation"]),
-        widths=answer_widths(store, study),
-        figures=figures,
-        controls=tell_controls(tables["barriers"], tables["ablation"], began_apart(tables["cells"], endpoints)),
-        columns=list(summary.columns),
-        rows=summary.to_numpy().tolist(),
-        text_columns=TEXT_COLUMNS,
-        section_starts=section_starts(summary),
-        missing=endpoints[endpoints["status"] != "trained"].to_dict(orient="records"),
-        n_endpoints=len(endpoints),
-        provenance=read_provenance(store, table_key(study, "ablation")),
-    )
+    charts = make_charts(tables)
+    for name, chart in charts.items():
+        drawn = chart_barriers(tables["ablation"]) if name == "barriers" else first_panels(chart)
+        if drawn is not None:
+            store.replace(figure_key(study, name), draw_png(drawn))
+    page = render(store, study, tables, charts)
     store.replace(report_key(study), page.encode())
     return store.locate(report_key(study))
 
 
+Charts = Mapping[str, Mapping[tuple[str, ...], Chart]]
+"""The charts of each section, by the choice that shows them: what barriers are of, and against what. A section of one
+chart has it under the choice of nothing."""
+
+
+def make_charts(tables: Mapping[str, pd.DataFrame]) -> Charts:
+    """Every chart that there is something to draw in."""
+    ablation, paper = tables["ablation"], tables["paper"]
+    barriers = {
+        (metric.replace("_", " "), factor.replace("_", " ")): chart_against(ablation, factor, metric, paper)
+        for metric in METRICS
+        for factor in factors_varied(ablation)
+    }
+    paths, layers, axes = (_of_pairs(tables[name]) for name in ("paths", "layers", "axes"))
+    others = {
+        "comparison": chart_comparison(paper) if len(paper) else None,
+        "paths": chart_paths(paths),
+        "variance": chart_variance(layers),
+        "correlation": chart_correlation(axes) if len(axes) else None,
+        "errors": chart_errors(ablation),
+        "closed_form": chart_closed_form(paths),
+        "predictions": chart_predictions(layers),
+    }
+    charts = {"barriers": barriers} | {name: {(): chart} for name, chart in others.items()}
+    known = {name: {choice: chart for choice, chart in of.items() if chart is not None} for name, of in charts.items()}
+    return {name: of for name, of in known.items() if of}
+
+
+def first_panels(of_section: Mapping[tuple[str, ...], Chart]) -> Chart:
+    """The only chart of a section, with as many panels as a picture has room for."""
+    (chart,) = of_section.values()
+    return dataclasses.replace(chart, panels=chart.panels[:MAX_DRAWN_PANELS])
+
+
+def render(store: Store, study: str, tables: Mapping[str, pd.DataFrame], charts: Charts) -> str:
+    """The page."""
+    ablation, endpoints = tables["ablation"], tables["endpoints"]
+    summary = summarise_ablation(ablation)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    sections = [
+        {"name": name, "title": title, "caption": caption, "is_first": name in FIRST_SECTIONS}
+        for name, (title, caption) in SECTIONS.items()
+        if name in charts
+    ]
+    return environment.from_string(_template("report.html")).render(
+        study=study,
+        claim=make_claim(ablation),
+        widths=answer_widths(store, study),
+        sections=sections,
+        controls=tell_controls(tables["barriers"], ablation, began_apart(tables["cells"], endpoints)),
+        columns=list(summary.columns),
+        rows=list(zip(summary.index, summary["path"], summary.to_numpy().tolist(), strict=True)),
+        section_starts=section_starts(summary),
+        text_columns=(*TEXT_COLUMNS, "method", "verdict"),
+        points=tabulate_paper(tables["paper"]),
+        missing=endpoints[endpoints["status"] != "trained"].to_dict(orient="records"),
+        endpoints=endpoints,
+        n_pairs=len(_of_pairs(tables["barriers"]).drop_duplicates(["cell_id", "seed_a", "seed_b"])),
+        provenance=read_provenance(store, table_key(study, "ablation")),
+        # None of these is anybody's words but ours and plotly's; data are escaped by `as_json`.
+        style=Markup(_template("report.css")),
+        script=Markup(_template("report.js")),
+        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
+        data=Markup(as_json(page_data(ablation, charts))),
+    )
+
+
+def page_data(ablation: pd.DataFrame, charts: Charts) -> dict[str, Any]:
+    """What the page's script draws and filters by: the cells with what varies among them, the paths, the charts."""
+    cells = ablation.drop_duplicates(["cell_id", "measurement"])
+    cells = cells.assign(key=cell_names(cells), label=label_points(cells))
+    swept = swept_factors(cells)
+    names = [*NETWORK, *FACTORS, *swept, *([] if swept else ["recipe", "measurement"])]
+    varied = [name for name in names if cells[name].nunique(dropna=False) > 1]
+    values = {name: {label_value(value, name): None for value in cells.sort_values(name)[name]} for name in varied}
+    rows = cells.to_dict(orient="records")
+    return {
+        "cells": {
+            row["key"]: {"label": row["label"], "factors": [label_value(row[name], str(name)) for name in varied]}
+            for row in rows
+        },
+        "factors": [{"name": name.replace("_", " "), "values": list(values[name])} for name in varied],
+        "paths": [{"label": curve.label, "color": curve.color} for curve in curves_of(ablation)],
+        "sections": {
+            name: [{"choice": list(choice), **dataclasses.asdict(chart)} for choice, chart in of_section.items()]
+            for name, of_section in charts.items()
+        },
+    }
+
+
+def tabulate_paper(paper: pd.DataFrame) -> pd.DataFrame:
+    """Every published midpoint and endpoint that ours were run for, with the verdict, as text."""
+    if paper.empty:
+        return pd.DataFrame()
+    test = paper[(paper["split"] == "test") & paper["metric"].str.endswith("accuracy")]
+    run = test[test["verdict"] != NOT_RUN]
+    if run.empty:
+        return pd.DataFrame()
+    tables: list[pd.DataFrame] = []
+    for keys, rows in run.groupby([*NETWORK, "recipe", "measurement"]):
+        named = dict(zip([*NETWORK, "recipe", "measurement"], keys, strict=True))
+        tables.append(tabulate_points(rows).assign(**{str(name): str(word) for name, word in named.items()}))
+    whole = pd.concat(tables, ignore_index=True)
+    order = whole["verdict"].map(lambda verdict: ALIKE.index(verdict) if verdict in ALIKE else len(ALIKE))
+    front = [name for name in [*NETWORK, "recipe", "measurement"] if whole[name].nunique() > 1]
+    others = [name for name in whole.columns if name not in [*NETWORK, "recipe", "measurement"]]
+    return whole.iloc[order.argsort(kind="stable")][[*front, *others]].fillna("")
+
+
+def as_json(data: Any) -> str:
+    """`data` as JSON that can stand in a page's script: what is not finite is null, five digits of every number, and
+    nothing in it ends the script."""
+    text = json.dumps(_rounded(data), separators=(",", ":"), allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(part) for part in value]
+    return value
+
+
 def _of_pairs(frame: pd.DataFrame) -> pd.DataFrame:
     """Without controls."""
-    return frame[frame["kind"] == "pair"]
+    return frame[frame["kind"] == "pair"] if len(frame) else frame
 
 
-def check_gathered(store: Store, study: str) -> None:
-    """StoreError where the study has no tables, ValueError where its name is none."""
-    safe_name(study)
-    if not store.exists(table_key(study, "ablation")):
-        raise StoreError(f"{store.url} holds no tables of {study}: `repairlab run {study}` makes them")
+def _template(name: str) -> str:
+    return resources.files("flows").joinpath(f"templates/{name}").read_text()

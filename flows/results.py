@@ -19,7 +19,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import nn
 
-from flows.figures import draw_width
+from flows.figures.ablation import chart_width
+from flows.figures.drawing import draw
+from flows.gathered import has_tables
 from infra.paths import table_key
 from infra.settings import load_settings
 from infra.storage import Store, StoreError
@@ -137,7 +139,7 @@ class StudyResults:
     def plot_width(self, metric: str = "accuracy_barrier", split: str = "test") -> Figure:
         """`metric` against width, a line per path and a panel per series of cells, with 95 % intervals over seeds;
         accuracies in percent. ValueError, naming what there is, where it was not measured."""
-        return draw_width(self.ablation, metric, split)
+        return draw(chart_width(self.ablation, metric, split))
 
     def network(
         self,
@@ -204,8 +206,8 @@ def open_study(store: str | Store, study: str) -> StudyResults:
     StoreError, naming the studies that have tables, where this one has none.
     """
     opened = store if isinstance(store, Store) else Store(store, patience_seconds=0)
-    if not opened.exists(table_key(study, "ablation")):
-        gathered = [name for name in opened.folders("studies") if opened.exists(table_key(name, "ablation"))]
+    if not has_tables(opened, study):
+        gathered = [name for name in opened.folders("studies") if has_tables(opened, name)]
         there = f"it has tables of {', '.join(gathered)}" if gathered else "it has tables of none"
         raise StoreError(f"{opened.url} has no tables of a study {study!r}; {there}: repairlab run makes them")
     return StudyResults(opened, study)

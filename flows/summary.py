@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from flows.figures import curves_of
-from flows.labels import label_value, swept_factors, telling
+from flows.figures.curves import curves_of
+from flows.labels import cell_names, label_value, swept_factors, telling
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,14 @@ TEXT_COLUMNS = ("dataset", "architecture", "normalization", "path", "recipe", "m
 
 
 def summarise_ablation(ablation: pd.DataFrame, brief: bool = False) -> pd.DataFrame:
-    """The ablation as a person reads it: a row per cell and path, means with intervals as text, on the test split."""
+    """The ablation as a person reads it: a row per cell and path, means with intervals as text, on the test split;
+    indexed by the names of cells."""
     test = ablation[ablation["split"] == "test"]
     swept = swept_factors(ablation)
     names = ["dataset", "architecture", "normalization", "width", "depth", *swept, "recipe", "measurement"]
     shown = telling(test, names) or ([] if brief else ["width", "depth"])
     rows: list[dict[str, Any]] = []
+    cells: list[str] = []
     for _, of_cell in test.groupby([*names, "cell_id"], sort=True, dropna=False):
         for curve in curves_of(of_cell):
             of_path = of_cell[(of_cell["matcher"] == curve.matcher) & (of_cell["correction"] == curve.correction)]
@@ -61,7 +63,8 @@ def summarise_ablation(ablation: pd.DataFrame, brief: bool = False) -> pd.DataFr
                 row[title] = tell_interval(known.iloc[0], column.scale, brief and column.bare) if len(known) else "-"
             counts = {"pairs": "n_pairs", "diverged": "n_diverged", "untrained": "n_untrained"}
             rows.append(row | {title: int(first[name]) for title, name in counts.items()})
-    return pd.DataFrame(rows)
+            cells.append(cell_names(of_path.head(1)).iloc[0])
+    return pd.DataFrame(rows, index=cells)
 
 
 def section_starts(summary: pd.DataFrame) -> list[int]:

@@ -8,6 +8,7 @@ fall back on another store, an upstream, to which nothing is ever written.
 from __future__ import annotations
 
 import errno
+import mimetypes
 import os
 import re
 import time
@@ -221,16 +222,22 @@ class Store:
     def _put(self, full: str, data: bytes, *, overwrite: bool) -> bool:
         """A single put, on condition that nobody was first, as far as the server knows conditions."""
         filesystem, _ = self._filesystem
+        kind = self._kind_of(full)
         if not overwrite:
             try:
-                self._reach(lambda: filesystem.pipe_file(full, data, mode="create"))
+                self._reach(lambda: filesystem.pipe_file(full, data, mode="create", **kind))
             except FileExistsError:
                 return False
             except NotImplementedError:
                 overwrite = True  # Such a server keeps the last of those who write in the same moment.
         if overwrite:
-            self._reach(lambda: filesystem.pipe_file(full, data))
+            self._reach(lambda: filesystem.pipe_file(full, data, **kind))
         return True
+
+    def _kind_of(self, full: str) -> dict[str, str]:
+        """What S3 tells a browser of the object: one that is told nothing saves a page instead of showing it."""
+        kind, _ = mimetypes.guess_type(full)
+        return {"ContentType": kind} if kind and "s3" in self._filesystem[0].protocol else {}
 
     def _reach(self, call: Callable[[], T]) -> T:
         """What `call` returns. What goes wrong on the way to a store that is not a folder is said in a sentence, once

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from flows.figures import CURVES
+from flows.figures.curves import CURVES
 from infra.storage import Store
 from infra.tables import write_table
 from tasks import schema
@@ -65,10 +65,11 @@ def layer_rows(correlations: dict[str, list[float | None]], **other) -> list[dic
     ]
 
 
-def write_study(store: Store, ablation: pd.DataFrame, paths: pd.DataFrame | None = None) -> None:
+def write_study(store: Store, ablation: pd.DataFrame, paths: pd.DataFrame | None = None, **more: pd.DataFrame) -> None:
+    """All tables of a study `s` of three endpoints, two of which diverged; those that are not given are empty."""
     provenance = {"repairlab": "0", "commit": "", "torch": "0", "schema": 1, "revisions": {"train": 1}, "requests": []}
     for table in schema.TABLES:
-        frame = {"ablation": ablation, "paths": paths}.get(table.name)
+        frame = ({"ablation": ablation, "paths": paths} | more).get(table.name)
         if frame is None:
             frame = pd.DataFrame(columns=list(table.columns))
         if table.name == "endpoints":
@@ -79,3 +80,14 @@ def write_study(store: Store, ablation: pd.DataFrame, paths: pd.DataFrame | None
                 width=128, depth=4, message="too wild", cell_id="digits-4"
             )
         write_table(store, f"studies/s/{table.name}.parquet", table, frame, provenance)
+
+
+def axis_rows(correlations: dict[str, float], before=0.05, **other) -> list[dict]:
+    """How well the units of every layer of an aligned pair matched."""
+    (common,) = path_rows({"none": 0.5}, **other)[:1]
+    return [
+        dict.fromkeys(schema.AXES.columns)
+        | {name: value for name, value in common.items() if name in schema.AXES.columns}
+        | {"axis": axis, "size": 8, "n_dead": 0, "matched_correlation": value, "identity_correlation": before}
+        for axis, value in correlations.items()
+    ]

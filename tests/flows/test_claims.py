@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -45,7 +46,7 @@ def test_a_study_without_a_barrier_claims_nothing(ablation: pd.DataFrame):
 
 def test_how_wide_a_network_must_be_stands_below_the_claim(store: Store, ablation: pd.DataFrame):
     write_study(store, ablation)
-    assert answer_widths(store, "s") == ""
+    assert answer_widths(store, "s") == []
     asked = {"split": "test", "metric": "accuracy_barrier", "matcher": "activation", "correction": "repair"}
     laws = [
         dict.fromkeys(schema.WIDTH_LAWS.columns)
@@ -55,6 +56,7 @@ def test_how_wide_a_network_must_be_stands_below_the_claim(store: Store, ablatio
     ]
     laws.append(laws[0] | {"correction": "none", "answer_text": "Without correction wider."})
     write_table(store, "studies/s/width_laws.parquet", schema.WIDTH_LAWS, pd.DataFrame(laws), {})
-    assert "<p>This wide. So &lt;wide&gt;.</p>" in Path(write_report(store, "s")).read_text()
+    page = Path(write_report(store, "s")).read_text()
+    assert re.findall("<p>(.*wide.*)</p>", page) == ["This wide.", "So &lt;wide&gt;."]
     (Path(store.url) / "studies/s/width_laws.parquet").unlink()
     assert "This wide" not in Path(write_report(store, "s")).read_text()

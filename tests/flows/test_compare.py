@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from flows.cli import WrongWordsError, app
 from flows.compare import compare, summarise, tabulate_points
-from flows.figures import draw_comparison
+from flows.figures.published import chart_comparison
 from infra.storage import Store, StoreError
 from infra.tables import write_table
 from tasks import schema
@@ -149,12 +149,12 @@ def test_the_picture_lies_beside_the_others(store: Store, paper: pd.DataFrame):
     printed(store, paper)
     assert (Path(store.url) / "studies/s/figures/comparison.png").read_bytes().startswith(b"\x89PNG")
     deep = make_paper("mnist", "batch-fused", [(128, depth) for depth in (2, 11, 31)], MLP_BATCH)
-    assert draw_comparison(pd.concat([paper, deep], ignore_index=True)) is not None
+    assert chart_comparison(pd.concat([paper, deep], ignore_index=True)) is not None
 
 
 def test_where_nothing_was_run_there_is_a_table_and_no_picture(store: Store, paper: pd.DataFrame):
     missing = paper[paper["cell_id"].isna()]
-    assert draw_comparison(missing) is None
+    assert chart_comparison(missing) is None
     assert "not run" in printed(store, missing)
 
 

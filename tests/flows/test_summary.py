@@ -4,7 +4,8 @@ import pandas as pd
 from made_tables import ablation_rows
 
 from flows.claims import make_claim
-from flows.figures import CURVES, curves_of, draw_barriers
+from flows.figures.ablation import chart_barriers
+from flows.figures.curves import CURVES, curves_of
 from flows.labels import label_points, main_factor
 from flows.summary import section_starts, summarise_ablation
 
@@ -32,7 +33,7 @@ def test_every_matcher_and_correction_of_a_study_is_in_its_table_and_figures(abl
     assert summary["path"].unique().tolist() == labels
     assert section_starts(summary) == [0, len(labels)]
     assert section_starts(summary.iloc[:, list(summary.columns).index("path") :]) == [0]
-    assert draw_barriers(wide) is not None
+    assert chart_barriers(wide) is not None
 
 
 def test_what_a_study_sweeps_is_its_axis_its_column_and_its_claim():
@@ -52,7 +53,7 @@ def test_what_a_study_sweeps_is_its_axis_its_column_and_its_claim():
     summary = summarise_ablation(ablation)
     assert "recipe" not in summary.columns
     assert set(summary["learning_rate"]) == {"0.001", "0.01", "0.1"}
-    assert draw_barriers(ablation)
+    assert chart_barriers(ablation)
 
 
 def test_all_images_are_a_value_of_what_is_swept():
