@@ -76,18 +76,14 @@ def _label(row: pd.Series, names: Sequence[str]) -> str:
     return ", ".join(str(row[name]) if name in SERIES else f"{name} {label_value(row[name], name)}" for name in names)
 
 
-def cells_of(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    """The rows of each cell and measurement, in the order of network, depth, width and what is swept."""
-    names = [*NETWORK, *FACTORS, *swept_factors(frame), "cell_id", "measurement"]
-    return [group for _, group in frame.groupby(names, sort=True, dropna=False)]
-
-
 def cell_names(frame: pd.DataFrame) -> pd.Series:
     """One text per row that names its cell and measurement, the same in every table."""
     return frame["cell_id"] + "/" + frame["measurement"]
 
 
-def label_cell(of_cell: pd.DataFrame, among: pd.DataFrame) -> str:
-    """What sets a cell apart from the others of a study."""
-    cells = among.drop_duplicates(["cell_id", "measurement"])
-    return str(label_points(cells)[of_cell.index[0]])
+def cells_of(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of each cell and measurement with what sets it apart from the others, in the order of network, depth,
+    width and what is swept."""
+    names = [*NETWORK, *FACTORS, *swept_factors(frame), "cell_id", "measurement"]
+    labels = label_points(frame.drop_duplicates(names))
+    return [(str(labels[group.index[0]]), group) for _, group in frame.groupby(names, sort=True, dropna=False)]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from flows.figures.chart import Axis, Chart, Line, Panel, fit_axis, highest, marks, numbers
 from flows.figures.curves import DIRECT, REPAIRED, Curve, curves_of
-from flows.labels import FACTORS, NETWORK, cell_names, cells_of, label_cell, label_path, label_points, swept_factors
+from flows.labels import FACTORS, NETWORK, cell_names, cells_of, label_path, label_points, swept_factors
 
 N_COLUMNS = 4
 
@@ -22,14 +22,14 @@ def chart_paths(paths: pd.DataFrame) -> Chart | None:
     shown = paths[(paths["split"] == "test") & (paths["method"] == "weights")]
     curves = curves_of(shown)
     panels: list[Panel] = []
-    for of_cell in cells_of(shown):
+    for label, of_cell in cells_of(shown):
         lines = [
             _over_pairs(of_curve.groupby("alpha")["accuracy"], curve, 100)
             for curve in curves
             if len(of_curve := curve.of(of_cell))
         ]
         y = Axis("test accuracy (%)", "linear", (0.0, 100.0))
-        panels.append(_of_cell(of_cell, shown, Axis("alpha", "linear", (0.0, 1.0)), y, lines))
+        panels.append(_of_cell(label, of_cell, Axis("alpha", "linear", (0.0, 1.0)), y, lines))
     return Chart(tuple(panels), N_COLUMNS) if panels else None
 
 
@@ -38,7 +38,7 @@ def chart_variance(layers: pd.DataFrame) -> Chart | None:
     shown = layers[layers["alpha"] == 0.5]
     curves = curves_of(shown)
     panels: list[Panel] = []
-    for of_cell in cells_of(shown):
+    for label, of_cell in cells_of(shown):
         lines: list[Line] = []
         for curve in curves:
             by_layer = curve.of(of_cell).groupby("position")["variance_ratio"].mean()
@@ -53,7 +53,7 @@ def chart_variance(layers: pd.DataFrame) -> Chart | None:
                 Line("goal of REPAIR", "#20242a", numbers(goal.index + 1), numbers(goal), dash="dot", width=2.0)
             )
         y = Axis("variance ratio", "linear", (0.0, max(1.1, 1.05 * highest(lines))))
-        panels.append(_of_cell(of_cell, shown, _LAYER, y, lines))
+        panels.append(_of_cell(label, of_cell, _LAYER, y, lines))
     return Chart(tuple(panels), N_COLUMNS) if panels else None
 
 
@@ -63,7 +63,7 @@ def chart_correlation(axes: pd.DataFrame) -> Chart | None:
     shown = axes[axes["matched_correlation"].notna()].assign(correction="none", measurement="")
     curves = curves_of(shown)
     panels: list[Panel] = []
-    for of_cell in cells_of(shown):
+    for label, of_cell in cells_of(shown):
         names = sorted(of_cell["axis"].unique(), key=_in_order)
         of_cell = of_cell.assign(position=of_cell["axis"].map({name: i + 1 for i, name in enumerate(names)}))
         lines = [
@@ -80,7 +80,7 @@ def chart_correlation(axes: pd.DataFrame) -> Chart | None:
         is_plain = all(re.fullmatch(r"\D*\d+\D*", name) for name in names)
         x = _LAYER if is_plain else Axis("", "linear", None, ticks, is_turned=True)
         least = min((value for line in lines for value in line.y), default=0.0)
-        panels.append(_of_cell(of_cell, shown, x, Axis("correlation", "linear", (min(-0.05, least), 1.0)), lines))
+        panels.append(_of_cell(label, of_cell, x, Axis("correlation", "linear", (min(-0.05, least), 1.0)), lines))
     return Chart(tuple(panels), N_COLUMNS) if panels else None
 
 
@@ -90,7 +90,7 @@ def chart_predictions(layers: pd.DataFrame) -> Chart | None:
     shown = layers[(layers["alpha"] == 0.5) & (layers["matcher"] != "none") & layers["sd_correlation"].notna()]
     curves = curves_of(shown)
     panels: list[Panel] = []
-    for of_cell in cells_of(shown):
+    for label, of_cell in cells_of(shown):
         lines: list[Line] = []
         for curve in curves:
             by_layer = curve.of(of_cell).groupby("position")[["sd_correlation", "mean_correlation"]].mean()
@@ -104,7 +104,7 @@ def chart_predictions(layers: pd.DataFrame) -> Chart | None:
                 )  # fmt: skip
         least = min((value for line in lines for value in line.y), default=0.0)
         y = Axis("correlation over units", "linear", (min(0.0, least), 1.05))
-        panels.append(_of_cell(of_cell, shown, _LAYER, y, lines))
+        panels.append(_of_cell(label, of_cell, _LAYER, y, lines))
     return Chart(tuple(panels), N_COLUMNS) if panels else None
 
 
@@ -163,8 +163,8 @@ def _over_pairs(values: Any, curve: Curve, scale: float) -> Line:
     )  # fmt: skip
 
 
-def _of_cell(of_cell: pd.DataFrame, among: pd.DataFrame, x: Axis, y: Axis, lines: list[Line]) -> Panel:
-    return Panel(label_cell(of_cell, among), x, y, tuple(lines), cell_names(of_cell.head(1)).iloc[0])
+def _of_cell(label: str, of_cell: pd.DataFrame, x: Axis, y: Axis, lines: list[Line]) -> Panel:
+    return Panel(label, x, y, tuple(lines), cell_names(of_cell.head(1)).iloc[0])
 
 
 def _in_order(name: str) -> list[tuple[int, str]]:

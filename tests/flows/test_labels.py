@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from flows.labels import cells_of, label_cell, label_lines, label_points, main_factor
+from flows.labels import cells_of, label_lines, label_points, main_factor
 
 
 def test_panels_tell_the_epoch_of_their_cell_and_stand_in_its_order():
@@ -13,7 +13,20 @@ def test_panels_tell_the_epoch_of_their_cell_and_stand_in_its_order():
             for cell_id, epoch in (("a", None), ("b", 10), ("c", 2))
         ]
     )
-    assert [label_cell(of_cell, points) for of_cell in cells_of(points)] == ["epoch 2", "epoch 10", "epoch last"]
+    assert [label for label, _ in cells_of(points)] == ["epoch 2", "epoch 10", "epoch last"]
+
+
+def test_cells_that_were_measured_in_several_ways_are_told_apart_by_what_is_swept():
+    points = pd.DataFrame(
+        [
+            {"cell_id": "a", "statistics": n, "dataset": "digits", "architecture": "mlp", "normalization": "none"}
+            | {"width": 8, "depth": 2, "recipe": "r", "measurement": ""}
+            for n in (None, 100, 10, 100)
+        ]
+    )
+    found = cells_of(points)
+    assert [label for label, _ in found] == ["statistics 10", "statistics 100", "statistics all"]
+    assert [len(rows) for _, rows in found] == [1, 2, 1]
 
 
 def test_the_axis_is_what_the_study_varies(ablation: pd.DataFrame):
