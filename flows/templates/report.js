@@ -278,7 +278,9 @@
     drawLegend(some) {
       const entries = new Map();
       for (const [panel, lines] of some) {
-        for (const line of lines.filter(({ label }) => label)) {
+        // A line without points is there for its entry alone.
+        const entitled = [...lines, ...panel.lines.filter((line) => !line.x.length && !line.path)];
+        for (const line of entitled.filter(({ label }) => label)) {
           const known = entries.get(line.label);
           // What has several colours is told by its marker.
           entries.set(line.label, !known ? line : known.color === line.color ? known : { ...known, color: INK });
