@@ -150,7 +150,8 @@ its triples of data set, architecture and normalization. Theirs are the objects 
 https://github.com/KellerJordan/REPAIR at commit e90263d, each of one pair of networks; `tasks/published_points.csv` \
 holds them. One row per published figure, cell of ours, measurement, split and metric: `midpoint_accuracy` and \
 `midpoint_loss` at alpha 1/2, `endpoint_accuracy` and `endpoint_loss`, the mean of both ends. A width, depth or method \
-that was not run has a row without ours, and counts of zero.
+that was not run has a row without ours, and counts of zero. `mean`, `new_pair_low` and `new_pair_high` are ours, as \
+in `ablation`.
 
 Only accuracies are judged. The midpoint losses of pairs are ruled by a few images, and saved ones range from .02 to \
 14 nats, so there is no width at which an interval of them tells something everywhere: losses are shown with their \

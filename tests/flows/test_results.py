@@ -55,14 +55,19 @@ def test_a_table_is_described_by_its_own_file(study: StudyResults, tmp_path: Pat
     assert set(old["description"]) == {""}
 
 
-def sql_of_the_page(study: StudyResults, word: str) -> str:
+def code_of_the_page(study: StudyResults, language: str, word: str) -> str:
     text = (Path(__file__).parent.parent.parent / "docs/tables.md").read_text()
-    (query,) = (block for block in re.findall(r"```sql\n(.*?)```", text, flags=re.DOTALL) if word in block)
-    return query.replace("runs/studies/digits-depth", f"{study.store.url}/studies/test")
+    (code,) = (block for block in re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL) if word in block)
+    return code.replace("runs/studies/digits-depth", f"{study.store.url}/studies/test")
+
+
+def test_pyarrow_reads_what_a_column_means(study: StudyResults, capsys: pytest.CaptureFixture[str]):
+    exec(code_of_the_page(study, "python", "read_schema"), {})  # noqa: S102
+    assert capsys.readouterr().out == BARRIERS.columns["loss_barrier"].description + "\n"
 
 
 def test_duckdb_selects_from_a_table_what_pandas_does(study: StudyResults):
-    found = duckdb.sql(sql_of_the_page(study, "ablation.parquet")).df()
+    found = duckdb.sql(code_of_the_page(study, "sql", "ablation.parquet")).df()
     wanted = study.ablation.query(
         "split == 'test' and metric == 'accuracy_barrier' and matcher == 'activation' and measurement == 'default'"
     ).sort_values(["width", "depth", "correction"], ignore_index=True)[list(found.columns)]
@@ -71,7 +76,7 @@ def test_duckdb_selects_from_a_table_what_pandas_does(study: StudyResults):
 
 
 def test_duckdb_reads_what_the_columns_mean(study: StudyResults):
-    found = duckdb.sql(sql_of_the_page(study, "parquet_kv_metadata")).fetchall()
+    found = duckdb.sql(code_of_the_page(study, "sql", "parquet_kv_metadata")).fetchall()
     assert found == list(study.describe("barriers")[["column", "description"]].itertuples(index=False, name=None))
 
 
