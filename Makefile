@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo up down status test test-slow test-thorough check-cluster studies-smoke lint bench bench-scaling bench-growth bench-profile bench-gpu clean
+.PHONY: demo up down status test test-slow test-thorough check-cluster studies-smoke notebook lint bench bench-scaling bench-growth bench-profile bench-gpu clean
 
 demo: .venv/installed
 	$(BIN)/repairlab demo
@@ -33,6 +33,10 @@ check-cluster: .venv/installed-dev
 
 studies-smoke: .venv/installed
 	for study in $$($(BIN)/repairlab studies --size smoke); do $(BIN)/repairlab run $$study --size smoke || exit 1; done
+
+notebook: .venv/installed-dev
+	$(BIN)/repairlab run docs/factors.toml
+	$(BIN)/python docs/analysis.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from infra.paths import requests_prefix
 from infra.storage import Store
 from infra.weights import read_weights
 from tasks.artifacts import read_endpoint
+from tasks.columns import RECIPE
 from tasks.datasets import UNKNOWN_FINGERPRINT, load_dataset
 from tasks.imports import MOST, check_import, read_imports, save_import
 from tasks.science.checks import check_choice, is_own
@@ -32,7 +33,7 @@ from tasks.science.recipe import Recipe
 from tasks.science.request import Request
 from tasks.science.specs import Cell, DataSpec, Endpoint, Origin, State, override
 from tasks.science.training import Training
-from tasks.sweep import RECIPE_FIELDS, parse_value
+from tasks.sweep import parse_value
 
 SeedFrom = Literal["order", "name"]
 
@@ -62,7 +63,7 @@ class ImportOptions:
         safe_name(self.study)
         if self.study in PRESETS:
             raise ValueError(f"{self.study} is the name of a study that comes with repairlab: choose another --study")
-        known = [*_FACTORS, *RECIPE_FIELDS]
+        known = [*_FACTORS, *RECIPE]
         if lacking := [name for name in self.facts if name not in known]:
             raise ValueError(f"there is no field {lacking[0]!r} to set; known: {', '.join(known)}")
         if is_own(self.network):

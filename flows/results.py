@@ -25,7 +25,7 @@ from flows.gathered import has_tables
 from infra.paths import table_key
 from infra.settings import load_settings
 from infra.storage import Store, StoreError
-from infra.tables import read_provenance, read_table
+from infra.tables import read_descriptions, read_provenance, read_table
 from tasks import schema
 from tasks.artifacts import joint_members, trained_members
 from tasks.gather import read_requests
@@ -38,7 +38,7 @@ from tasks.science.specs import Cell, Path
 
 @dataclass(frozen=True)
 class StudyResults:
-    """The tables of one study, each read when it is first asked for; docs/tables.md says what their columns mean."""
+    """The tables of one study, each read when it is first asked for; `describe` says what their columns mean."""
 
     store: Store
     name: str
@@ -94,10 +94,18 @@ class StudyResults:
 
     def table(self, name: str) -> pd.DataFrame:
         """ValueError, naming those there are, for a table that there is not."""
+        return read_table(self.store, self._key(name))
+
+    def describe(self, name: str) -> pd.DataFrame:
+        """Every column of a table, with its `type` and `description` as the table's own file tells them: empty in one
+        that was gathered before there were descriptions. ValueError as `table`."""
+        return read_descriptions(self.store, self._key(name))
+
+    def _key(self, name: str) -> str:
         known = [table.name for table in schema.TABLES]
         if name not in known:
             raise ValueError(f"there is no table {name!r}; known: {', '.join(known)}")
-        return read_table(self.store, table_key(self.name, name))
+        return table_key(self.name, name)
 
     def contrast(
         self,

@@ -1,4 +1,4 @@
-"""Parquet files with a declared schema, a unique key, and provenance in their metadata."""
+"""Parquet files with a declared schema, a unique key, and in their metadata what they mean and where they come from."""
 
 from __future__ import annotations
 
@@ -28,17 +28,37 @@ _N_READERS = 16
 
 
 @dataclass(frozen=True)
+class Column:
+    """What stands in a column, and what it means, in Markdown."""
+
+    kind: pa.DataType
+    description: str
+
+
+@dataclass(frozen=True)
 class Table:
-    """A kind of table: its columns with their types, in order, and the columns that together name a row. The last
-    columns may have been `added` since some row files were written, which are read with nulls there."""
+    """A kind of table: its columns in order, the columns that together name a row, and what it holds, in Markdown. The
+    last columns may have been `added` since some row files were written, which are read with nulls there."""
 
     name: str
-    columns: Mapping[str, pa.DataType]
+    columns: Mapping[str, Column]
     key: tuple[str, ...]
+    description: str = ""
     added: tuple[str, ...] = ()
 
-    def schema(self, extra: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
-        return pa.schema([pa.field(name, kind) for name, kind in {**self.columns, **(extra or {})}.items()])
+    def schema(self) -> pa.Schema:
+        """Names and types alone, as in row files, of which there are many."""
+        return pa.schema([pa.field(name, column.kind) for name, column in self.columns.items()])
+
+    def described_schema(self, extra: Mapping[str, Column]) -> pa.Schema:
+        """With `extra` columns behind its own, and every description: in each field's metadata, the table's own in the
+        schema's, and there the columns' once more as JSON, since DuckDB reads no metadata of fields."""
+        columns = {**self.columns, **extra}
+        told = {name: column.description for name, column in columns.items()}
+        return pa.schema(
+            [pa.field(name, column.kind, metadata={"description": told[name]}) for name, column in columns.items()],
+            metadata={"description": self.description, "columns": json.dumps(told)},
+        )
 
 
 def pack_rows(table: Table, rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -76,21 +96,22 @@ def _read_rows(store: Store, key: str, table: Table, schema: pa.Schema) -> pa.Ta
         raise damaged(store, key, "not a whole Parquet file") from error
     for name in table.added:
         if name not in read.schema.names:
-            read = read.append_column(pa.field(name, table.columns[name]), pa.nulls(len(read), table.columns[name]))
+            kind = table.columns[name].kind
+            read = read.append_column(pa.field(name, kind), pa.nulls(len(read), kind))
     if not read.schema.equals(schema):
         raise damaged(store, key, f"its columns are not those of a {table.name} row file")
     return read
 
 
 def write_table(
-    store: Store, key: str, table: Table, frame: pd.DataFrame, provenance: Mapping[str, Any], **extra: pa.DataType
+    store: Store, key: str, table: Table, frame: pd.DataFrame, provenance: Mapping[str, Any], **extra: Column
 ) -> None:
-    """Writes `frame` under the table's schema, sorted by its key. NaN becomes null.
+    """Writes `frame` under the table's described schema, sorted by its key. NaN becomes null.
 
     `extra` are columns beyond the declared ones. Raises ValueError where the key is not unique or a column is missing
     or unknown: a table that breaks its contract is not written.
     """
-    schema = table.schema(extra)
+    schema = table.described_schema(extra)
     if set(frame.columns) != set(schema.names):
         raise ValueError(f"{table.name}: missing or unknown columns {sorted(set(frame.columns) ^ set(schema.names))}")
     if frame.duplicated(list(table.key)).any():
@@ -115,6 +136,18 @@ def read_table(store: Store, key: str) -> pd.DataFrame:
         return pq.read_table(io.BytesIO(data)).to_pandas()
     except (pa.ArrowException, OSError) as error:
         raise damaged(store, key, "not a whole Parquet file") from error
+
+
+def read_descriptions(store: Store, key: str) -> pd.DataFrame:
+    """The columns of the table at `key`, a row each: `column`, `type` and `description`, as the file itself tells
+    them; empty where it tells none. FileNotFoundError where there is no table, DamagedError where it is not whole."""
+    data = store.read(key)
+    try:
+        schema = pq.read_schema(io.BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(store, key, "not a whole Parquet file") from error
+    told = [(field.metadata or {}).get(b"description", b"").decode(errors="replace") for field in schema]
+    return pd.DataFrame({"column": schema.names, "type": [str(kind) for kind in schema.types], "description": told})
 
 
 def read_provenance(store: Store, key: str) -> dict[str, Any]:

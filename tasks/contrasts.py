@@ -82,7 +82,7 @@ class _Rows:
 
 def _typed(name: str, column: list[Any]) -> Any:
     """Words as numbers of words: there are few of each, in many rows."""
-    is_text = schema.CONTRASTS.columns[name] == pa.string()
+    is_text = schema.CONTRASTS.columns[name].kind == pa.string()
     return pd.Categorical(column) if is_text else np.asarray(column, dtype=np.int64)
 
 

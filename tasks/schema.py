@@ -1,304 +1,226 @@
-"""The tables that people open, column by column: a public contract, kept by a test, each change in the CHANGELOG.
+"""The tables that people open: a public contract, kept by a test, each change in the CHANGELOG.
 
-Accuracies are fractions, losses nats per example, times seconds. What a column means is said in docs/tables.md.
+What their columns mean stands in columns.py; `docs/tables.py` makes the page from both.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
-import pyarrow as pa
-
 from infra.tables import Table
-from tasks.science.recipe import Recipe
-from tasks.science.specs import DataSpec
-
-_TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
-
-CELL = {
-    "study": _TEXT,
-    "cell_id": _TEXT,
-    "dataset": _TEXT,
-    "architecture": _TEXT,
-    "normalization": _TEXT,
-    "width": _INT,
-    "depth": _INT,
-    "recipe": _TEXT,
-}
-
-TIME = {"epoch": _INT, "spawn_seed": _INT, "spawn_epoch": _INT}
-"""After how many epochs a cell's weights are taken, null at the end of training; and which training, at which epoch,
-its endpoints are spawned from, null where they are not."""
-
-PAIR = CELL | {
-    "merge_id": _TEXT,
-    "kind": _TEXT,
-    "control": _TEXT,
-    "seed_a": _INT,
-    "seed_b": _INT,
-    "matcher": _TEXT,
-}
-
-_KINDS = {"int": _INT, "int | None": _INT, "float": _FLOAT, "bool": pa.bool_(), "str": _TEXT}
-
-
-def column_kind(spec_field: dataclasses.Field[Any]) -> pa.DataType:
-    """What a field of a spec is as a column; a tuple, as a choice of words, stands as text."""
-    return _KINDS.get(str(spec_field.type), _TEXT)
-
-
-def _described(owner: type, prefix: str) -> dict[str, pa.DataType]:
-    """A column for every field of a spec but its name."""
-    return {f"{prefix}_{f.name}": column_kind(f) for f in dataclasses.fields(owner) if f.name != "name"}
-
+from tasks.columns import (
+    ALPHA,
+    AXIS,
+    BARRIER,
+    CELL,
+    CONTRAST,
+    CORRECTION,
+    COUNTS,
+    DATA,
+    ENDPOINT,
+    INTERVAL,
+    LAYER,
+    MATCH,
+    MATCHER,
+    MEAN,
+    MEASUREMENT,
+    MEMBERS,
+    MERGE_ID,
+    METHOD,
+    METRIC,
+    NEW_PAIR,
+    PAIR,
+    POINT,
+    PUBLISHED,
+    PUBLISHED_POINT,
+    RECIPE,
+    SERIES_ID,
+    SOURCE,
+    SPLIT,
+    TIME,
+    VERDICT,
+    WIDTH_LAW,
+)
 
 PATH_ROWS = Table(
-    "paths",
-    {
-        "merge_id": _TEXT,
-        "method": _TEXT,
-        "correction": _TEXT,
-        "alpha": _FLOAT,
-        "split": _TEXT,
-        "loss": _FLOAT,
-        "accuracy": _FLOAT,
-        "n_examples": _INT,
-        "temperature": _FLOAT,
-        "calibrated_loss": _FLOAT,
-        "temperature_at_bound": pa.bool_(),
-    },
-    ("merge_id", "method", "correction", "alpha", "split"),
+    "paths", MERGE_ID | METHOD | CORRECTION | POINT, ("merge_id", "method", "correction", "alpha", "split")
 )
 """What a row file of a path holds; the name of the measurement is stamped on when tables are gathered."""
 
 LAYER_ROWS = Table(
     "layers",
-    {
-        "merge_id": _TEXT,
-        "correction": _TEXT,
-        "alpha": _FLOAT,
-        "layer": _TEXT,
-        "position": _INT,
-        "n_units": _INT,
-        "n_dead": _INT,
-        "variance_ratio": _FLOAT,
-        "variance_ratio_target": _FLOAT,
-        "mean_error": _FLOAT,
-        "sd_error": _FLOAT,
-        "mean_correlation": _FLOAT,
-        "sd_correlation": _FLOAT,
-    },
+    MERGE_ID | CORRECTION | LAYER,
     ("merge_id", "correction", "alpha", "layer"),
     added=("mean_correlation", "sd_correlation"),
 )
 
-END_ROWS = Table(
-    "ends",
-    {name: kind for name, kind in PATH_ROWS.columns.items() if name not in PATH_ROWS.key or name == "split"},
-    ("split",),
-)
+END_ROWS = Table("ends", {name: column for name, column in POINT.items() if name not in ALPHA}, ("split",))
 """What was seen of an endpoint as it was trained, which all uncorrected paths that end in it share."""
 
-MERGE_ROWS = Table(
-    "merges",
-    {
-        "merge_id": _TEXT,
-        "matcher_options": _TEXT,
-        "objective": _FLOAT,
-        "function_error": _FLOAT,
-        "match_seconds": _FLOAT,
-    },
-    ("merge_id",),
+MERGE_ROWS = Table("merges", MERGE_ID | MATCH, ("merge_id",))
+
+AXIS_ROWS = Table("axes", MERGE_ID | AXIS, ("merge_id", "axis"))
+
+CELLS = Table(
+    "cells",
+    CELL
+    | TIME
+    | {f"recipe_{name}": column for name, column in RECIPE.items()}
+    | {f"data_{name}": column for name, column in DATA.items()},
+    ("cell_id",),
+    """\
+A point of the grid: data set, architecture, normalization, width, depth, recipe.
+
+It has every field of the recipe as `recipe_*`, of which docs/recipes.md lists the values, and of the data set as \
+`data_*`. Of endpoints that were imported, what is not known of the recipe is null.""",
 )
-
-AXIS_ROWS = Table(
-    "axes",
-    {
-        "merge_id": _TEXT,
-        "axis": _TEXT,
-        "size": _INT,
-        "n_dead": _INT,
-        "matched_correlation": _FLOAT,
-        "identity_correlation": _FLOAT,
-    },
-    ("merge_id", "axis"),
-)
-
-
-def _without_key(rows: Table, *keys: str) -> dict[str, pa.DataType]:
-    return {name: kind for name, kind in rows.columns.items() if name not in ("merge_id", *keys)}
-
-
-CELLS = Table("cells", CELL | TIME | _described(Recipe, "recipe") | _described(DataSpec, "data"), ("cell_id",))
 
 ENDPOINTS = Table(
     "endpoints",
-    CELL
-    | {
-        "endpoint_id": _TEXT,
-        "seed": _INT,
-        "train_subset": _TEXT,
-        "checkpoint_epoch": _INT,
-        "origin": _TEXT,
-        "status": _TEXT,
-        "message": _TEXT,
-        "train_loss": _FLOAT,
-        "train_accuracy": _FLOAT,
-        "test_loss": _FLOAT,
-        "test_accuracy": _FLOAT,
-        "n_train_examples": _INT,
-        "n_parameters": _INT,
-        "n_skipped_steps": _INT,
-        "train_seconds": _FLOAT,
-        "device": _TEXT,
-        "weights_sha256": _TEXT,
-    },
+    CELL | ENDPOINT,
     ("endpoint_id",),
+    "A trained network, with its status, losses and accuracies.",
 )
 
 MERGES = Table(
     "merges",
-    PAIR
-    | {"members": _TEXT, "train_subset_a": _TEXT, "train_subset_b": _TEXT, "n_statistics": _INT}
-    | _without_key(MERGE_ROWS),
+    PAIR | MEMBERS | MATCH,
     ("merge_id",),
+    "A pair of seeds under a matcher: how well it matched, and the proof that the permutation left the function "
+    "unchanged.",
 )
 
 PATHS = Table(
     "paths",
-    PAIR
-    | {"method": _TEXT, "correction": _TEXT, "measurement": _TEXT}
-    | _without_key(PATH_ROWS, "method", "correction"),
+    PAIR | METHOD | CORRECTION | MEASUREMENT | POINT,
     ("merge_id", "method", "correction", "measurement", "alpha", "split"),
+    """\
+One point of a path: loss, accuracy and calibrated loss at an alpha, on train or test.
+
+At alpha 0 and 1 an uncorrected path has the raw endpoints' values; a corrected path has those of the corrected \
+endpoints.
+
+A raw loss mixes what a network tells apart with how sure it is. Interpolation changes both, and the second can be \
+mended by one number: a `loss` that is high where `calibrated_loss` is not means confidence, not answers. A \
+temperature changes no accuracy.""",
 )
 
 BARRIERS = Table(
     "barriers",
-    PAIR
-    | {
-        "correction": _TEXT,
-        "measurement": _TEXT,
-        "split": _TEXT,
-        "loss_barrier": _FLOAT,
-        "accuracy_barrier": _FLOAT,
-        "midpoint_loss_barrier": _FLOAT,
-        "midpoint_accuracy_barrier": _FLOAT,
-        "own_chord_loss_barrier": _FLOAT,
-        "own_chord_accuracy_barrier": _FLOAT,
-        "calibrated_loss_barrier": _FLOAT,
-        "midpoint_calibrated_loss_barrier": _FLOAT,
-    },
+    PAIR | CORRECTION | MEASUREMENT | SPLIT | BARRIER,
     ("merge_id", "correction", "measurement", "split"),
+    "The height of one path above the chord between its endpoints.",
 )
 
 LAYERS = Table(
     "layers",
-    PAIR | {"correction": _TEXT, "measurement": _TEXT} | _without_key(LAYER_ROWS, "correction"),
+    PAIR | CORRECTION | MEASUREMENT | LAYER,
     ("merge_id", "correction", "measurement", "alpha", "layer"),
+    """\
+The variance of one layer's pre-activations along a path, beside REPAIR's goal.
+
+Uncorrected paths are measured at alpha 1/2, corrected ones at every alpha, on the statistics samples, with the \
+weights that the correction made. Where BatchNorm takes a layer's shift, the mean is the one that it sees. `reset` \
+does not touch pre-activations: what it restores stands behind the BatchNorm, and its `sd_error` here tells how far \
+they are from the goal of `repair`.""",
 )
 
-AXES = Table("axes", PAIR | _without_key(AXIS_ROWS), ("merge_id", "axis"))
+AXES = Table("axes", PAIR | AXIS, ("merge_id", "axis"), "How well the units of one layer found partners.")
 
 ABLATION = Table(
     "ablation",
-    CELL
-    | {
-        "matcher": _TEXT,
-        "correction": _TEXT,
-        "measurement": _TEXT,
-        "split": _TEXT,
-        "metric": _TEXT,
-        "mean": _FLOAT,
-        "low": _FLOAT,
-        "high": _FLOAT,
-        "new_pair_low": _FLOAT,
-        "new_pair_high": _FLOAT,
-        "n_seeds": _INT,
-        "n_pairs": _INT,
-        "n_diverged": _INT,
-        "n_untrained": _INT,
-    },
+    CELL | MATCHER | CORRECTION | MEASUREMENT | SPLIT | METRIC | MEAN | INTERVAL | NEW_PAIR | COUNTS,
     ("cell_id", "matcher", "correction", "measurement", "split", "metric"),
+    """\
+A mean over all pairs of a cell with its 95 % interval, and where a new pair would fall: what a paper's figure shows.
+
+Metrics: `endpoint_loss`, `endpoint_accuracy`, `midpoint_loss`, `midpoint_accuracy`; the four barriers; on the test \
+split also `endpoint_calibrated_loss`, `midpoint_calibrated_loss` and the two calibrated barriers; and for corrected \
+paths `*_reduction`, the share of the mean barrier of the same matcher that the correction removes (1 minus a ratio of \
+means), null unless the interval of the uncorrected mean lies above 0.""",
 )
 
 PAPER = Table(
     "paper",
-    CELL
-    | {
-        "point": _TEXT,
-        "method": _TEXT,
-        "matcher": _TEXT,
-        "correction": _TEXT,
-        "measurement": _TEXT,
-        "split": _TEXT,
-        "metric": _TEXT,
-        "published": _FLOAT,
-        "published_recipe": _TEXT,
-        "published_recipe_known": pa.bool_(),
-        "mean": _FLOAT,
-        "new_pair_low": _FLOAT,
-        "new_pair_high": _FLOAT,
-        "difference": _FLOAT,
-        "verdict": _TEXT,
-        "n_seeds": _INT,
-        "n_pairs": _INT,
-        "n_diverged": _INT,
-        "n_untrained": _INT,
-        "source": _TEXT,
-        "note": _TEXT,
-    },
+    CELL | PUBLISHED_POINT | MEASUREMENT | SPLIT | METRIC | PUBLISHED | MEAN | NEW_PAIR | VERDICT | COUNTS | SOURCE,
     ("point", "cell_id", "measurement", "split", "metric"),
+    """\
+A figure that the authors of REPAIR saved, beside ours, with a verdict: what `repairlab compare STUDY` prints and draws.
+
+Every figure that they saved for the study's networks stands here; none where they saved none. A study's networks are \
+its triples of data set, architecture and normalization. Theirs are the objects beside the code of \
+https://github.com/KellerJordan/REPAIR at commit e90263d, each of one pair of networks; `tasks/published_points.csv` \
+holds them. One row per published figure, cell of ours, measurement, split and metric: `midpoint_accuracy` and \
+`midpoint_loss` at alpha 1/2, `endpoint_accuracy` and `endpoint_loss`, the mean of both ends. A width, depth or method \
+that was not run has a row without ours, and counts of zero. `mean`, `new_pair_low` and `new_pair_high` are ours, as \
+in `ablation`.
+
+Only accuracies are judged. The midpoint losses of pairs are ruled by a few images, and saved ones range from .02 to \
+14 nats, so there is no width at which an interval of them tells something everywhere: losses are shown with their \
+difference alone.
+
+The saved VGGs have no known norm. Their accuracies, and the mark that the authors' figure gives them, say BatchNorm \
+with re-estimated statistics, so they are compared with normalization `batch`, and their `repair` with `reset`.""",
 )
 
 CONTRASTS = Table(
     "contrasts",
-    CELL
-    | {
-        "other_cell_id": _TEXT,
-        "matcher": _TEXT,
-        "other_matcher": _TEXT,
-        "correction": _TEXT,
-        "other_correction": _TEXT,
-        "measurement": _TEXT,
-        "split": _TEXT,
-        "metric": _TEXT,
-        "factor": _TEXT,
-        "value": _TEXT,
-        "other_value": _TEXT,
-        "difference": _FLOAT,
-        "low": _FLOAT,
-        "high": _FLOAT,
-        "n_seeds": _INT,
-        "other_n_seeds": _INT,
-        "n_pairs": _INT,
-        "other_n_pairs": _INT,
-    },
+    CELL | CONTRAST,
     (
         "cell_id", "other_cell_id", "matcher", "other_matcher", "correction", "other_correction", "measurement",
         "split", "metric",
     ),
+    """\
+A difference, with its 95 % interval, between two paths of a cell or between two cells that differ in one factor: two \
+intervals of `ablation` that overlap do not say that there is no difference. The columns `study` to `recipe` and \
+`cell_id` are of the first, *this*.
+
+Within a cell (`other_cell_id` is `cell_id`) every two paths are compared, that is, matcher and correction, over the \
+pairs that both have. All barriers, on the test split the calibrated ones too. Midpoint values have no rows: all paths \
+of a pair share one chord, so they differ by what their midpoint barriers differ by.
+
+Across cells every two are compared that differ in exactly one of data set, architecture, normalization, width, depth, \
+recipe, `epoch`, `spawn_seed` and `spawn_epoch`, under the same matcher, correction and measurement; the two loss and \
+the two accuracy barriers. Of widths, depths and epochs neighbours alone are compared, so a value asked for later \
+between two others replaces their row by two. The depth of a network that is no MLP follows from its architecture.
+
+What an interval covers is the choice of seeds. It does not cover other test examples, other samples for statistics, \
+or another data set. Across cells the seeds are taken as independent; equal seeds see the examples in the same order, \
+and where that makes their barriers alike the interval is too wide rather than too narrow. In simulation it holds the \
+truth in .94-.97 of cases, in .92 where 3 seeds meet 16.
+
+There are many rows, and nothing is adjusted for that: where nothing differs, one interval in twenty still leaves out \
+0. A contrast that was named before looking stands as it is. To search the table instead, multiply the level: for one \
+claim among `m` rows, compute an interval of level 1 - .05 / m from `barriers` (Bonferroni), or read a difference as a \
+suggestion and measure it again with new seeds.""",
 )  # fmt: skip
 
 WIDTH_LAWS = Table(
     "width_laws",
-    {"study": _TEXT, "series_id": _TEXT}
-    | {name: kind for name, kind in CELL.items() if name not in ("study", "cell_id", "width")}
+    {"study": CELL["study"]}
+    | SERIES_ID
+    | {name: column for name, column in CELL.items() if name not in ("study", "cell_id", "width")}
     | TIME
-    | {"matcher": _TEXT, "correction": _TEXT, "measurement": _TEXT, "split": _TEXT, "metric": _TEXT}
-    | {f"{name}{end}": _FLOAT for name in ("c", "p", "floor") for end in ("", "_low", "_high")}
-    | {
-        "fit_probability": _FLOAT,
-        "n_widths": _INT,
-        "n_measured_widths": _INT,
-        "threshold": _FLOAT,
-        "answer": _TEXT,
-        "width": _FLOAT,
-        "width_low": _FLOAT,
-        "width_high": _FLOAT,
-        "answer_text": _TEXT,
-    },
+    | MATCHER
+    | CORRECTION
+    | MEASUREMENT
+    | SPLIT
+    | METRIC
+    | WIDTH_LAW,
     ("series_id", "matcher", "correction", "measurement", "split", "metric"),
+    """\
+How a barrier falls with width, and how wide a network must be for one below 1 %.
+
+The law is b(w) = c w^-p + floor, fitted to the mean barriers of the cells that differ in width alone, so that every \
+epoch has a law of its own, by least squares weighted with the inverse squared standard errors; c and floor at least \
+0, p between .05 and 8. One row per series of at least two widths, matcher, correction, measurement, split, and loss \
+and accuracy barrier, over all alphas and at the midpoint.
+
+The law says nothing of networks that are saturated, and they are left out: every width up to the widest whose \
+accuracy barrier reaches .8 of the endpoints' accuracy less that of guessing; and from the narrowest on those whose \
+barrier is not above the next one's by more than one standard error of the difference, with the one that ends the run.
+
+The answers `between` and `at most` rest on measured widths alone. `beyond` and `never` believe that the law goes on \
+where nobody looked; its intervals cover other seeds, not another law. In simulation they hold the true p and floor in \
+.91-.97 of cases.""",
 )
 
 TABLES = (CELLS, ENDPOINTS, MERGES, PATHS, BARRIERS, LAYERS, AXES, ABLATION, PAPER, CONTRASTS, WIDTH_LAWS)

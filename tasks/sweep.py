@@ -10,15 +10,12 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from infra.tables import Table
-from tasks.schema import TIME, column_kind
-from tasks.science.recipe import Recipe
+from infra.tables import Column, Table
+from tasks.columns import MEASURED, RECIPE, TIME
 from tasks.science.request import Request
 from tasks.science.specs import Cell, Measurement, Merge, Samples
 
-RECIPE_FIELDS = {f.name: column_kind(f) for f in dataclasses.fields(Recipe) if f.name != "name"}
-MEASUREMENT_FIELDS = {f.name: column_kind(f) for f in dataclasses.fields(Measurement) if f.name != "name"}
-FIELDS = {**RECIPE_FIELDS, **MEASUREMENT_FIELDS, **TIME}
+FIELDS = RECIPE | MEASURED | TIME
 SAMPLE_FIELDS = [f.name for f in dataclasses.fields(Samples)]
 
 _PARSERS: dict[pa.DataType, Callable[[str], Any]] = {pa.int64(): int, pa.float64(): float, pa.string(): str}
@@ -28,7 +25,7 @@ def parse_value(name: str, word: str) -> Any:
     """The value of a field of recipes or measurements that `word` writes, as on a command line; an unknown field's as
     it is. `all` stands for no bound on a number of images, `last` for the end of training. ValueError where it cannot
     be one."""
-    kind = FIELDS.get(name)
+    kind = FIELDS[name].kind if name in FIELDS else None
     if kind == pa.bool_():
         if word.lower() not in ("true", "false"):
             raise ValueError(f"{name} is true or false, got {word}")
@@ -63,18 +60,17 @@ class Sweep:
             {measurement.name: measurement for request in asked for measurement in request.measurements},
         )
 
-    def columns(self, table: Table) -> dict[str, pa.DataType]:
+    def columns(self, table: Table) -> dict[str, Column]:
         """Those of the swept fields that a row of `table` has a value of: a cell's recipe and time, a merge's samples,
         a path's whole measurement. `cells` holds all of a cell already."""
-        kinds: dict[str, pa.DataType] = {}
         if table.name == "cells" or "cell_id" not in table.columns:
-            return kinds
-        for name in self.names:
-            if name in RECIPE_FIELDS or name in TIME:
-                kinds[name] = FIELDS[name]
-            elif "measurement" in table.columns or ("merge_id" in table.columns and name in SAMPLE_FIELDS):
-                kinds[name] = MEASUREMENT_FIELDS[name]
-        return kinds
+            return {}
+        told = {*RECIPE, *TIME}
+        if "measurement" in table.columns:
+            told |= MEASURED.keys()
+        elif "merge_id" in table.columns:
+            told |= set(SAMPLE_FIELDS)
+        return {name: FIELDS[name] for name in self.names if name in told}
 
     def stamp(self, frame: pd.DataFrame, table: Table) -> pd.DataFrame:
         """`frame`, rows of `table`, with its columns of what is swept."""
@@ -82,7 +78,7 @@ class Sweep:
         for name in self.columns(table):
             if name in TIME:
                 key, owners = "cell_id", self.cells
-            elif name in RECIPE_FIELDS:
+            elif name in RECIPE:
                 key, owners = "cell_id", {cell_id: cell.recipe for cell_id, cell in self.cells.items()}
             elif "measurement" in table.columns:
                 key, owners = "measurement", self.measurements

@@ -19,7 +19,7 @@ from flows.options import OwnStudy
 from infra.checkpoints import pack, read_checkpoint, read_header
 from infra.paths import endpoint_key, import_key, request_key, table_key, training_key
 from infra.storage import DamagedError, Store
-from infra.tables import Table, read_provenance, read_rows, read_table
+from infra.tables import Column, Table, read_descriptions, read_provenance, read_rows, read_table
 from tasks.artifacts import read_endpoint
 from tasks.gather import read_requests
 from tasks.imports import read_imports
@@ -28,7 +28,7 @@ from tasks.science.specs import Endpoint
 from tasks.trainings import load_state
 
 ROOT = Path(__file__).parent.parent
-TABLE = Table("things", {"name": pa.string()}, ("name",))
+TABLE = Table("things", {"name": Column(pa.string(), "")}, ("name",))
 
 
 class Payload:
@@ -117,7 +117,9 @@ def hostile_parquet(mark: Path) -> bytes:
 @pytest.mark.parametrize("kind", ["parquet", "pickle"])
 def test_a_table_of_a_strangers_is_not_run(store: Store, kind: str, mark: Path):
     store.create("t.parquet", hostile_parquet(mark) if kind == "parquet" else pickle.dumps(Payload(mark)))
-    for read in (lambda: read_rows(store, ["t.parquet"], TABLE), lambda: read_table(store, "t.parquet")):
+    reads = [lambda: read_rows(store, ["t.parquet"], TABLE)]
+    reads += [lambda read=read: read(store, "t.parquet") for read in (read_table, read_descriptions)]
+    for read in reads:
         with contextlib.suppress(DamagedError):
             read()
     with pytest.raises(DamagedError, match="is damaged"):

@@ -6,6 +6,7 @@ import io
 import re
 from pathlib import Path
 
+import duckdb
 import pandas as pd
 import pytest
 from pipeline import make_request, run_all
@@ -14,6 +15,7 @@ from torch import nn
 from flows.results import StudyResults, open_study
 from infra.storage import Store, StoreError
 from tasks.datasets import load_dataset
+from tasks.schema import BARRIERS
 from tasks.science.evaluation import evaluate
 from tasks.science.recipe import Recipe
 from tasks.science.specs import Cell
@@ -35,6 +37,47 @@ def test_tables_are_those_that_lie_in_the_store(study: StudyResults):
     assert study.provenance["repairlab"]
     with pytest.raises(ValueError, match="there is no table 'barrier'; known: cells, "):
         study.table("barrier")
+
+
+def test_a_table_is_described_by_its_own_file(study: StudyResults, tmp_path: Path):
+    described = study.describe("barriers")
+    assert list(described["column"]) == list(study.barriers.columns)
+    loss = described.set_index("column").loc["loss_barrier"]
+    assert loss["type"] == "double"
+    assert loss["description"] == BARRIERS.columns["loss_barrier"].description
+    with pytest.raises(ValueError, match="there is no table 'barrier'; known: cells, "):
+        study.describe("barrier")
+    (folder := tmp_path / "studies/old").mkdir(parents=True)
+    for name in ("ablation", "barriers"):
+        study.table(name).to_parquet(folder / f"{name}.parquet")
+    old = open_study(str(tmp_path), "old").describe("barriers")
+    assert list(old["column"]) == list(described["column"])
+    assert set(old["description"]) == {""}
+
+
+def code_of_the_page(study: StudyResults, language: str, word: str) -> str:
+    text = (Path(__file__).parent.parent.parent / "docs/tables.md").read_text()
+    (code,) = (block for block in re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL) if word in block)
+    return code.replace("runs/studies/digits-depth", f"{study.store.url}/studies/test")
+
+
+def test_pyarrow_reads_what_a_column_means(study: StudyResults, capsys: pytest.CaptureFixture[str]):
+    exec(code_of_the_page(study, "python", "read_schema"), {})  # noqa: S102
+    assert capsys.readouterr().out == BARRIERS.columns["loss_barrier"].description + "\n"
+
+
+def test_duckdb_selects_from_a_table_what_pandas_does(study: StudyResults):
+    found = duckdb.sql(code_of_the_page(study, "sql", "ablation.parquet")).df()
+    wanted = study.ablation.query(
+        "split == 'test' and metric == 'accuracy_barrier' and matcher == 'activation' and measurement == 'default'"
+    ).sort_values(["width", "depth", "correction"], ignore_index=True)[list(found.columns)]
+    assert len(found) == 4
+    pd.testing.assert_frame_equal(found, wanted)
+
+
+def test_duckdb_reads_what_the_columns_mean(study: StudyResults):
+    found = duckdb.sql(code_of_the_page(study, "sql", "parquet_kv_metadata")).fetchall()
+    assert found == list(study.describe("barriers")[["column", "description"]].itertuples(index=False, name=None))
 
 
 def test_a_study_that_is_not_there_is_a_sentence_with_those_that_are(study: StudyResults):

@@ -1,17 +1,31 @@
 from __future__ import annotations
 
+import json
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from object_storage import BUCKET
 
 from infra import tables
 from infra.storage import DamagedError, Store
-from infra.tables import Table, pack_rows, read_provenance, read_rows, read_table, write_table
+from infra.tables import (
+    Column,
+    Table,
+    pack_rows,
+    read_descriptions,
+    read_provenance,
+    read_rows,
+    read_table,
+    write_table,
+)
 
-TABLE = Table("things", {"name": pa.string(), "size": pa.int64(), "mass": pa.float64()}, ("name", "size"))
+NAME, SIZE = Column(pa.string(), "What it is called."), Column(pa.int64(), "How long it is, in metres.")
+MASS = Column(pa.float64(), "What it weighs, or null; ± 1 %.")
+TABLE = Table("things", {"name": NAME, "size": SIZE, "mass": MASS}, ("name", "size"), "A thing.")
 ROWS = [{"name": "b", "size": 1, "mass": 0.5}, {"name": "a", "size": 2, "mass": float("nan")}]
 
 
@@ -53,7 +67,7 @@ def test_a_table_in_parts_is_the_table_in_one(store: Store, monkeypatch: pytest.
 
 
 def test_a_column_that_was_added_later_is_null_in_rows_of_before(store: Store):
-    later = Table(TABLE.name, {**TABLE.columns, "age": pa.int64()}, TABLE.key, added=("age",))
+    later = Table(TABLE.name, {**TABLE.columns, "age": Column(pa.int64(), "Years.")}, TABLE.key, added=("age",))
     store.create("x", pack_rows(TABLE, ROWS))
     assert rows_of(store, "x", later)["age"].isna().all()
     store.create("y", pack_rows(later, [{**ROWS[0], "age": 3}]))
@@ -67,6 +81,38 @@ def test_a_table_is_sorted_by_its_key_with_provenance_and_nulls(store: Store):
     assert frame["mass"].isna().tolist() == [True, False]
     assert read_provenance(store, "t.parquet") == {"version": "1"}
     assert read_table(store, "t.parquet").equals(frame)
+
+
+def test_a_file_says_what_its_columns_mean_those_of_no_table_among_them(store: Store):
+    age = Column(pa.int64(), "Years.")
+    write_table(store, "t.parquet", TABLE, pd.DataFrame(ROWS).assign(age=1), {"version": "1"}, age=age)
+    schema = pq.read_schema(f"{store.url}/t.parquet")
+    told = {"name": NAME, "size": SIZE, "mass": MASS, "age": age}
+    assert {field.name: Column(field.type, field.metadata[b"description"].decode()) for field in schema} == told
+    assert schema.metadata[b"description"] == b"A thing."
+    assert json.loads(schema.metadata[b"columns"]) == {name: column.description for name, column in told.items()}
+    assert read_provenance(store, "t.parquet") == {"version": "1"}
+    described = read_descriptions(store, "t.parquet")
+    assert described.iloc[2].to_list() == ["mass", "double", MASS.description]
+
+
+def test_a_file_that_says_nothing_has_columns_without_descriptions(store: Store):
+    pd.DataFrame(ROWS).to_parquet(io := BytesIO())
+    store.create("t.parquet", io.getvalue())
+    described = read_descriptions(store, "t.parquet")
+    assert described["column"].to_list() == ["name", "size", "mass"]
+    assert set(described["description"]) == {""}
+    store.create("cut.parquet", io.getvalue()[:-20])
+    with pytest.raises(DamagedError, match="not a whole Parquet file"):
+        read_descriptions(store, "cut.parquet")
+
+
+def test_row_files_hold_no_descriptions():
+    packed = pack_rows(TABLE, ROWS)
+    schema = pq.read_schema(BytesIO(packed))
+    assert schema.equals(TABLE.schema(), check_metadata=True)
+    assert schema.metadata is None
+    assert b"metres" not in packed
 
 
 def test_the_same_rows_in_any_order_make_the_same_bytes(store: Store):
@@ -91,7 +137,7 @@ def test_a_damaged_file_is_a_sentence(store: Store, damage):
 
 
 def test_rows_of_another_kind_are_a_sentence(store: Store):
-    other = Table("others", {"name": pa.string()}, ("name",))
+    other = Table("others", {"name": NAME}, ("name",))
     store.create("x", pack_rows(other, [{"name": "a"}]))
     with pytest.raises(DamagedError, match="its columns are not those of a things row file"):
         read_rows(store, ["x"], TABLE)

@@ -44,6 +44,16 @@ def test_every_table_has_its_schema_and_a_unique_key(store: Store, tables):
         assert not frame.duplicated(list(table.key)).any(), table.name
 
 
+@pytest.mark.usefixtures("tables")
+def test_every_column_that_was_gathered_says_what_it_means(store: Store):
+    for table in schema.TABLES:
+        written = pq.read_schema(f"{store.url}/{table_key('test', table.name)}")
+        assert written.metadata[b"description"].decode() == table.description != ""
+        told = {field.name: field.metadata[b"description"].decode() for field in written}
+        assert told == {name: column.description for name, column in table.columns.items()}
+        assert all(text.endswith(".") for text in told.values()), table.name
+
+
 CONTRACT = """
 C: study cell_id dataset architecture normalization width depth recipe
 P: C merge_id kind control seed_a seed_b matcher

@@ -3,13 +3,15 @@ from __future__ import annotations
 import dataclasses
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from pipeline import make_request, run_all
 
 from infra.storage import Store
 from tasks import schema
+from tasks.science.recipe import Recipe
 from tasks.science.specs import Cell, Measurement, override
-from tasks.sweep import parse_value
+from tasks.sweep import FIELDS, parse_value
 
 
 @pytest.fixture
@@ -38,6 +40,20 @@ def test_what_is_swept_is_a_column_of_every_table_that_it_tells_rows_of_apart(ta
     assert {"learning_rate"} == {"learning_rate", "statistics"} & set(tables["endpoints"].columns)
     assert not {"learning_rate", "statistics"} & set(tables["cells"].columns)
     assert set(tables["cells"]["recipe_learning_rate"]) == {0.05, 0.1}
+
+
+def test_columns_of_what_is_swept_say_what_they_mean(store: Store, tables):
+    written = pq.read_schema(f"{store.url}/studies/test/barriers.parquet")
+    assert set(written.names) == set(tables["barriers"].columns)
+    for name in ("learning_rate", "statistics"):
+        assert written.field(name).type == FIELDS[name].kind
+        assert written.field(name).metadata == {b"description": FIELDS[name].description.encode()}
+
+
+def test_every_field_that_can_be_swept_is_described_and_none_that_there_is_not():
+    fields = {f.name for spec in (Recipe, Measurement) for f in dataclasses.fields(spec)} - {"name"}
+    assert FIELDS.keys() == fields | {"epoch", "spawn_seed", "spawn_epoch"}
+    assert all(column.description.endswith(".") for column in FIELDS.values())
 
 
 def test_each_choice_of_statistics_images_has_its_own_alignment_and_the_direct_path_is_shared(tables):
