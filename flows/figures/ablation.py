@@ -177,7 +177,9 @@ def chart_width(ablation: pd.DataFrame, metric: str, split: str) -> Chart:
     if shown.empty:
         known = ", ".join(sorted(ablation.loc[ablation["mean"].notna(), "metric"].unique()))
         raise ValueError(f"there is no {metric} on the {split} split; there are {known}")
-    shown = shown.sort_values("width").assign(series=label_points(shown, "width"), cell=cell_names(shown))
+    shown = shown.sort_values([*NETWORK, *FACTORS]).assign(
+        series=lambda rows: label_points(rows, "width"), cell=cell_names
+    )
     scale, title = in_unit(metric)
     panels: list[Panel] = []
     for series in shown["series"].unique():
