@@ -39,8 +39,9 @@ def draw_png(chart: Chart) -> bytes:
 
 def draw(chart: Chart) -> Figure:
     """A grid with the chart's panels, one legend for all."""
-    n_columns = min(chart.n_columns, len(chart.panels))
-    n_rows = -(-len(chart.panels) // n_columns)
+    n_rows = -(-len(chart.panels) // chart.n_columns)
+    # No more columns than leave the last row about as full as the others.
+    n_columns = -(-len(chart.panels) // n_rows)
     with mpl.rc_context(_STYLE):
         width = 13.2 / max(n_columns, 2) if n_columns > 1 else 6.6
         figure = Figure(figsize=(width * n_columns, min(3.6, 0.85 * width) * n_rows + 0.4), layout="constrained")
