@@ -115,7 +115,7 @@ class ProgressArtifacts:
         return last or waited >= (_SECONDS_BETWEEN_CALLS if stage.is_over else _SECONDS_BETWEEN_UPDATES)
 
     def _show(self, stage: Stage, now: float) -> None:
-        told: dict[str, Any] = {"data": stage.percent, "description": f"{stage.label}: {stage.tell(now)}"}
+        told: dict[str, Any] = {"data": stage.percent, "description": stage.tell(now)}
         try:
             if stage.name in self._ids:
                 self._client.update_artifact(self._ids[stage.name], ArtifactUpdate(**told))

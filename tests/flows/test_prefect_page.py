@@ -93,7 +93,7 @@ def test_progress_is_told_by_few_calls_and_the_last_of_every_stage_always(
         assert of_stage[0][2] <= 3
         assert [percent for _, _, percent, _ in of_stage] == sorted(percent for _, _, percent, _ in of_stage)
         assert of_stage[-1][2] == 100
-    assert server.calls[-1][3] == "repair: 1200 paths in 2 min"
+    assert server.calls[-1][3] == "1200 paths in 2 min"
 
 
 def test_a_stage_at_which_nothing_moves_is_not_told_again(server: Server, stages: Stages, artifacts: ProgressArtifacts):
@@ -103,7 +103,7 @@ def test_a_stage_at_which_nothing_moves_is_not_told_again(server: Server, stages
         stages.show(artifacts)
         server.now += 1
     stages.show(artifacts, last=True)
-    assert [call[1:] for call in server.calls] == [("s-progress-train", 0, "train: 0 of 2 endpoints")]
+    assert [call[1:] for call in server.calls] == [("s-progress-train", 0, "0 of 2 endpoints")]
 
 
 def test_a_server_that_is_away_is_told_of_once_and_is_given_the_rest_when_it_is_back(

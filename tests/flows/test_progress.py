@@ -52,7 +52,7 @@ def test_a_stage_tells_counts_rate_and_time_left(stages: Stages, clock: Clock):
     assert told(stages, "train") == "0 of 36 endpoints"
     clock.pass_by(30)
     stages.advance("train", 12)
-    assert told(stages, "train") == "12 of 36 endpoints, 0.4 a second, about 1 min left"
+    assert told(stages, "train") == "12 of 36 endpoints, about 1 min left, 0.4 a second"
     clock.pass_by(60)
     stages.advance("train", 24)
     clock.pass_by(1000)
@@ -68,7 +68,7 @@ def test_no_time_is_left_to_tell_before_there_is_a_rate_or_while_more_may_come(s
     stages.advance("align", 2)
     assert told(stages, "align") == "4 of 6 pairs, 0.4 a second"
     stages.settle()
-    assert told(stages, "align") == "4 of 6 pairs, 0.4 a second, about 5 s left"
+    assert told(stages, "align") == "4 of 6 pairs, about 5 s left, 0.4 a second"
     stages.expect("align", 6)
     assert told(stages, "align") == "4 of 12 pairs, 0.4 a second"
 
@@ -82,7 +82,7 @@ def test_time_left_runs_down_while_a_unit_is_waited_for_and_up_again_where_it_do
     stages.advance("train", 1)
     for waited, left in ((0, "10 min"), (240, "6 min"), (360, "10 min"), (3000, "1 h")):
         clock.pass_by(waited)
-        assert told(stages, "train") == f"1 of 2 endpoints, 0.1 a minute, about {left} left"
+        assert told(stages, "train") == f"1 of 2 endpoints, about {left} left, 0.1 a minute"
 
 
 def test_the_time_that_units_wait_for_workers_is_not_counted_as_work(stages: Stages, clock: Clock):
@@ -95,7 +95,7 @@ def test_the_time_that_units_wait_for_workers_is_not_counted_as_work(stages: Sta
     for _ in range(5):
         clock.pass_by(5)
         stages.advance("align", 1)
-    assert told(stages, "align") == "5 of 20 pairs, 0.2 a second, about 1.2 min left"
+    assert told(stages, "align") == "5 of 20 pairs, about 1.2 min left, 0.2 a second"
 
 
 def test_what_failed_is_told_and_is_never_called_done(stages: Stages, clock: Clock):
@@ -129,9 +129,9 @@ def test_without_a_terminal_there_are_few_lines(stages: Stages, clock: Clock):
     stages.show(lines)
     stages.show(lines, last=True)
     assert out.getvalue().splitlines() == [
-        "train parent: begun",
-        "train parent: 120 of 300 checkpoints, 2 a second, about 1.5 min left",
-        "train parent: 240 of 300 checkpoints, 2 a second, about 30 s left",
+        "train parent: 300 checkpoints to do",
+        "train parent: 120 of 300 checkpoints, about 1.5 min left, 2 a second",
+        "train parent: 240 of 300 checkpoints, about 30 s left, 2 a second",
         "train parent: 300 checkpoints in 2.5 min",
     ]
 
@@ -160,7 +160,7 @@ def test_bars_are_whole_in_80_columns(stages: Stages, clock: Clock):
     train, interpolate = drawn[-3:-1]
     assert train.startswith("train  ")
     assert "12 endpoints in 1.5 min" in train
-    assert interpolate.endswith("1234 of 12345 paths, 1 failed, 3.1 a second, about 1 h left")
+    assert interpolate.endswith("1234 of 12345 paths, 1 failed, about 1 h left, 3.1 a second")
     assert {len(train), len(interpolate)} == {80}
 
 
@@ -172,7 +172,7 @@ def test_a_study_that_is_quiet_writes_nothing_and_its_watchers_see_its_end(capsy
     assert (watcher.told["shift"], watcher.last) == ("2 paths in 0 s", True)
     with show_stages() as stages:
         stages.expect("shift", 2)
-    assert capsys.readouterr() == ("", "shift: begun\nshift: 0 of 2 paths\n")
+    assert capsys.readouterr() == ("", "shift: 2 paths to do\nshift: 0 of 2 paths\n")
 
 
 def test_units_that_end_in_many_threads_are_all_counted(stages: Stages):

@@ -188,7 +188,7 @@ def test_the_ui_has_named_tasks_tags_progress_the_table_and_the_figure(store: St
     ):  # fmt: skip
         progress = artifacts[f"digits-depth-progress-{stage}"]
         assert (progress.type, progress.data) == ("progress", 100)
-        assert progress.description.startswith(f"{stage}: {counted} in ")
+        assert progress.description.startswith(f"{counted} in ")
 
     # Where all is there nothing moves.
     run(store)
