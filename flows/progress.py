@@ -208,18 +208,18 @@ class Bars:
     """A bar per stage."""
 
     def __init__(self, console: Console) -> None:
-        bar = BarColumn(bar_width=None, table_column=Column(min_width=4, max_width=30, ratio=1))
-        self._progress = Progress(TextColumn("{task.description}"), bar, _Told(), console=console, expand=True)
+        # Where room is short the bar is, and not the words.
+        bar = BarColumn(bar_width=None, table_column=Column(min_width=4, max_width=20))
+        self._progress = Progress(TextColumn("{task.description}"), bar, _Told(), console=console)
         self._bars: dict[str, Any] = {}
 
     def look(self, stages: Sequence[Stage], now: float, *, last: bool) -> None:
         self._progress.start()
         for stage in stages:
+            told = stage.tell(now)
             if stage.name not in self._bars:
-                self._bars[stage.name] = self._progress.add_task(stage.label, told="")
-            self._progress.update(
-                self._bars[stage.name], total=stage.n_expected, completed=stage.n_done, told=stage.tell(now)
-            )
+                self._bars[stage.name] = self._progress.add_task(stage.label, told=told)
+            self._progress.update(self._bars[stage.name], total=stage.n_expected, completed=stage.n_done, told=told)
         if last:
             self._progress.stop()
 
