@@ -28,6 +28,9 @@ _LINE_SECONDS = 60.0
 
 _TICK_SECONDS = 0.5
 
+_PATIENCE_SECONDS = 15.0
+"""How long the end of a study waits for a watcher to have its last look."""
+
 
 @dataclass
 class Stage:
@@ -251,7 +254,3 @@ def show_stages(watchers: Sequence[Watcher] = (), *, quiet: bool = False) -> Gen
         ended.set()
         for thread in threads:
             thread.join(_PATIENCE_SECONDS)
-
-
-_PATIENCE_SECONDS = 15.0
-"""How long the end of a study waits for a watcher to have its last look."""
