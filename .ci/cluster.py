@@ -56,10 +56,30 @@ def look_at_pages(pictures: Path) -> None:
         expect_words(page, "Completed", "align mlp")
         time.sleep(3)  # The graph of tasks is drawn step by step.
         page.screenshot(path=pictures / "flow-run.png")
-        page.get_by_role("tab", name="Artifacts").or_(page.get_by_text("Artifacts", exact=True)).last.click()
-        expect_words(page, "digits-depth-ablation")
-        page.screenshot(path=pictures / "artifacts.png")
+        look_at_artifacts(page, pictures)
         browser.close()
+
+
+def look_at_artifacts(page: Page, pictures: Path) -> None:
+    """From a run's page to each of its artifacts: how far every stage came, the table, and the figure."""
+    run_page = page.url
+    stages = [f"digits-depth-progress-{stage}" for stage in ("train", "align", "interpolate", "repair")]
+    for key, words in (("progress-train", "Progress: 100"), ("ablation", "removed, %"), ("report", "--open")):
+        page.goto(run_page)
+        page.get_by_role("tab", name="Artifacts").or_(page.get_by_text("Artifacts", exact=True)).last.click()
+        expect_words(page, *stages, "8 endpoints in", "12 pairs in", "24 paths in")
+        page.screenshot(path=pictures / "artifacts.png")
+        # Those of tasks are asked for once they come into view.
+        page.mouse.move(800, 800)
+        page.mouse.wheel(0, 10_000)
+        page.get_by_text(f"digits-depth-{key}", exact=True).first.click()
+        expect_words(page, words)
+        if key == "report":
+            figure = page.locator("img[src^='data:image/png']").first
+            figure.wait_for(timeout=60_000)
+            if not figure.evaluate("image => image.complete && image.naturalWidth"):
+                raise ValueError("the main figure is no picture that a browser shows")
+        page.screenshot(path=pictures / f"{key}.png")
 
 
 def expect_words(page: Page, *words: str) -> None:

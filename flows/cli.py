@@ -284,15 +284,38 @@ def studies(
 
 @app.command(name="report")
 def redraw(
-    study: Annotated[str, typer.Argument(help="Name of a study that was run on this store")], store: StoreOption = None
+    study: Annotated[str, typer.Argument(help="Name of a study that was run on this store")],
+    store: StoreOption = None,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the page that there is in a browser; it is drawn only where it lacks")
+    ] = False,
 ) -> None:
     """Draw a study's figures and report page again, from its tables alone."""
     from flows.report import write_report
 
     with _checking_words():
-        settings = _settings(store=store)
-        _check_study(_find_store(settings), study)
-    typer.echo(write_report(_find_store(settings), study))
+        target = _find_store(_settings(store=store))
+        _check_study(target, study)
+    if not (open_page and target.exists(report_key(study))):
+        typer.echo(write_report(target, study))
+    if open_page:
+        _open_page(target, study)
+
+
+def _open_page(store: Store, study: str) -> None:
+    """Opens a study's page in a browser; a copy where the store is not a folder, which a browser cannot read from."""
+    import tempfile
+    import webbrowser
+
+    where = store.locate(report_key(study))
+    page = Path(where)
+    if "://" in where:
+        page = Path(tempfile.mkdtemp(prefix="repairlab-")) / f"{study}.html"
+        page.write_bytes(store.read(report_key(study)))
+    typer.echo(str(page))
+    if not webbrowser.open(page.absolute().as_uri()):
+        typer.echo("repairlab: there is no browser here; the page is the file above", err=True)
+        raise typer.Exit(1)
 
 
 def _check_study(store: Store, study: str) -> None:

@@ -11,14 +11,12 @@ from rich.table import Table as TextTable
 from flows.figures.drawing import draw_png
 from flows.figures.published import chart_comparison
 from flows.gathered import check_gathered
+from flows.labels import NETWORK
+from flows.paper_points import ALIKE, factors_of, in_order, tabulate_points
 from infra.paths import figure_key, table_key
 from infra.storage import Store, StoreError
 from infra.tables import read_table
-from tasks.comparison import INSIDE, NOT_RUN, OUTSIDE, PATHS_OF_METHODS, UNINFORMATIVE
-
-NETWORK = ["dataset", "architecture", "normalization"]
-ALIKE = (INSIDE, OUTSIDE, UNINFORMATIVE)
-"""The verdicts on points that ours were trained and measured like."""
+from tasks.comparison import NOT_RUN
 
 LEGEND = (
     "Test accuracy in %. Theirs is one pair; ours is the mean over pairs, and in brackets where one new pair of two "
@@ -75,7 +73,7 @@ def _print_points(of_network: pd.DataFrame, console: Console) -> None:
     for (recipe, measurement), rows in run.groupby(["recipe", "measurement"]):
         console.print(f"our recipe: {recipe}, measurement: {measurement}", highlight=False)
         console.print(_as_text(tabulate_points(rows)))
-    missing = _in_order(of_network[~of_network["point"].isin(run["point"])].drop_duplicates("point"))
+    missing = in_order(of_network[~of_network["point"].isin(run["point"])].drop_duplicates("point"))
     methods_at: dict[str, list[str]] = {}
     for method, of_method in missing.groupby("method", sort=False):
         methods_at.setdefault(_at_sizes(of_method, of_network), []).append(str(method))
@@ -83,24 +81,9 @@ def _print_points(of_network: pd.DataFrame, console: Console) -> None:
         console.print(f"{NOT_RUN}{sizes}: {', '.join(methods)}", highlight=False)
     for _, cell in missing.drop_duplicates("cell_id").iterrows():
         if cell["n_diverged"] + cell["n_untrained"]:
-            where = ", ".join(f"{name} {cell[name]}" for name in _factors(of_network))
+            where = ", ".join(f"{name} {cell[name]}" for name in factors_of(of_network))
             lost = f"{cell['n_diverged']} endpoints diverged, {cell['n_untrained']} did not learn"
             console.print(f"no pair at {where} by {cell['recipe']}: {lost}", highlight=False)
-
-
-def tabulate_points(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row per point, as text: where, how, theirs, ours with the prediction interval of a new pair, the verdict."""
-    text: list[dict[str, str]] = []
-    for row in _in_order(rows).to_dict(orient="records"):
-        ours = "-" if pd.isna(row["mean"]) else f"{100 * row['mean']:.1f}"
-        if not pd.isna(row["new_pair_low"]):
-            ours += f" [{100 * row['new_pair_low']:.1f}, {100 * row['new_pair_high']:.1f}]"
-        text.append(
-            {name: str(row[name]) for name in _factors(rows)}
-            | {"method": row["method"], "theirs": f"{100 * row['published']:.1f}", "ours [a new pair]": ours}
-            | {"pairs": str(row["n_pairs"]), "verdict": row["verdict"]}
-        )
-    return pd.DataFrame(text)
 
 
 def summarise(test: pd.DataFrame) -> pd.DataFrame:
@@ -113,7 +96,7 @@ def summarise(test: pd.DataFrame) -> pd.DataFrame:
     rank = test["verdict"].map(lambda verdict: 0 if verdict in ALIKE else 2 if verdict == NOT_RUN else 1)
     best = test.assign(rank=rank).sort_values(["rank", "n_pairs", "measurement"], ascending=[True, False, True])
     text: list[dict[str, str]] = []
-    once = _in_order(best.drop_duplicates("point"))
+    once = in_order(best.drop_duplicates("point"))
     for key, rows in once.groupby([*NETWORK, "method"], sort=False):
         *network, method = map(str, key)
         n_inside, n_outside, n_wide, n_missing = (
@@ -135,23 +118,9 @@ def _in_points(values: pd.Series, form: str) -> str:
     return f"{100 * values.median():{form}}" if values.notna().any() else "-"
 
 
-def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """By network and size, and within them from endpoints to what is done most to a path."""
-    order = {method: position for position, method in enumerate(PATHS_OF_METHODS)}
-    return rows.sort_values(
-        [*NETWORK, "width", "depth", "method"],
-        key=lambda column: column.map(order) if column.name == "method" else column,
-    )
-
-
-def _factors(rows: pd.DataFrame) -> list[str]:
-    """Of width and depth those that vary; the width where neither does."""
-    return [name for name in ("width", "depth") if rows[name].nunique() > 1] or ["width"]
-
-
 def _at_sizes(rows: pd.DataFrame, among: pd.DataFrame) -> str:
     """At which of the sizes in `among` the rows are, in words; empty where at all of them."""
-    factors = _factors(among)
+    factors = factors_of(among)
     of_rows, of_all = (frame[factors].drop_duplicates().sort_values(factors) for frame in (rows, among))
     if len(of_rows) == len(of_all):
         return ""

@@ -15,20 +15,17 @@ from prefect.states import Completed, Failed
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
 import flows.report
-import flows.study
 from flows.imports import resolve
 from flows.options import StudyOptions
 from flows.plan import refuse_training
 from flows.presets import PRESETS
 from flows.presets.preset import MAX_SEEDS
-from flows.study import StudyResult, UnfinishedError
-from infra.runners import ServerError, check_runner, make_runner
+from flows.study import FOR_A_PERSON, carry_out
+from infra.runners import check_runner, make_runner
 from infra.settings import Settings, load_settings
 from infra.storage import Store, StoreError
 from tasks.datasets import describe_dataset
-from tasks.published import DataError
 from tasks.science.checks import is_own, is_whole
-from tasks.science.own import OwnCodeError
 from tasks.science.recipe import Precision
 
 if TYPE_CHECKING:
@@ -153,10 +150,6 @@ class ReportForm(Place):
     study: str = Field("digits-depth", description="Name of a study that has tables in the store")
 
 
-_FOR_A_PERSON = (DataError, OwnCodeError, StoreError, ServerError, UnfinishedError)
-"""Errors whose message is a sentence with the way out; a traceback adds nothing to it."""
-
-
 @flow(name="study", flow_run_name="{options.study}", task_runner=make_runner(load_settings()), persist_result=False)
 def study(options: StudyForm) -> State[Any]:
     """Trains what a study lacks, measures every pair, and gathers its tables and report."""
@@ -165,23 +158,18 @@ def study(options: StudyForm) -> State[Any]:
         store = Store(settings.store, settings.upstream)
         request = resolve(options.options(), store, lambda name: describe_dataset(name, settings.data_dir))
         refusal = refuse_training(store, request, settings.device)
-    except (ValueError, *_FOR_A_PERSON) as error:
+    except (ValueError, *FOR_A_PERSON) as error:
         return Failed(message=str(error))
     except (TypeError, OverflowError) as error:
         return Failed(message=f"a field was given a value of a kind that it does not take: {error}")
     if refusal is not None:
         return Failed(message=refusal)
     try:
-        result = _carry_out(options.options(), settings)
-    except _FOR_A_PERSON as error:
+        check_runner(settings)
+        result = carry_out(options.options(), settings.anchored())
+    except FOR_A_PERSON as error:
         return Failed(message=str(error))
     return Completed(message=f"Report: {result.report}")
-
-
-def _carry_out(options: StudyOptions, settings: Settings) -> StudyResult:
-    """The study's tasks, in the flow run that there is: a flow called as a flow would be a second one."""
-    check_runner(settings)
-    return flows.study.study.fn(options, settings.anchored())
 
 
 @flow(name="report", flow_run_name="{options.study}", persist_result=False)
@@ -191,6 +179,6 @@ def report(options: ReportForm) -> State[Any]:
         settings = options.place(load_settings())
         drawn = flows.report.report.with_options(task_run_name=f"report {options.study}")
         page = drawn(options.study, Store(settings.store))
-    except (ValueError, *_FOR_A_PERSON) as error:
+    except (ValueError, *FOR_A_PERSON) as error:
         return Failed(message=str(error))
     return Completed(message=f"Report: {page}")

@@ -22,7 +22,6 @@ from prefect import task
 from prefect.context import TaskRunContext
 
 from flows.claims import answer_widths, make_claim
-from flows.compare import ALIKE, tabulate_points
 from flows.controls import began_apart, tell_controls
 from flows.figures.ablation import chart_against, chart_barriers, chart_errors, factors_varied
 from flows.figures.chart import Chart
@@ -32,13 +31,13 @@ from flows.figures.pairs import chart_closed_form, chart_correlation, chart_path
 from flows.figures.published import chart_comparison
 from flows.gathered import check_gathered
 from flows.labels import FACTORS, NETWORK, cell_names, label_points, label_value, swept_factors
+from flows.paper_points import tabulate_paper
 from flows.prefect_page import show_report
-from flows.summary import TEXT_COLUMNS, section_starts, summarise_ablation
+from flows.summary import TEXT_COLUMNS, section_starts, summarise_ablation, tabulate_left_out
 from infra.paths import figure_key, report_key, table_key
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
 from infra.tables import read_provenance, read_table
-from tasks.comparison import NOT_RUN
 
 TABLES = ("ablation", "barriers", "cells", "endpoints", "paths", "layers", "axes", "paper")
 
@@ -184,9 +183,9 @@ def render(store: Store, study: str, tables: Mapping[str, pd.DataFrame], charts:
         columns=list(summary.columns),
         rows=list(zip(summary.index, summary["path"], summary.to_numpy().tolist(), strict=True)),
         section_starts=section_starts(summary),
-        text_columns=(*TEXT_COLUMNS, "method", "verdict"),
+        text_columns=(*TEXT_COLUMNS, "network", "method", "verdict", "seeds", "status", "message"),
         points=tabulate_paper(tables["paper"]),
-        missing=endpoints[endpoints["status"] != "trained"].to_dict(orient="records"),
+        missing=tabulate_left_out(endpoints),
         endpoints=endpoints,
         n_pairs=len(_of_pairs(tables["barriers"]).drop_duplicates(["cell_id", "seed_a", "seed_b"])),
         provenance=read_provenance(store, table_key(study, "ablation")),
@@ -219,25 +218,6 @@ def page_data(ablation: pd.DataFrame, charts: Charts) -> dict[str, Any]:
             for name, of_section in charts.items()
         },
     }
-
-
-def tabulate_paper(paper: pd.DataFrame) -> pd.DataFrame:
-    """Every published midpoint and endpoint that ours were run for, with the verdict, as text."""
-    if paper.empty:
-        return pd.DataFrame()
-    test = paper[(paper["split"] == "test") & paper["metric"].str.endswith("accuracy")]
-    run = test[test["verdict"] != NOT_RUN]
-    if run.empty:
-        return pd.DataFrame()
-    tables: list[pd.DataFrame] = []
-    for keys, rows in run.groupby([*NETWORK, "recipe", "measurement"]):
-        named = dict(zip([*NETWORK, "recipe", "measurement"], keys, strict=True))
-        tables.append(tabulate_points(rows).assign(**{str(name): str(word) for name, word in named.items()}))
-    whole = pd.concat(tables, ignore_index=True)
-    order = whole["verdict"].map(lambda verdict: ALIKE.index(verdict) if verdict in ALIKE else len(ALIKE))
-    front = [name for name in [*NETWORK, "recipe", "measurement"] if whole[name].nunique() > 1]
-    others = [name for name in whole.columns if name not in [*NETWORK, "recipe", "measurement"]]
-    return whole.iloc[order.argsort(kind="stable")][[*front, *others]].fillna("")
 
 
 def as_json(data: Any) -> str:

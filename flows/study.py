@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path as Folder
-from typing import get_args
+from typing import Any, get_args
 
 import httpx
 from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
 
 from flows.imports import resolve
 from flows.options import StudyOptions
@@ -30,13 +32,14 @@ from flows.plan import (
     task_seconds,
     training_seconds,
 )
+from flows.prefect_page import progress_artifacts, tag_run
 from flows.progress import show_stages
 from flows.report import report
 from flows.work import Submitted, Work
 from infra.paths import request_key
 from infra.runners import Routing, ServerError, check_runner, make_runner, prefect_api
 from infra.settings import Settings
-from infra.storage import Store
+from infra.storage import Store, StoreError
 from tasks.align import align
 from tasks.artifacts import has_match, has_path, joint_members, missing_checkpoints, trained_members
 from tasks.datasets import load_dataset, published_shape
@@ -48,6 +51,7 @@ from tasks.published import DataError
 from tasks.repair import repair
 from tasks.science.augmentation import check_statistics
 from tasks.science.correction_table import CORRECTIONS
+from tasks.science.own import OwnCodeError
 from tasks.science.request import Request
 from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Merge, Path, ShiftMethod
 from tasks.shift import shift
@@ -78,9 +82,24 @@ class UnfinishedError(Exception):
         self.problems = tuple(problems)
 
 
+FOR_A_PERSON = (DataError, OwnCodeError, StoreError, ServerError, UnfinishedError)
+"""Errors whose message is a sentence with the way out; a traceback adds nothing to it."""
+
+
 @flow(name="study", persist_result=False)
-def study(options: StudyOptions, settings: Settings) -> StudyResult:
-    """Carries a study out on the store that the settings name, and gathers everything measured under its name.
+def study(options: StudyOptions, settings: Settings) -> State[StudyResult]:
+    """Trains what a study lacks, measures every pair, and gathers its tables and report."""
+    try:
+        result = carry_out(options, settings)
+    except FOR_A_PERSON as error:
+        # Prefect would put the error's kind before its sentence, and a traceback into the run's log.
+        return Failed(message=str(error), data=error)
+    return Completed(message=f"Report: {result.report}", data=result)
+
+
+def carry_out(options: StudyOptions, settings: Settings) -> StudyResult:
+    """Carries a study out, in the flow run that there is, on the store that the settings name, and gathers everything
+    measured under its name.
 
     Raises UnfinishedError, after tables and report are written, where a task failed or a pair had to stop; DataError,
     before anything is trained, where the samples of a measurement cannot be held in memory.
@@ -93,11 +112,13 @@ def study(options: StudyOptions, settings: Settings) -> StudyResult:
         except ValueError as error:
             raise DataError(str(error)) from error
     store.own.create(request_key(request.study, request.id), request.to_json().encode())
-    with show_stages(quiet=settings.quiet) as stages:
+    tag_run(request, options.size)
+    with progress_artifacts(request.study) as artifacts, show_stages(artifacts, quiet=settings.quiet) as stages:
         work = Work(stages, Routing.of(settings))
         for sentence in lacking:
             work.report(sentence)
         training = train_endpoints(work, request, store, settings)
+        stages.settle()
         failures: dict[str, str] = {}
         matching: list[tuple[Cell, list[Merge], list[Submitted]]] = []
         for cells, groups in training:
@@ -108,6 +129,7 @@ def study(options: StudyOptions, settings: Settings) -> StudyResult:
             for cell in (cell for cell in cells if cell in request.cells):
                 merges = request.merges(cell, trained_members(store, request, cell))
                 matching.append((cell, merges, align_pairs(work, merges, trained, store, data_dir)))
+        stages.settle()
         measuring: list[Submitted] = []
         carried = task_seconds(measuring_seconds(request), settings.workers)
         for cell, merges, aligning in matching:
@@ -117,6 +139,7 @@ def study(options: StudyOptions, settings: Settings) -> StudyResult:
             usable = [merge for merge in merges if has_match(store, merge)]
             paths = request.paths(usable, joint_members(store, request, cell))
             measuring += measure_paths(work, paths, carried, aligning, store, data_dir)
+        stages.settle()
         for submitted in measuring:
             work.wait(submitted)
     tables = gather.with_options(task_run_name=f"gather {request.study}")(request.study, store, failures)
@@ -240,7 +263,9 @@ def run_study(options: StudyOptions, settings: Settings) -> StudyResult:
     with prefect_api():
         configured = study.with_options(task_runner=make_runner(settings), flow_run_name=options.study)
         try:
-            return configured(options, settings.anchored())
+            # Prefect takes the state apart that a flow returns: its result is returned, its error raised.
+            result: Any = configured(options, settings.anchored())
+            return result
         except httpx.TransportError as error:
             raise ServerError(
                 f"the Prefect server is gone ({error}): start it, and the same command goes on from here"

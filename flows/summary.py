@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from flows.figures.curves import curves_of
-from flows.labels import cell_names, label_value, swept_factors, telling
+from flows.labels import NETWORK, cell_names, label_value, swept_factors, telling
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,18 @@ def summarise_ablation(ablation: pd.DataFrame, brief: bool = False) -> pd.DataFr
             rows.append(row | {title: int(first[name]) for title, name in counts.items()})
             cells.append(cell_names(of_path.head(1)).iloc[0])
     return pd.DataFrame(rows, index=cells)
+
+
+def tabulate_left_out(endpoints: pd.DataFrame) -> pd.DataFrame:
+    """A row for the endpoints of one network that did not train for one reason, with the sentence that tells it."""
+    columns = telling(endpoints, [*NETWORK, "width", "depth", "recipe"]) or ["width", "depth"]
+    rows: list[dict[str, str]] = []
+    left_out = endpoints[endpoints["status"] != "trained"]
+    for _, alike in left_out.groupby([*columns, "status", "message"], dropna=False):
+        network = {name: str(alike.iloc[0][name]) for name in columns}
+        seeds = ", ".join(str(seed) for seed in sorted(alike["seed"]))
+        rows.append(network | {"seeds": seeds, "status": alike.iloc[0]["status"], "message": alike.iloc[0]["message"]})
+    return pd.DataFrame(rows)
 
 
 def section_starts(summary: pd.DataFrame) -> list[int]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from prefect.futures import PrefectFuture
 
 from flows.progress import Stages
 from infra.faults import RETRY_DELAYS_SECONDS
-from infra.runners import Routing, ServerError, lost_its_worker, lost_the_api, lost_the_scheduler
+from infra.runners import Routing, ServerError, lost_its_worker, lost_the_api, lost_the_scheduler, run_logger
 from infra.storage import StoreError
 from tasks.published import DataError
 
@@ -35,7 +36,8 @@ it others that only waited on the same workers: they are done when they are trie
 @dataclass
 class Submitted:
     """A task that was submitted, and how many `things` (endpoints, pairs, paths) of its stage it carries; `submit`
-    submits it again. `has_ended_well` is known once it was waited for."""
+    submits it again. `has_ended_well` is known once it was waited for, `is_counted` once its stage knows that it
+    ended."""
 
     future: PrefectFuture[Any]
     name: str
@@ -43,6 +45,7 @@ class Submitted:
     n_things: int
     submit: Callable[[], PrefectFuture[Any]]
     has_ended_well: bool = False
+    is_counted: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Work:
     """The tasks of one flow run."""
 
     def __init__(self, stages: Stages, routing: Routing) -> None:
-        self._stages, self._routing = stages, routing
+        self._stages, self._routing, self._counting = stages, routing, threading.Lock()
         self.problems: list[str] = []
 
     def submit(
@@ -81,7 +84,23 @@ class Work:
             with self._routing.training() if trains else nullcontext():
                 return named.submit(*arguments, wait_for=done)
 
-        return Submitted(submit(), name, task.name, n_things, submit)
+        submitted = Submitted(submit(), name, task.name, n_things, submit)
+        # Counted when it ends, not when its turn comes to be waited for.
+        submitted.future.add_done_callback(lambda future: self._count_success(submitted, future))
+        return submitted
+
+    def _count_success(self, submitted: Submitted, future: PrefectFuture[Any]) -> None:
+        # What has failed is told, perhaps tried again, and counted by who waits for it.
+        with suppress(Exception):
+            future.result()
+            self._count(submitted)
+
+    def _count(self, submitted: Submitted, *, failed: bool = False) -> None:
+        with self._counting:
+            if submitted.is_counted:
+                return
+            submitted.is_counted = True
+        self._stages.advance(submitted.stage, submitted.n_things, failed=failed)
 
     def wait(self, submitted: Submitted) -> Outcome:
         """Waits for a task to end. Raises ServerError where nothing that was submitted can end any more."""
@@ -93,6 +112,7 @@ class Work:
                 "same command goes on from here, perhaps with fewer workers (REPAIRLAB_WORKERS)"
             )
             self.report(failure)
+            self._count(submitted, failed=True)
             return Outcome(failure=failure)
         except Exception as error:  # Whatever a task dies of becomes a recorded outcome of its cell.
             if lost_the_scheduler(error):
@@ -102,9 +122,10 @@ class Work:
                 ) from error
             failure = describe(error)
             self.report(f"{submitted.name}: {failure}")
+            self._count(submitted, failed=True)
             return Outcome(failure=failure)
         submitted.has_ended_well = True
-        self._stages.advance(submitted.stage, submitted.n_things)
+        self._count(submitted)
         return Outcome(result)
 
     def _result(self, submitted: Submitted) -> Any:
@@ -122,6 +143,7 @@ class Work:
             submitted.future = submitted.submit()
 
     def report(self, problem: str) -> None:
-        """Keeps a sentence for the person, once."""
+        """Keeps a sentence for the person, once, and has it stand in the run's log."""
         if problem not in self.problems:
             self.problems.append(problem)
+            run_logger().warning("%s", problem)

@@ -195,6 +195,13 @@ def prefect_api(startup_seconds: int = 180) -> Generator[None]:
         yield
 
 
+def is_watched() -> bool:
+    """Whether the Prefect API in use is a server that somebody may look at while a study runs: not one of our own,
+    which has no page and ends with this process."""
+    url = get_current_settings().api.url
+    return url is not None and all(url != server.api_url for server in _own_servers)
+
+
 def kill_own_servers() -> None:
     """Ends what `prefect_api` started, without waiting: for a process that is about to end itself."""
     for server in _own_servers:

@@ -8,9 +8,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from made_tables import write_study
+from object_storage import BUCKET
 
 from flows.cli import main
+from infra.paths import report_key
+from infra.storage import Store
 
 COMMAND = Path(sys.executable).with_name("repairlab")
 
@@ -152,6 +157,58 @@ def test_a_report_without_tables_says_how_to_make_them(call_here: CallHere):
     called = call_here("report", "digits-depth")
     assert called.returncode == 1
     assert "holds no tables of digits-depth: `repairlab run digits-depth` makes them" in called.stderr
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a browser was asked to open."""
+    urls: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: urls.append(url) or True)
+    return urls
+
+
+def test_a_page_in_a_folder_is_opened_where_it_lies(call_here: CallHere, opened: list[str], tmp_path: Path):
+    page = tmp_path / "my runs" / report_key("digits-depth")
+    page.parent.mkdir(parents=True)
+    page.write_text("a page")
+    called = call_here("report", "digits-depth", "--store", "my runs", "--open")
+    assert (called.returncode, called.stdout.strip()) == (0, str(page))
+    assert opened == [page.as_uri()]
+    assert page.read_text() == "a page"
+
+
+def test_a_page_that_is_not_there_is_drawn_and_opened(
+    call_here: CallHere, opened: list[str], tmp_path: Path, ablation: pd.DataFrame
+):
+    write_study(Store(str(tmp_path / "runs")), ablation)
+    assert call_here("report", "s", "--open").returncode == 0
+    page = tmp_path / "runs" / report_key("s")
+    assert opened == [page.as_uri()]
+    assert "<html" in page.read_text()
+
+
+@pytest.mark.s3
+@pytest.mark.usefixtures("s3_credentials")
+def test_a_page_on_s3_is_fetched_to_be_opened(
+    call_here: CallHere, opened: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    store = Store(f"s3://{BUCKET}/{tmp_path.name}")
+    store.replace(report_key("digits-depth"), b"a page")
+    called = call_here("report", "digits-depth", "--store", store.url, "--open")
+    page = Path(called.stdout.strip())
+    assert (called.returncode, page.read_bytes()) == (0, b"a page")
+    assert page.is_relative_to(tmp_path)
+    assert opened == [page.as_uri()]
+
+
+def test_without_a_browser_the_page_is_told(call_here: CallHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("webbrowser.open", lambda _url: False)
+    Store(str(tmp_path / "runs")).replace(report_key("digits-depth"), b"a page")
+    called = call_here("report", "digits-depth", "--open")
+    assert called.returncode == 1
+    assert called.stdout.strip() == str(tmp_path / "runs" / report_key("digits-depth"))
+    assert called.stderr == "repairlab: there is no browser here; the page is the file above\n"
 
 
 def test_what_needs_a_gpu_is_planned_and_said(call_here: CallHere):

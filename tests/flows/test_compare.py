@@ -11,8 +11,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.cli import WrongWordsError, app
-from flows.compare import compare, summarise, tabulate_points
+from flows.compare import compare, summarise
 from flows.figures.published import chart_comparison
+from flows.paper_points import tabulate_points
 from infra.storage import Store, StoreError
 from infra.tables import write_table
 from tasks import schema

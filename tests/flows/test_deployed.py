@@ -129,6 +129,7 @@ class TestUnderAServer:
             runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=["digits-depth"])))
             (own,) = [run for run in runs if (run.parameters.get("options") or {}).get("store") == store.url]
             assert own.parent_task_run_id is None
+            assert {"data:digits", "network:mlp", "study:digits-depth"} <= set(own.tags)
         Path(page).unlink()
         again = report(ReportForm(study="digits-depth", store=store.url), return_state=True)
         assert again.is_completed()

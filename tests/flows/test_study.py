@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.cli import main
@@ -159,20 +161,50 @@ def test_children_are_spawned_from_one_training_of_their_parent(store: Store, mo
     assert len(tables_of(store)["endpoints"]) == 8
 
 
-def test_the_ui_has_named_tasks_their_logs_the_table_and_the_figure(store: Store):
+def find_latest_run(client: SyncPrefectClient) -> tuple[FlowRun, FlowRunFilter]:
+    (flow_run,) = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+    return flow_run, FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
+
+
+def test_the_ui_has_named_tasks_tags_progress_the_table_and_the_figure(store: Store):
     run(store)
     with get_client(sync_client=True) as client:
-        (flow_run,) = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
-        assert flow_run.name == "digits-depth"
-        of_run = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
-        names = {task_run.name for task_run in client.read_task_runs(flow_run_filter=of_run)}
+        flow_run, of_run = find_latest_run(client)
+        task_runs = client.read_task_runs(flow_run_filter=of_run)
         artifacts = {artifact.key: artifact for artifact in client.read_artifacts(flow_run_filter=of_run)}
+    assert flow_run.name == "digits-depth"
+    assert sorted(flow_run.tags) == ["data:digits", "network:mlp", "study:digits-depth"]
+    assert flow_run.state.message == f"Report: {store.url}/studies/digits-depth/report.html"
+    names = {task_run.name for task_run in task_runs}
     assert "train mlp w32 d3 digits, seeds 0-2" in names
     assert "align mlp w32 d2 digits, 3 pairs" in names
     assert "repair mlp w32 d2 digits, paths 1-6 of 6" in names
+    assert not any(task_run.tags for task_run in task_runs), "each would cost calls, and could meet a limit"
     assert artifacts["digits-depth-ablation"].type == "table"
-    assert "accuracy removed, %" in str(artifacts["digits-depth-ablation"].data)
-    assert "data:image/png;base64," in str(artifacts["digits-depth-figure"].data)
+    assert "removed, %" in str(artifacts["digits-depth-ablation"].data)
+    assert "data:image/png;base64," in str(artifacts["digits-depth-report"].data)
+    for stage, counted in (
+        ("train", "6 endpoints"), ("align", "6 pairs"), ("interpolate", "12 paths"), ("repair", "12 paths")
+    ):  # fmt: skip
+        progress = artifacts[f"digits-depth-progress-{stage}"]
+        assert (progress.type, progress.data) == ("progress", 100)
+        assert progress.description.startswith(f"{counted} in ")
+
+    # Where all is there nothing moves.
+    run(store)
+    with get_client(sync_client=True) as client:
+        _, of_run = find_latest_run(client)
+        again = {artifact.key for artifact in client.read_artifacts(flow_run_filter=of_run)}
+    assert again == {"digits-depth-ablation", "digits-depth-report"}
+
+
+def test_a_run_on_a_server_of_its_own_pays_for_no_progress(store: Store, monkeypatch):
+    monkeypatch.setattr("flows.prefect_page.is_watched", lambda: False)
+    run(store, depth=[2])
+    with get_client(sync_client=True) as client:
+        _, of_run = find_latest_run(client)
+        shown = {artifact.key for artifact in client.read_artifacts(flow_run_filter=of_run)}
+    assert shown == {"digits-depth-ablation", "digits-depth-report"}
 
 
 def test_a_data_set_that_is_missing_is_a_sentence_and_the_rest_is_measured(store: Store, monkeypatch):
@@ -204,6 +236,14 @@ def test_a_task_that_fails_is_a_sentence_and_the_rest_is_measured(store: Store, 
     sentence = r"^train mlp w32 d3 digits, seeds 0-2: RuntimeError: this worker has no luck$"
     with pytest.raises(UnfinishedError, match=sentence):
         run(store)
+    with get_client(sync_client=True) as client:
+        flow_run, of_run = find_latest_run(client)
+        artifacts = {artifact.key: artifact for artifact in client.read_artifacts(flow_run_filter=of_run)}
+    assert flow_run.state.is_failed()
+    assert re.match(sentence, flow_run.state.message), "the sentence alone, without the error's kind"
+    assert artifacts["digits-depth-progress-train"].data == 50
+    assert artifacts["digits-depth-progress-train"].description.endswith(", 3 failed")
+    assert "this worker has no luck" in str(artifacts["digits-depth-left-out"].data)
     tables = tables_of(store)
     status = tables["endpoints"].set_index(["depth", "seed"])["status"]
     assert (status[2] == "trained").all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -28,20 +28,47 @@ NO_API = RuntimeError("Failed to reach API at http://127.0.0.1:1/api")
 
 class Stages:
     def __init__(self) -> None:
-        self.done = 0
+        self.expected = self.done = self.failed = 0
 
-    def advance(self, _stage: str, n: int) -> None:
-        self.done += n
+    def expect(self, _stage: str, n: int) -> None:
+        self.expected += n
+
+    def advance(self, _stage: str, n: int, *, failed: bool = False) -> None:
+        if failed:
+            self.failed += n
+        else:
+            self.done += n
 
 
 class Future:
+    """Ends as it is told to, once it is asked for its result or told to end."""
+
     def __init__(self, outcome: Any) -> None:
         self._outcome = outcome
+        self.end: Callable[[], None] = lambda: None
+
+    def add_done_callback(self, call: Callable[[Future], None]) -> None:
+        self.end = lambda: call(self)
 
     def result(self) -> Any:
         if isinstance(self._outcome, Exception):
             raise self._outcome
         return self._outcome
+
+
+class Task:
+    """One that ends so, as Prefect would have it."""
+
+    name = "train"
+
+    def __init__(self, outcome: Any) -> None:
+        self._outcome = outcome
+
+    def with_options(self, **_options: Any) -> Task:
+        return self
+
+    def submit(self, *_arguments: Any, **_options: Any) -> Future:
+        return Future(self._outcome)
 
 
 @pytest.fixture
@@ -102,6 +129,40 @@ def test_a_pool_that_lost_a_worker_is_told_once_with_the_way_out():
     work, outcome, _ = wait_for(BrokenProcessPool())
     assert work.problems == [outcome.failure]
     assert "the same command goes on from here, perhaps with fewer workers (REPAIRLAB_WORKERS)" in outcome.failure
+
+
+def test_a_task_is_counted_as_soon_as_it_ends_and_once():
+    counted: Any = Stages()
+    task: Any = Task("it")
+    work = Work(counted, Routing(False, ()))
+    first, second = (work.submit(task, name, 4) for name in ("first", "second"))
+    assert (counted.expected, counted.done) == (8, 0)
+    future: Any = second.future
+    future.end()
+    assert counted.done == 4
+    future.end()
+    assert work.wait(second).result == "it"
+    assert counted.done == 4
+    assert work.wait(first).result == "it"
+    assert (counted.done, counted.failed) == (8, 0)
+
+
+def test_one_that_failed_is_counted_as_failed_once_it_is_given_up():
+    counted: Any = Stages()
+    task: Any = Task(ValueError("no luck"))
+    work = Work(counted, Routing(False, ()))
+    submitted = work.submit(task, "it", 4)
+    future: Any = submitted.future
+    future.end()
+    assert (counted.done, counted.failed) == (0, 0)
+    work.wait(submitted)
+    assert (counted.done, counted.failed) == (0, 4)
+
+
+def test_every_problem_stands_in_the_log_once(caplog: pytest.LogCaptureFixture):
+    work, outcome, _ = wait_for(ValueError("no luck"))
+    work.report(work.problems[0])
+    assert caplog.messages == [f"train it: {outcome.failure}"]
 
 
 def test_without_a_scheduler_nothing_is_waited_for():

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
 from infra import runners
-from infra.runners import TASK_OPTIONS, make_runner, retry_transient, run_logger
+from infra.runners import TASK_OPTIONS, is_watched, make_runner, retry_transient, run_logger
 from infra.settings import Settings
 
 
@@ -33,6 +35,15 @@ def test_a_task_is_tried_again_only_for_a_fault_that_passes():
     assert not retry_transient(None, None, Ended(ValueError("wrong")))
     assert TASK_OPTIONS["retry_condition_fn"] is retry_transient
     assert TASK_OPTIONS["persist_result"] is False
+
+
+def test_a_server_of_our_own_is_not_watched_and_any_other_is(monkeypatch):
+    monkeypatch.setattr(runners, "_own_servers", [SimpleNamespace(api_url="http://127.0.0.1:1/api")])
+    for url, watched in (
+        (None, False), ("http://127.0.0.1:1/api", False), ("http://127.0.0.1:2/api", True)
+    ):  # fmt: skip
+        with temporary_settings({PREFECT_API_URL: url}):
+            assert is_watched() is watched
 
 
 def test_outside_of_a_run_a_task_logs_where_python_does(caplog):
