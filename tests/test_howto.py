@@ -144,6 +144,66 @@ def test_a_matcher_is_added_by_two_files_and_measured_like_any_other(copy: Path)
         assert "activation-greedy" in set(pd.read_parquet(tables / f"{table}.parquet")["matcher"]), table
 
 
+OWN_FILES = {
+    "network.md": {"tasks/science/networks/lenet.py", "tasks/science/networks/__init__.py"},
+    "correction.md": {"tasks/science/correction_table.py"},
+    "data.md": {"tasks/datasets.py"},
+    "study.md": {"flows/presets/weight_decay.py", "flows/presets/__init__.py"},
+}
+
+LENET = """
+name = "lenet"
+dataset = "digits"
+architecture = "lenet"
+seeds = 2
+recipe = {base = "small/digits", epochs = 2}
+measurement = {alphas = 3, statistics = 200, evaluation = 100}
+correction = ["none", "rescale", "rescale-closed-form"]
+controls = false
+"""
+
+
+def test_a_network_a_correction_a_data_set_and_a_preset_are_added_as_their_pages_say(copy: Path):
+    """All on one copy, so that none stands in the way of another."""
+    for page, files in OWN_FILES.items():
+        before = differing(copy)
+        assert follow(page, copy) == files
+        assert differing(copy) - before == files
+    (copy / "lenet.toml").write_text(LENET)
+    runs = [
+        [*command("correction.md"), "--dry-run"],
+        ["run", "width", "--dataset", "fashion_mnist_20k", "--dry-run"],
+        ["run", "weight-decay", "--dry-run"],
+        ["run", "lenet.toml"],
+    ]
+    ran = call(
+        copy,
+        "from flows.cli import app\n"
+        "from flows.presets import PRESETS\n"
+        "print(PRESETS['weight-decay'].question)\n"
+        f"for words in {runs!r}:\n    app(words, standalone_mode=False)\n"
+        "from pathlib import Path\n"
+        "from tasks.datasets import find_dataset, load_dataset\n"
+        "if find_dataset('fashion_mnist_20k', Path('data')):\n"
+        "    print(len(load_dataset('fashion_mnist_20k', Path('data')).train.labels), 'images')\n",
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "Does weight decay make MLPs easier to merge?" in ran.stdout
+    assert ran.stdout.count("to do: ") == 3
+    if "images" in ran.stdout.splitlines()[-1]:
+        assert ran.stdout.splitlines()[-1] == "20000 images"
+    tables = copy / "runs/studies/lenet"
+    merges = pd.read_parquet(tables / "merges.parquet").query("matcher == 'activation'")
+    assert len(merges) == 1
+    assert (merges["function_error"] < 1e-9).all()
+    assert set(pd.read_parquet(tables / "axes.parquet")["size"]) == {6, 16, 120, 84}
+    layers = pd.read_parquet(tables / "layers.parquet").query("matcher == 'activation' and alpha == 0.5")
+    first = layers[layers["position"] == 0].set_index("correction")
+    # The closed form is exact in the first layer, as is one batch of everything.
+    assert first.loc["rescale-closed-form", "sd_error"] < 1e-4
+    assert first.loc["none", "sd_error"] > 10 * first.loc["rescale-closed-form", "sd_error"]
+
+
 def test_a_change_whose_place_is_gone_is_told(copy: Path):
     block = Block("tasks/science/matchers.py", " there is no such line\n+and nothing goes behind it\n", is_new=False)
     with pytest.raises(AssertionError, match="has these lines 0 times"):
