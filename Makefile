@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo up down status test test-slow test-thorough check-cluster studies-smoke notebook lint bench bench-scaling bench-growth bench-profile bench-gpu clean
+.PHONY: demo up down status test test-slow test-thorough check-cluster studies-smoke notebook lint docs bench bench-scaling bench-growth bench-profile bench-gpu clean
 
 demo: .venv/installed
 	$(BIN)/repairlab demo
@@ -43,6 +43,9 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+docs: .venv/installed-dev
+	$(BIN)/python -W error -m pdoc --output-directory build/reference flows.results tasks.science tasks.schema infra.tables infra.storage infra.weights
 
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/pipeline.py --write

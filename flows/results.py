@@ -45,46 +45,57 @@ class StudyResults:
 
     @cached_property
     def cells(self) -> pd.DataFrame:
+        """A row per point of the grid."""
         return self.table("cells")
 
     @cached_property
     def endpoints(self) -> pd.DataFrame:
+        """A row per trained network."""
         return self.table("endpoints")
 
     @cached_property
     def merges(self) -> pd.DataFrame:
+        """A row per pair of endpoints under a matcher."""
         return self.table("merges")
 
     @cached_property
     def paths(self) -> pd.DataFrame:
+        """A row per point of a path and split."""
         return self.table("paths")
 
     @cached_property
     def barriers(self) -> pd.DataFrame:
+        """A row per path and split."""
         return self.table("barriers")
 
     @cached_property
     def layers(self) -> pd.DataFrame:
+        """A row per layer of the network at a point of a path."""
         return self.table("layers")
 
     @cached_property
     def axes(self) -> pd.DataFrame:
+        """A row per axis of a merge: how well its units found partners."""
         return self.table("axes")
 
     @cached_property
     def ablation(self) -> pd.DataFrame:
+        """A row per mean over the pairs of a cell, with its interval."""
         return self.table("ablation")
 
     @cached_property
     def paper(self) -> pd.DataFrame:
+        """A row per published figure, beside ours."""
         return self.table("paper")
 
     @cached_property
     def contrasts(self) -> pd.DataFrame:
+        """A row per difference between two paths of a cell, or two cells that differ in one factor."""
         return self.table("contrasts")
 
     @cached_property
     def width_laws(self) -> pd.DataFrame:
+        """A row per law that barriers follow with width, and the width that it asks for."""
         return self.table("width_laws")
 
     @cached_property

@@ -30,6 +30,7 @@ def is_plain_mlp(network: nn.Module) -> TypeGuard[MLP]:
 
 
 def first_layer(network: MLP, state: State) -> FirstLayer:
+    """The first layer of the network `state`, which no other one's values are kept for."""
     name = network.hidden_linears[0]
     return FirstLayer(name, state[f"{name}.weight"], state[f"{name}.bias"])
 

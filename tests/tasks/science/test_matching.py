@@ -29,7 +29,12 @@ from tasks.science.tracing import trace_permutation_spec
 from tasks.science.training import train_group
 from tasks.science.weight_matching import match_weights
 
-SEEING = ["activation", "activation/reading=pre", "activation-published/batch=16", "weight"]
+SEEING = [
+    *(name for name in MATCHERS if name not in ("none", "random")),
+    "activation/reading=pre",
+    "activation-published/batch=16",
+]
+"""Every matcher that aligns, a new one too."""
 
 
 @pytest.fixture(scope="module")
