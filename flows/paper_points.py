@@ -19,7 +19,7 @@ def tabulate_paper(paper: pd.DataFrame) -> pd.DataFrame:
     run = paper[(paper["split"] == "test") & paper["metric"].str.endswith("accuracy") & (paper["n_pairs"] > 0)]
     differing = [name for name in ("recipe", "measurement") if run[name].nunique() > 1]
     tables: list[pd.DataFrame] = []
-    for _, rows in run.groupby([*NETWORK, "recipe", "measurement"]):
+    for _, rows in run.groupby([*NETWORK, "recipe", "measurement"], dropna=False):
         first = rows.iloc[0]
         told = {"network": " ".join(map(str, first[NETWORK]))} | {name: str(first[name]) for name in differing}
         tables.append(tabulate_points(rows).assign(**told))

@@ -14,7 +14,7 @@ from flows.cli import app
 from flows.options import StudyOptions
 from flows.plan import make_plan
 from flows.presets import PRESETS
-from flows.study import run_study, study
+from flows.study import carry_out, run_study
 from infra.settings import Settings
 from infra.storage import Store
 from tasks.datasets import describe_dataset, load_dataset
@@ -58,7 +58,7 @@ def test_a_study_whose_statistics_no_memory_holds_is_refused_before_it_trains(st
         dataclasses.replace(PRESETS["imagenet-curves"], measurement=PRESETS["width"].measurement),
     )
     with pytest.raises(DataError, match="on 1281167 images at once, which take 771 GB: ask for fewer"):
-        study.fn(StudyOptions(**ONE_NETWORK), Settings(store=store.url, data_dir=Path()))
+        carry_out(StudyOptions(**ONE_NETWORK), Settings(store=store.url, data_dir=Path()))
     assert not Path(store.url).exists()
 
 

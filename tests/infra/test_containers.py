@@ -14,7 +14,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((INFRA / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 MANIFESTS: list[dict[str, Any]] = list(yaml.safe_load_all((INFRA / "kubernetes" / "dask.yaml").read_text()))
 DOCKERFILE = (INFRA / "Dockerfile").read_text().replace("\\\n", " ")
-SCALE = (INFRA.parent / "docs" / "scale.md").read_text()
+PAGES = [INFRA.parent / "docs" / name for name in ("scale.md", "howto/gpu.md")]
 
 PINNED = re.compile(r"[\w./-]+:\d+\.\d+[\w.-]*")
 SECRET = re.compile(r"(^|_)(PASSWORD|AUTH_STRING|SECRET_ACCESS_KEY|SECRET_KEY)$")
@@ -90,7 +90,7 @@ def test_a_dask_worker_shows_its_pages_to_its_own_container_alone():
 
 
 def test_every_command_for_dask_in_the_documentation_says_where_it_listens():
-    shells = re.findall(r"```sh\n(.*?)```", SCALE, re.DOTALL)
+    shells = [shell for page in PAGES for shell in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)]
     lines = "".join(shells).replace("\\\n", " ").splitlines()
     commands = [line for line in lines if "distributed.cli.dask_" in line]
     assert len(commands) == 6
