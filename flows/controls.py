@@ -27,9 +27,14 @@ def _tell_itself(itself: pd.DataFrame) -> str:
     if itself.empty:
         return ""
     worst = itself[["loss_barrier", "accuracy_barrier"]].max().max()
+    reason = (
+        " It is not: a unit that fired for none of the images that units were matched on has no partner to find, and "
+        "may fire for others."
+    )
     return (
         f"A network against itself, its units shuffled and aligned again, in {itself['cell_id'].nunique()} cells: "
         f"the largest barrier is {worst:.1g} (nats or share of the images), and ought to be below 1e-6."
+        f"{reason if worst >= 1e-6 else ''}"
     )
 
 

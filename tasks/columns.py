@@ -65,7 +65,8 @@ PAIR = (
             "Which control it is; null for a pair.\n"
             "`random-permutation`: B's units are shuffled instead of aligned, which should do no better and no worse "
             "than the direct path.\n"
-            "`permuted-self`: B is A with its units shuffled, which alignment should undo, with a barrier below 1e-6."
+            "`permuted-self`: B is A with its units shuffled, which alignment should undo, with a barrier below 1e-6, "
+            "but for units that fire for none of the images that they are matched on and for others do."
         ),
         "seed_a": _int(
             "The seed of A, the endpoint at alpha 0. The smaller seed comes first; where the train split is in halves, "

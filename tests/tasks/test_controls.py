@@ -83,6 +83,9 @@ def test_the_report_tells_what_controls_show(tables: Tables):
     assert apart == set(tables["cells"]["cell_id"])
     itself, random = tell_controls(tables["barriers"], tables["ablation"], apart)
     assert itself.startswith("A network against itself, its units shuffled and aligned again, in 1 cells: the largest")
+    assert itself.endswith("ought to be below 1e-6.")
+    off = tables["barriers"].assign(loss_barrier=4e-5)
+    assert "It is not: a unit that fired for none of" in tell_controls(off, tables["ablation"], apart)[0]
     assert "1 pairs have midpoint barriers that are" in random
     assert tell_controls(tables["barriers"].query("kind == 'pair'"), tables["ablation"], apart) == []
 
