@@ -23,7 +23,7 @@ from prefect.context import FlowRunContext
 
 from flows.claims import make_claim
 from flows.paper_points import tabulate_paper
-from flows.progress import Stage, Watcher
+from flows.stages import Stage, Watcher
 from flows.summary import summarise_ablation, tabulate_left_out
 from infra.paths import figure_key, table_key
 from infra.runners import is_watched, lost_the_api, run_logger

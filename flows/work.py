@@ -13,7 +13,7 @@ from typing import Any
 from prefect import Task
 from prefect.futures import PrefectFuture
 
-from flows.progress import Stages
+from flows.stages import Stages
 from infra.faults import RETRY_DELAYS_SECONDS
 from infra.runners import Routing, ServerError, lost_its_worker, lost_the_api, lost_the_scheduler, run_logger
 from infra.storage import StoreError

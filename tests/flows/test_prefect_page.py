@@ -24,7 +24,7 @@ from flows.prefect_page import (
     describe_report,
     show_report,
 )
-from flows.progress import Stages
+from flows.stages import Stages
 from flows.summary import tabulate_left_out
 from infra.paths import figure_key, report_key
 from infra.storage import Store

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import pytest
 from rich.console import Console
 
-from flows.progress import Bars, Lines, Stage, Stages, show_stages, tell_rate, tell_seconds
+from flows.progress import Bars, Lines, show_stages
+from flows.stages import Stage, Stages, tell_rate, tell_seconds
 
 
 class Clock:
