@@ -14,7 +14,7 @@ from flows.gathered import check_gathered
 from flows.labels import NETWORK
 from flows.paper_points import ALIKE, factors_of, in_order, tabulate_points
 from infra.paths import figure_key, table_key
-from infra.storage import Store, StoreError
+from infra.storage import Store
 from infra.tables import read_table
 from tasks.comparison import NOT_RUN
 
@@ -34,12 +34,7 @@ def compare(store: Store, study: str, console: Console) -> None:
 
     StoreError where the study has no tables, or has them from before there were comparisons.
     """
-    check_gathered(store, study)
-    if not store.exists(table_key(study, "paper")):
-        raise StoreError(
-            f"{store.url} holds tables of {study} from before there were comparisons: the same `repairlab run {study}` "
-            "command again makes this one too, and trains nothing that is there"
-        )
+    check_gathered(store, study, ["paper"])
     paper = read_table(store, table_key(study, "paper"))
     if paper.empty:
         console.print(

@@ -122,7 +122,7 @@ class ProgressArtifacts:
                 key = artifact_key(self._study, f"progress-{stage.name}")
                 made = ArtifactCreate(key=key, type="progress", flow_run_id=self._flow_run_id, **told)
                 self._ids[stage.name] = self._client.create_artifact(made).id
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, RuntimeError) as error:  # The latter where the client was closed while a call waited.
             if not self._has_warned:
                 run_logger().warning("the Prefect server does not take the run's progress: %s", error)
             self._has_warned = True

@@ -23,7 +23,7 @@ from prefect.context import TaskRunContext
 
 from flows.claims import answer_widths, make_claim
 from flows.controls import began_apart, tell_controls
-from flows.figures.ablation import chart_against, chart_barriers, chart_errors, factors_varied
+from flows.figures.ablation import PUBLISHED, chart_against, chart_barriers, chart_errors, factors_varied
 from flows.figures.chart import Chart
 from flows.figures.curves import curves_of
 from flows.figures.drawing import draw_png
@@ -47,8 +47,7 @@ METRICS = ("accuracy_barrier", "loss_barrier", "midpoint_accuracy")
 SECTIONS = {
     "barriers": (
         "Barriers",
-        "Mean over all pairs of a cell on the test split; bars are 95 % intervals over seeds. Open markers are what "
-        "the authors of REPAIR saved, one pair each, of its midpoint: point at one for the verdict on it.",
+        "Mean over all pairs of a cell on the test split; bars are 95 % intervals over seeds.",
     ),
     "comparison": (
         "Beside the paper",
@@ -63,7 +62,8 @@ SECTIONS = {
     "variance": (
         "Variance by layer",
         "Variance of each hidden layer's pre-activations at the midpoint, over the mean of the two endpoints': "
-        "interpolation collapses it, REPAIR sets it to its goal.",
+        "interpolation collapses it, REPAIR sets it to its goal. Corrected direct paths have goals of their own, and "
+        "are left out.",
     ),
     "correlation": (
         "How well units matched",
@@ -90,6 +90,12 @@ SECTIONS = {
 }
 """The figures of a report, with their titles and captions, in order."""
 
+OF_PUBLISHED = (
+    " Open markers are what the authors of REPAIR saved, one pair each, of its midpoint: point at one for the verdict "
+    "on it."
+)
+"""Stands behind the caption of barriers where there are such points."""
+
 FIRST_SECTIONS = ("barriers", "comparison")
 """What stands above the table."""
 
@@ -111,13 +117,9 @@ def report(study: str, store: Store) -> str:
 
 
 def write_report(store: Store, study: str) -> str:
-    """Draws figures and page from the study's tables; returns where the page lies. Raises StoreError without tables."""
-    check_gathered(store, study)
-    # Tables that were gathered before there was one of a name are without it.
-    tables = {
-        name: read_table(store, key) if store.exists(key := table_key(study, name)) else pd.DataFrame()
-        for name in TABLES
-    }
+    """Draws figures and page from the study's tables; returns where the page lies. Raises StoreError without them."""
+    check_gathered(store, study, TABLES)
+    tables = {name: read_table(store, table_key(study, name)) for name in TABLES}
     charts = make_charts(tables)
     for name, chart in charts.items():
         drawn = chart_barriers(tables["ablation"]) if name == "barriers" else first_panels(chart)
@@ -143,10 +145,10 @@ def make_charts(tables: Mapping[str, pd.DataFrame]) -> Charts:
     }
     paths, layers, axes = (_of_pairs(tables[name]) for name in ("paths", "layers", "axes"))
     others = {
-        "comparison": chart_comparison(paper) if len(paper) else None,
+        "comparison": chart_comparison(paper),
         "paths": chart_paths(paths),
         "variance": chart_variance(layers),
-        "correlation": chart_correlation(axes) if len(axes) else None,
+        "correlation": chart_correlation(axes),
         "errors": chart_errors(ablation),
         "closed_form": chart_closed_form(paths),
         "predictions": chart_predictions(layers),
@@ -169,8 +171,9 @@ def render(store: Store, study: str, tables: Mapping[str, pd.DataFrame], charts:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    published = {name: OF_PUBLISHED if _has_published(of_section) else "" for name, of_section in charts.items()}
     sections = [
-        {"name": name, "title": title, "caption": caption, "is_first": name in FIRST_SECTIONS}
+        {"name": name, "title": title, "caption": caption + published[name], "is_first": name in FIRST_SECTIONS}
         for name, (title, caption) in SECTIONS.items()
         if name in charts
     ]
@@ -220,6 +223,11 @@ def page_data(ablation: pd.DataFrame, charts: Charts) -> dict[str, Any]:
     }
 
 
+def _has_published(of_section: Mapping[tuple[str, ...], Chart]) -> bool:
+    lines = (line for chart in of_section.values() for panel in chart.panels for line in panel.lines)
+    return any(line.label == PUBLISHED for line in lines)
+
+
 def as_json(data: Any) -> str:
     """`data` as JSON that can stand in a page's script: what is not finite is null, five digits of every number, and
     nothing in it ends the script."""
@@ -239,7 +247,7 @@ def _rounded(value: Any) -> Any:
 
 def _of_pairs(frame: pd.DataFrame) -> pd.DataFrame:
     """Without controls."""
-    return frame[frame["kind"] == "pair"] if len(frame) else frame
+    return frame[frame["kind"] == "pair"]
 
 
 def _template(name: str) -> str:

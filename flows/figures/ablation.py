@@ -19,7 +19,6 @@ from flows.labels import (
     main_factor,
     swept_factors,
 )
-from tasks.comparison import NOT_RUN
 
 BARRIERS = ("accuracy_barrier", "loss_barrier")
 
@@ -78,9 +77,10 @@ def chart_against(ablation: pd.DataFrame, factor: str, metric: str, paper: pd.Da
     if shown is None:
         return None
     panels: list[Panel] = []
-    for series in shown["series"].unique():
+    in_order = shown.sort_values([*NETWORK, *FACTORS, *swept_factors(ablation)], kind="stable")
+    for series in in_order["series"].unique():
         of_series = shown[shown["series"] == series]
-        theirs = _published(of_series, factor, metric, paper)
+        theirs = _published(of_series, metric, paper)
         panels.append(_panel(of_series, metric, curves_of(shown), factor, False, theirs))
     return Chart(tuple(panels), 3)
 
@@ -92,7 +92,7 @@ def _means(ablation: pd.DataFrame, metrics: Sequence[str], factor: str) -> pd.Da
     if shown.empty:
         return None
     # What has no value comes last: all images, or the end of training.
-    shown = shown.sort_values([factor, *NETWORK, *FACTORS], kind="stable")
+    shown = shown.sort_values([factor, *NETWORK, *FACTORS, *swept_factors(ablation)], kind="stable")
     return shown.assign(
         series=label_points(shown, factor),
         place=[label_value(value, factor) for value in shown[factor]],
@@ -137,34 +137,32 @@ def _note(row: pd.Series, scale: float) -> str:
     return f"{note}; a new pair: {row['new_pair_low'] * scale:.3g} to {row['new_pair_high'] * scale:.3g}"
 
 
-def _published(of_series: pd.DataFrame, factor: str, metric: str, paper: pd.DataFrame) -> list[Line]:
-    """What the authors saved of the networks of a panel: their midpoint's accuracy, or how far it lies below their
-    endpoints', with the verdict on that accuracy."""
+def _published(of_series: pd.DataFrame, metric: str, paper: pd.DataFrame) -> list[Line]:
+    """What the authors saved of the cells of a panel: their midpoint's accuracy, or how far it lies below their
+    endpoints', with the verdict on that accuracy beside this very cell and measurement of ours."""
     if metric not in ("midpoint_accuracy", "accuracy_barrier") or paper.empty:
         return []
-    points = paper[(paper["split"] == "test") & (paper["metric"] == "midpoint_accuracy")]
-    network = [name for name in [*NETWORK, *FACTORS] if name != factor]
-    points = points.merge(of_series[network].drop_duplicates(), on=network)
-    places = {value: position for position, value in enumerate(of_series[factor].unique())}
-    points = points[points[factor].isin(list(places))]
+    test = paper[paper["split"] == "test"]
+    points = test[test["metric"] == "midpoint_accuracy"]
+    points = points.merge(of_series[["cell_id", "measurement", "place"]].drop_duplicates())
     if metric == "accuracy_barrier":
-        ends = paper[(paper["split"] == "test") & (paper["metric"] == "endpoint_accuracy")]
-        ends = ends.drop_duplicates([*NETWORK, *FACTORS])[[*NETWORK, *FACTORS, "published"]]
-        points = points.merge(ends, on=[*NETWORK, *FACTORS], suffixes=("", "_ends"))
+        size = [*NETWORK, *FACTORS]
+        ends = test[test["metric"] == "endpoint_accuracy"].drop_duplicates(size)[[*size, "published"]]
+        points = points.merge(ends, on=size, suffixes=("", "_ends"))
         points = points.assign(published=points["published_ends"] - points["published"])
+    places = {place: position for position, place in enumerate(of_series["place"].unique())}
     lines: list[Line] = []
     for curve, aside in spread(curves_of(of_series), 0.04):
-        rows = curve.of(points).sort_values("verdict").drop_duplicates("point")
+        rows = curve.of(points)
         if rows.empty:
             continue
+        told = zip(rows["method"], rows["verdict"], strict=True)
         lines.append(
             Line(
-                PUBLISHED, _ENDS_COLOR, numbers(places[value] + aside for value in rows[factor]),
+                PUBLISHED, _ENDS_COLOR, numbers(places[place] + aside for place in rows["place"]),
                 numbers(rows["published"], 100), curve.label, curve.marker, "none", is_joined=False,
-                notes=tuple(
-                    f"published midpoint, {label}: {NOT_RUN if pd.isna(verdict) else verdict}"
-                    for label, verdict in zip(rows["method"], rows["verdict"], strict=True)
-                ),
+                cells=tuple(cell_names(rows)),
+                notes=tuple(f"published midpoint, {method}: {verdict}" for method, verdict in told),
             )
         )  # fmt: skip
     return lines

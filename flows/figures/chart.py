@@ -62,13 +62,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes; `cell` is the one that all of it is of, empty where there are several."""
+    """One pair of axes; `cell` is the one that all of it is of, empty where there are several. What is measured once
+    for several measurements of a cell is of the one that has no name, under the factors that are `told`."""
 
     title: str
     x: Axis
     y: Axis
     lines: tuple[Line, ...]
     cell: str = ""
+    told: tuple[tuple[str, str], ...] = ()
     has_diagonal: bool = False
     """Whether equality of both axes is drawn."""
 

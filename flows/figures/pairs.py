@@ -10,7 +10,7 @@ import pandas as pd
 
 from flows.figures.chart import Axis, Chart, Line, Panel, fit_axis, highest, marks, numbers
 from flows.figures.curves import DIRECT, REPAIRED, Curve, curves_of
-from flows.labels import FACTORS, NETWORK, cell_names, cells_of, label_path, label_points, swept_factors
+from flows.labels import FACTORS, NETWORK, cell_names, cells_of, label_path, label_points, label_value, swept_factors
 
 N_COLUMNS = 4
 
@@ -164,7 +164,9 @@ def _over_pairs(values: Any, curve: Curve, scale: float) -> Line:
 
 
 def _of_cell(label: str, of_cell: pd.DataFrame, x: Axis, y: Axis, lines: list[Line]) -> Panel:
-    return Panel(label, x, y, tuple(lines), cell_names(of_cell.head(1)).iloc[0])
+    first = of_cell.iloc[0]
+    told = tuple((name, label_value(first[name], name)) for name in swept_factors(of_cell))
+    return Panel(label, x, y, tuple(lines), cell_names(of_cell.head(1)).iloc[0], told)
 
 
 def _in_order(name: str) -> list[tuple[int, str]]:

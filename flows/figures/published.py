@@ -6,7 +6,7 @@ import pandas as pd
 
 from flows.figures.chart import Axis, Chart, Line, Panel, numbers
 from flows.figures.curves import Curve, curves_of, spread
-from flows.labels import FACTORS, NETWORK, main_factor
+from flows.labels import FACTORS, NETWORK, cell_names, main_factor
 
 ENDS = Curve("", "", "endpoints", "#20242a", "8")
 
@@ -43,6 +43,7 @@ def chart_comparison(paper: pd.DataFrame) -> Chart | None:
                     Line(
                         curve.label, curve.color, numbers(sizes), numbers(line["mean"], 100), curve.label, curve.marker,
                         y_low=numbers(low, 100), y_high=numbers(high, 100),
+                        cells=tuple(cell_names(line)),
                         notes=tuple(f"{n} pairs of {k} seeds; theirs is {verdict}" for n, k, verdict in counts),
                     )
                 )  # fmt: skip
@@ -51,13 +52,17 @@ def chart_comparison(paper: pd.DataFrame) -> Chart | None:
                     Line(
                         "" if has_ours else curve.label, curve.color, numbers(points[factor]),
                         numbers(points["published"], 100), curve.label, curve.marker, "none", is_joined=False,
+                        # Those that ours were not run for are of no cell.
+                        cells=tuple(cell_names(points).fillna("")),
                         notes=tuple(f"published, {method}" for method in points["method"]),
                     )
                 )  # fmt: skip
         lines.append(Line("open: published", "#20242a", (), (), marker="o", fill="none", is_joined=False))
         sizes = tuple((float(size), str(size)) for size in sorted(theirs[factor].unique()))
         is_mlp = first["architecture"] == "mlp"
-        x = Axis("width", "log2", None, sizes) if factor == "width" else Axis("hidden layers" if is_mlp else factor)
+        x = Axis("hidden layers" if is_mlp else factor, is_whole=True)
+        if factor == "width":
+            x = Axis("width", "log2", None, sizes)
         title = ", ".join([" ".join(first[NETWORK]), *(str(first[name]) for name in differing)])
         panels.append(Panel(title, x, Axis("test accuracy (%)", "linear", (0.0, 102.0)), tuple(lines)))
     return Chart(tuple(panels), 2)

@@ -44,14 +44,23 @@
   const faint = (color) => `${tone(color)}2e`;
   const show = (value) => (value === null || value === undefined ? "-" : Number(value.toPrecision(4)).toString());
 
-  const isShown = (cell) => data.cells[cell].factors.every((value, i) => !state.factors[i] || value === state.factors[i]);
-  // What is measured once for all measurements of a cell has none in its name.
-  const isAnyShown = (cell) =>
-    cell in data.cells ? isShown(cell) : Object.keys(data.cells).some((key) => key.startsWith(cell) && isShown(key));
+  // What is of no cell of the study is shown as long as none is chosen.
+  const isShown = (cell) => (cell in data.cells
+    ? data.cells[cell].factors.every((value, i) => !state.factors[i] || value === state.factors[i])
+    : state.factors.every((value) => !value));
+  // What is measured once for several measurements of a cell names none: it is shown where one of them is.
+  const isPanelShown = ({ cell, told }) => {
+    if (!cell || cell in data.cells) return !cell || isShown(cell);
+    const isOf = (key) => key.startsWith(cell) && told.every(([name, value]) => {
+      const at = data.factors.findIndex((factor) => factor.name === name.replaceAll("_", " "));
+      return at < 0 || data.cells[key].factors[at] === value;
+    });
+    return Object.keys(data.cells).some((key) => isOf(key) && isShown(key));
+  };
 
   // Lines of a panel as they are shown now: without hidden paths, and without points of cells that are filtered out.
   const shownLines = (panel) => {
-    if (panel.cell && !isAnyShown(panel.cell)) return [];
+    if (!isPanelShown(panel)) return [];
     return panel.lines.filter((line) => !line.path || !state.hidden.has(line.path)).map((line) => {
       if (!line.cells.length) return line;
       const kept = line.x.map((_, i) => i).filter((i) => isShown(line.cells[i]));
@@ -64,14 +73,17 @@
   const isWorthIt = (lines) => lines.some((line) => !(line.notes[0] || "").startsWith("published"));
 
   const placeName = (axis, value) => {
-    const tick = axis.ticks.find(([place]) => Math.abs(place - value) <= 0.25 * Math.max(1, axis.scale === "log2" ? 0.1 * place : 1));
-    return tick ? tick[1] : show(value);
+    // Points stand a little aside of their place, so that bars do not cover each other.
+    if (axis.is_whole) return show(Math.round(value));
+    const off = ([place]) => Math.abs(axis.scale === "linear" ? place - value : Math.log2(place / value));
+    const [nearest] = [...axis.ticks].sort((a, b) => off(a) - off(b));
+    return nearest && off(nearest) < 0.45 ? nearest[1] : show(value);
   };
 
   const hover = (panel, line, i) => {
     const interval = line.y_low.length && line.y_low[i] !== line.y_high[i]
       ? ` [${show(line.y_low[i])}, ${show(line.y_high[i])}]` : "";
-    const cell = line.cells.length && data.cells[line.cells[i]].label;
+    const cell = data.cells[line.cells[i]]?.label;
     const parts = [`${panel.y.title}: ${show(line.y[i])}${interval}`];
     if (panel.x.title) parts.push(`${panel.x.title}: ${placeName(panel.x, line.x[i])}`);
     if (cell) parts.push(cell);
@@ -90,9 +102,10 @@
           fill: "toself", fillcolor: faint(line.color), line: { width: 0 }, mode: "lines", hoverinfo: "skip", type: "scatter",
         });
       }
+      const reach = (values, ends) => ends.map((end, i) => (end === null || values[i] === null ? 0 : Math.abs(end - values[i])));
       const bars = (values, low, high) => ({
-        type: "data", symmetric: false, array: high.map((end, i) => end - values[i]),
-        arrayminus: low.map((end, i) => values[i] - end), color, thickness: 1.1, width: 3,
+        type: "data", symmetric: false, array: reach(values, high), arrayminus: reach(values, low),
+        color, thickness: 1.1, width: 3,
       });
       const suffix = { full: "", none: "-open", bottom: "-open-dot" }[line.fill];
       drawn.push({
@@ -162,6 +175,8 @@
   });
   const CONFIG = {
     responsive: true, displaylogo: false,
+    // Where nothing can be pointed with, the buttons would always cover points.
+    ...(matchMedia("(hover: none)").matches ? { displayModeBar: false } : {}),
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   };
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from flows.figures.curves import CURVES
 from infra.storage import Store
-from infra.tables import write_table
+from infra.tables import Column, write_table
 from tasks import schema
 
 
@@ -65,8 +65,15 @@ def layer_rows(correlations: dict[str, list[float | None]], **other) -> list[dic
     ]
 
 
-def write_study(store: Store, ablation: pd.DataFrame, paths: pd.DataFrame | None = None, **more: pd.DataFrame) -> None:
-    """All tables of a study `s` of three endpoints, two of which diverged; those that are not given are empty."""
+def write_study(
+    store: Store,
+    ablation: pd.DataFrame,
+    paths: pd.DataFrame | None = None,
+    extra: dict[str, dict[str, Column]] | None = None,
+    **more: pd.DataFrame,
+) -> None:
+    """All tables of a study `s` of three endpoints, two of which diverged; those that are not given are empty. `extra`
+    are columns of what is swept, by table."""
     provenance = {"repairlab": "0", "commit": "", "torch": "0", "schema": 1, "revisions": {"train": 1}, "requests": []}
     for table in schema.TABLES:
         frame = ({"ablation": ablation, "paths": paths} | more).get(table.name)
@@ -79,7 +86,8 @@ def write_study(store: Store, ablation: pd.DataFrame, paths: pd.DataFrame | None
             frame = pd.DataFrame(seeds, columns=list(table.columns)).assign(
                 width=128, depth=4, message="too wild", cell_id="digits-4"
             )
-        write_table(store, f"studies/s/{table.name}.parquet", table, frame, provenance)
+        own = (extra or {}).get(table.name, {})
+        write_table(store, f"studies/s/{table.name}.parquet", table, frame, provenance, **own)
 
 
 def axis_rows(correlations: dict[str, float], before=0.05, **other) -> list[dict]:

@@ -164,7 +164,7 @@ def test_a_study_without_tables_is_refused_as_for_a_report(store: Store):
         compare(store, "s", Console())
     empty = pd.DataFrame(columns=list(schema.ABLATION.columns))
     write_table(store, "studies/s/ablation.parquet", schema.ABLATION, empty, {})
-    with pytest.raises(StoreError, match="from before there were comparisons: the same `repairlab run s` command"):
+    with pytest.raises(StoreError, match="from before there was one called paper: the same `repairlab run s` command"):
         compare(store, "s", Console())
 
 

@@ -103,6 +103,7 @@ def test_the_papers_points_stand_at_their_width_with_their_verdict(grid: pd.Data
     rows = [
         common | {"width": width, "matcher": "activation", "correction": "repair", "method": "aligned+repair"}
         | {"metric": metric, "published": value, "point": f"{width}/{metric}"}
+        | {"cell_id": f"digits-4none-{width}" if width < 512 else None, "measurement": "default"}
         for width, at_middle, at_ends in ((64, 0.5, 0.8), (128, 0.7, 0.9), (512, 0.8, 0.9))
         for metric, value in (("midpoint_accuracy", at_middle), ("endpoint_accuracy", at_ends))
     ]  # fmt: skip
@@ -114,6 +115,30 @@ def test_the_papers_points_stand_at_their_width_with_their_verdict(grid: pd.Data
         assert np.round(theirs[0].x).tolist() == [0, 1]
         assert theirs[0].notes == ("published midpoint, aligned+repair: inside",) * 2
     assert not any(line.label == PUBLISHED for line in lines(chart_against(grid, "width", "loss_barrier", paper)))
+
+
+def test_a_verdict_stands_beside_the_cell_and_measurement_that_it_is_of():
+    """All images are a value of what is swept that is null in a table."""
+    verdicts = {"all": "outside", "500": "other measurement"}
+    cells = [
+        pd.DataFrame(ablation_rows(depths=(4,))).assign(statistics=n, measurement=name, new_pair_low=None)
+        for n, name in ((None, "all"), (500.0, "500"))
+    ]  # fmt: skip
+    ablation = pd.concat(cells, ignore_index=True)
+    point = {"split": "test", "dataset": "digits", "architecture": "mlp", "normalization": "none", "depth": 4}
+    point |= {"width": 128, "matcher": "activation", "correction": "none", "method": "aligned", "point": "p"}
+    rows = [
+        point | {"cell_id": "digits-4", "measurement": name, "verdict": verdict, "metric": metric, "published": 0.5}
+        for name, verdict in verdicts.items()
+        for metric in ("midpoint_accuracy", "endpoint_accuracy")
+    ]
+    paper = pd.DataFrame(rows).reindex(columns=list(schema.PAPER.columns))
+    (panel,) = known(chart_against(ablation, "statistics", "midpoint_accuracy", paper)).panels
+    assert [label for _, label in panel.x.ticks] == ["500", "all"]
+    (theirs,) = (line for line in panel.lines if line.label == PUBLISHED)
+    beside = {panel.x.ticks[round(x)][1]: note for x, note in zip(theirs.x, theirs.notes, strict=True)}
+    assert beside == {name: f"published midpoint, aligned: {verdict}" for name, verdict in verdicts.items()}
+    assert set(theirs.cells) == {"digits-4/all", "digits-4/500"}
 
 
 def test_a_cell_is_a_point_of_its_barrier_against_the_error_of_its_endpoints():

@@ -17,6 +17,8 @@ from s3fs import S3FileSystem
 
 from flows.report import write_report
 from infra.storage import Store
+from tasks import schema
+from tasks.sweep import FIELDS
 
 pytestmark = pytest.mark.slow
 
@@ -138,6 +140,52 @@ def test_a_filter_holds_for_the_table_and_every_figure(browser: Browser, url: st
         assert len(rows_shown(page)) == 48
         scroll_through(page)
         assert len(titles(page, "paths")) == 12
+        assert seen.errors == []
+
+
+def test_published_points_and_samples_that_are_swept_are_filtered_too(browser: Browser, tmp_path: Path):
+    store = Store(str(tmp_path / "store"))
+    ablation = pd.concat(
+        [
+            pd.DataFrame(ablation_rows(depths=(4,))).assign(
+                width=width, cell_id=f"c{width}", statistics=n, measurement=str(n), new_pair_low=None, new_pair_high=0.9
+            )
+            for width in (64, 128)
+            for n in (100.0, 500.0)
+        ],
+        ignore_index=True,
+    )
+    point = {"study": "s", "split": "test", "dataset": "digits", "architecture": "mlp", "normalization": "none"}
+    point |= {"depth": 4, "matcher": "activation", "correction": "none", "method": "aligned", "verdict": "inside"}
+    point |= {"recipe": "r", "n_pairs": 6, "n_seeds": 4, "n_diverged": 0, "n_untrained": 0, "mean": 0.6}
+    paper = [
+        point | {"width": width, "metric": metric, "published": 0.5, "point": f"{width}/{metric}"}
+        | ({"cell_id": f"c{width}", "measurement": n} if width < 512 else {"mean": None, "n_pairs": 0})
+        for width in (64, 128, 512)
+        for n in ("100.0", "500.0")[: 2 if width < 512 else 1]
+        for metric in ("midpoint_accuracy", "endpoint_accuracy")
+    ]  # fmt: skip
+    axes = [
+        row | {"cell_id": f"c{width}", "width": width, "merge_id": f"{width}-{n}", "statistics": n}
+        for width in (64, 128)
+        for n in (100.0, 500.0)
+        for row in axis_rows({"hidden.0": 0.6}, depth=4)
+    ]
+    frames = {"ablation": ablation, "axes": pd.DataFrame(axes)}
+    frames["paper"] = pd.DataFrame(paper).reindex(columns=list(schema.PAPER.columns))
+    extra = {"statistics": FIELDS["statistics"]}
+    write_study(store, **frames, extra={"ablation": extra, "axes": extra})
+    with look_at(browser, f"file://{write_report(store, 's')}") as (page, seen):
+        page.locator("#figure-barriers select").nth(1).select_option("width")
+        page.locator("select[data-factor=width]").select_option("64")
+        page.locator("select[data-factor=statistics]").select_option("500")
+        scroll_through(page)
+        points = [trace for panel in drawn(page, "barriers") for trace in panel if "published" in trace["text"][0]]
+        assert [len(trace["x"]) for trace in points] == [1]
+        assert titles(page, "correlation") == ["width 64, statistics 500"]
+        beside = [text for panel in drawn(page, "comparison") for trace in panel for text in trace["text"]]
+        assert beside
+        assert all("width: 64<br>" in text for text in beside)
         assert seen.errors == []
 
 
