@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from flows.figures.chart import Axis, Chart, Line, Panel, fit_axis, highest, marks, numbers
+from flows.figures.chart import INK, Axis, Chart, Line, Panel, fit_axis, highest, marks, numbers
 from flows.figures.curves import ALIGNED, REPAIRED, Curve, curves_of, spread
 from flows.labels import (
     FACTORS,
@@ -29,8 +29,6 @@ MIN_CELLS = 3
 """Fewer cells than that say nothing of how their barriers go with their errors."""
 
 PUBLISHED = "published, one pair"
-
-_ENDS_COLOR = "#20242a"
 
 
 def in_unit(metric: str) -> tuple[float, str]:
@@ -159,7 +157,7 @@ def _published(of_series: pd.DataFrame, metric: str, paper: pd.DataFrame) -> lis
         told = zip(rows["method"], rows["verdict"], strict=True)
         lines.append(
             Line(
-                PUBLISHED, _ENDS_COLOR, numbers(places[place] + aside for place in rows["place"]),
+                PUBLISHED, INK, numbers(places[place] + aside for place in rows["place"]),
                 numbers(rows["published"], 100), curve.label, curve.marker, "none", is_joined=False,
                 cells=tuple(cell_names(rows)),
                 notes=tuple(f"published midpoint, {method}: {verdict}" for method, verdict in told),

@@ -14,6 +14,9 @@ Dash = Literal["solid", "dash", "dot"]
 Fill = Literal["full", "none", "bottom"]
 Numbers = tuple[float, ...]
 
+INK = "#20242a"
+"""The colour of what is of no path; on a dark page the script takes the text's instead."""
+
 
 @dataclass(frozen=True)
 class Axis:

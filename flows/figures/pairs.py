@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flows.figures.chart import Axis, Chart, Line, Panel, fit_axis, highest, marks, numbers
+from flows.figures.chart import INK, Axis, Chart, Line, Panel, fit_axis, highest, marks, numbers
 from flows.figures.curves import DIRECT, REPAIRED, Curve, curves_of
 from flows.labels import FACTORS, NETWORK, cell_names, cells_of, label_path, label_points, label_value, swept_factors
 
@@ -49,9 +49,7 @@ def chart_variance(layers: pd.DataFrame) -> Chart | None:
         goal = REPAIRED.of(of_cell).groupby("position")["variance_ratio_target"].mean()
         if len(goal):
             # Over the repaired line, which it would otherwise be hidden by.
-            lines.append(
-                Line("goal of REPAIR", "#20242a", numbers(goal.index + 1), numbers(goal), dash="dot", width=2.0)
-            )
+            lines.append(Line("goal of REPAIR", INK, numbers(goal.index + 1), numbers(goal), dash="dot", width=2.0))
         y = Axis("variance ratio", "linear", (0.0, max(1.1, 1.05 * highest(lines))))
         panels.append(_of_cell(label, of_cell, _LAYER, y, lines))
     return Chart(tuple(panels), N_COLUMNS) if panels else None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from flows.figures.chart import Axis, Chart, Line, Panel, numbers
+from flows.figures.chart import INK, Axis, Chart, Line, Panel, numbers
 from flows.figures.curves import Curve, curves_of, spread
 from flows.labels import FACTORS, NETWORK, cell_names, main_factor
 
-ENDS = Curve("", "", "endpoints", "#20242a", "8")
+ENDS = Curve("", "", "endpoints", INK, "8")
 
 
 def chart_comparison(paper: pd.DataFrame) -> Chart | None:
@@ -57,7 +57,7 @@ def chart_comparison(paper: pd.DataFrame) -> Chart | None:
                         notes=tuple(f"published, {method}" for method in points["method"]),
                     )
                 )  # fmt: skip
-        lines.append(Line("open: published", "#20242a", (), (), marker="o", fill="none", is_joined=False))
+        lines.append(Line("open: published", INK, (), (), marker="o", fill="none", is_joined=False))
         sizes = tuple((float(size), str(size)) for size in sorted(theirs[factor].unique()))
         is_mlp = first["architecture"] == "mlp"
         x = Axis("hidden layers" if is_mlp else factor, is_whole=True)

@@ -24,6 +24,7 @@ from flows.prefect_page import (
     describe_report,
     show_report,
 )
+from flows.progress import show_stages
 from flows.stages import Stages
 from flows.summary import tabulate_left_out
 from infra.paths import figure_key, report_key
@@ -37,6 +38,7 @@ class Server:
     def __init__(self) -> None:
         self.calls: list[tuple[float, str, Any, str]] = []
         self.is_away = False
+        self.is_closed = False
         self.now = 0.0
         self._keys: dict[Any, str] = {}
 
@@ -52,6 +54,8 @@ class Server:
     def _take(self, key: str, artifact: Any) -> None:
         if self.is_away:
             raise httpx.ConnectError("nobody listens")
+        if self.is_closed:
+            raise RuntimeError("Cannot send a request, as the client has been closed.")
         self.calls.append((self.now, key, artifact.data, artifact.description))
 
 
@@ -125,6 +129,20 @@ def test_a_server_that_is_away_is_told_of_once_and_is_given_the_rest_when_it_is_
     stages.advance("train", 1)
     stages.show(artifacts, last=True)
     assert len(caplog.messages) == 1
+
+
+def test_a_study_that_ends_while_a_slow_server_is_told_of_it_ends_in_a_line_of_the_log(
+    server: Server, artifacts: ProgressArtifacts, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.WARNING, logger="repairlab")
+    with show_stages([artifacts], quiet=True) as stages:
+        for name in ("train", "align"):
+            stages.expect(name, 1)
+            stages.advance(name, 1)
+        server.is_closed = True  # As the end of a flow run closes it, whoever still waits for an answer.
+    assert caplog.messages == [
+        "the Prefect server does not take the run's progress: Cannot send a request, as the client has been closed."
+    ]
 
 
 @pytest.mark.parametrize("study", ["digits-depth", "My_Rates.2", "a_b", "a.b", "A-b", "R2D2", "9_", "x--y"])
