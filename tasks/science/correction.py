@@ -22,6 +22,7 @@ variance is the biased one.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,10 +32,10 @@ import torch
 from torch import Tensor, nn
 
 from tasks.science.correction_table import Correction, Part, find_correction
-from tasks.science.evaluation import lay_out, mode, within
 from tasks.science.first_layer import Between, FirstLayer
-from tasks.science.layout import Layout, Site, find_layout, observing
+from tasks.science.layout import Layout, Site, find_layout
 from tasks.science.mlp_correction import Ramp, is_plain_mlp, mlp_moments, repair
+from tasks.science.observing import observe
 from tasks.science.preactivations import (
     LayerMoments,
     LayerReport,
@@ -47,6 +48,7 @@ from tasks.science.preactivations import (
     unit_orders,
 )
 from tasks.science.specs import State
+from tasks.science.unit_entries import UnitEntries
 
 __all__ = [
     "Corrected",
@@ -115,6 +117,9 @@ def preactivation_moments(
 def check_layout(layout: Layout, correction: str) -> None:
     """ValueError, with the way out, where the correction has nothing to act on in a network of this layout."""
     chosen = find_correction(correction)
+    if chosen.layers and not layout.layers:
+        why = f"{layout.left_out[0].name}: {layout.left_out[0].reason}" if layout.left_out else "its logits are linear"
+        raise ValueError(f"correction {correction} finds no layer to correct in this network ({why}); take none")
     if "none" not in chosen.normalizations and not layout.norms:
         raise ValueError(f"correction {correction} needs a network with BatchNorm, and this one has none; take repair")
     if chosen.blocks and not layout.blocks:
@@ -123,9 +128,10 @@ def check_layout(layout: Layout, correction: str) -> None:
 
 def extra_tensors(layout: Layout, correction: str) -> tuple[str, ...]:
     """The tensors that the corrected weights would have beyond those of the network's own class; none for most."""
-    lacking, blocks = _lacking(layout, find_correction(correction))
-    affines = (f"{site.name}.block_correction.{part}" for site in blocks for part in ("weight", "bias"))
-    return (*(f"{site.name}.bias" for site in lacking), *affines)
+    lacking = _lacking(layout, find_correction(correction))
+    biases = [f"{site.name}.bias" for site in lacking if site.extra == "bias"]
+    affines = [site.affine for site in lacking if site.extra == "affine"]
+    return (*biases, *(f"{path}.{part}" for path in affines for part in ("weight", "bias")))
 
 
 @torch.no_grad()
@@ -178,7 +184,7 @@ def correct(
             shifts[site.name] = _fold(corrected, site, found[site.name], goal.get(site.name), chosen)
     achieved = preactivation_moments(extended, corrected, images, layout, blocks=chosen.blocks)
     for site in layout.layers:
-        if site.norm is not None and not site.bias and site.name in shifts:
+        if site.norm is not None and site.shift is None and site.name in shifts:
             # The norm behind it takes the layer's shift; what it then reads is the corrected pre-activation.
             found_moments = achieved[site.name]
             achieved[site.name] = replace(found_moments, mean=found_moments.mean + shifts[site.name])
@@ -198,36 +204,40 @@ class ChannelAffine(nn.Module):
         return values * _along(self.weight, values, self.dim) + _along(self.bias, values, self.dim)
 
 
-def _apply_block_correction(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-    return module.get_submodule("block_correction")(output)
-
-
-def _lacking(layout: Layout, chosen: Correction) -> tuple[list[Site], tuple[Site, ...]]:
-    """Layers that need a bias to take their shift, and blocks that need an affine behind them."""
-    lacking = [site for site in layout.layers if chosen.layers and not site.bias and site.norm is None]
-    return lacking, layout.blocks if chosen.blocks else ()
+def _lacking(layout: Layout, chosen: Correction) -> list[Site]:
+    """Sites that need a tensor of their own to take what `chosen` does to them: layers first, then blocks."""
+    layers = layout.layers if chosen.layers else ()
+    blocks = layout.blocks if chosen.blocks else ()
+    return [site for site in (*layers, *blocks) if site.extra]
 
 
 def _extend(network: nn.Module, state: State, layout: Layout, chosen: Correction) -> tuple[nn.Module, State, Layout]:
-    """The network with what `chosen` needs beyond it, which as yet changes nothing: biases, affines behind blocks."""
-    lacking, blocks = _lacking(layout, chosen)
-    if not lacking and not blocks:
+    """The network with what `chosen` needs beyond it, which as yet changes nothing: biases, affines behind modules."""
+    lacking = _lacking(layout, chosen)
+    if not lacking:
         return network, dict(state), layout
     network, extended = copy.deepcopy(network), dict(state)
+    complete: dict[Site, Site] = {}
     for site in lacking:
-        layer = network.get_submodule(site.name)
-        n_units = state[f"{site.name}.weight"].shape[0]
-        layer.register_parameter("bias", nn.Parameter(next(layer.parameters()).new_zeros(n_units)))
-        extended[f"{site.name}.bias"] = state[f"{site.name}.weight"].new_zeros(n_units)
-    for site in blocks:
-        block, weight = network.get_submodule(site.name), state[f"{site.units}.weight"]
-        affine = ChannelAffine(weight.shape[0], site.dim, next(block.parameters()))
-        block.register_module("block_correction", affine)
-        block.register_forward_hook(_apply_block_correction)
-        extended[f"{site.name}.block_correction.weight"] = weight.new_ones(weight.shape[0])
-        extended[f"{site.name}.block_correction.bias"] = weight.new_zeros(weight.shape[0])
-    biased = tuple(replace(site, bias=True) if site in lacking else site for site in layout.sites)
-    return network, extended, replace(layout, sites=biased)
+        module = network.get_submodule(site.module or "")
+        parameter, values = next(module.parameters()), state[site.order.key if site.order else site.name]
+        units = torch.arange(site.n_units)
+        if site.extra == "bias":
+            module.register_parameter("bias", nn.Parameter(parameter.new_zeros(site.n_units)))
+            extended[f"{site.name}.bias"] = values.new_zeros(site.n_units)
+            complete[site] = replace(site, extra="", shift=UnitEntries(f"{site.name}.bias", units))
+            continue
+        affine = ChannelAffine(site.n_units, site.dim, parameter)
+        module.register_module(site.affine.rpartition(".")[2], affine)
+        module.register_forward_hook(functools.partial(_apply_affine, site.affine.rpartition(".")[2]))
+        weight, bias = f"{site.affine}.weight", f"{site.affine}.bias"
+        extended |= {weight: values.new_ones(site.n_units), bias: values.new_zeros(site.n_units)}
+        complete[site] = replace(site, extra="", scaled=(UnitEntries(weight, units),), shift=UnitEntries(bias, units))
+    return network, extended, replace(layout, sites=tuple(complete.get(site, site) for site in layout.sites))
+
+
+def _apply_affine(name: str, module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    return module.get_submodule(name)(output)
 
 
 def _sites(layout: Layout, chosen: Correction) -> list[Site]:
@@ -237,7 +247,7 @@ def _sites(layout: Layout, chosen: Correction) -> list[Site]:
         if site.kind == "layer" and chosen.layers:
             sites.append(site)
         elif site.kind == "layer" and site.norm is not None and not chosen.frozen:
-            sites.append(Site(site.norm, "norm", 1))
+            sites.append(Site(site.norm, "norm", 1, site.n_units, site.norm))
         elif (site.kind == "norm" and not chosen.frozen) or (site.kind == "block" and chosen.blocks):
             sites.append(site)
     return sites
@@ -259,7 +269,7 @@ def _one_pass(
     to a goal, these follow from the layer's own: it is told them, and reads what the layer puts out as it is.
     """
     seen = {site.name: RunningMoments() for site in sites}
-    norms = {norm: network.get_submodule(norm) for norm in layout.norms}
+    norms = set(layout.norms)
     working = {name: value.clone() if name.rpartition(".")[0] in norms else value for name, value in state.items()}
 
     def see(site: Site, values: Tensor) -> Tensor | None:
@@ -271,8 +281,8 @@ def _one_pass(
         if site.norm is not None and not chosen.frozen:
             # Of scale x + shift the deviation is scale sd: (x - mean) scale / sqrt(scale^2 sd^2 + eps) is what
             # normalising it makes of x, hence as if x had this variance.
-            eps: Any = norms[site.norm].eps
-            _tell(working, site.norm, batch.mean, batch.sd.square() + eps * (scale.square().reciprocal() - 1))
+            variance = batch.sd.square() + site.epsilon * (scale.square().reciprocal() - 1)
+            _tell(working, site.norm, batch.mean, variance)
             return None
         scale, shift = (_along(part.to(values.dtype), values, site.dim) for part in (scale, shift))
         return (values * scale).add_(shift)
@@ -281,12 +291,7 @@ def _one_pass(
     if len(batches[-1]) < 2:
         raise ValueError(f"statistics need batches of at least 2 images, got {len(images)} in {len(batches)}")
 
-    def run(loaded: nn.Module) -> None:
-        for batch in batches:
-            loaded(lay_out(loaded, batch))
-
-    with mode(network, training=False), observing(network, sites, see):
-        within(network, working, run)
+    observe(network, working, sites, batches, see)
     return {name: running.result() for name, running in seen.items()}
 
 
@@ -312,13 +317,13 @@ def _fold(state: State, site: Site, before: Moments, goal: Moments | None, chose
         _set_statistics(state, site.name, before.mean, before.sd)
         return torch.zeros_like(before.mean)
     scale, shift = _affine(before, goal, chosen.part)
-    path = f"{site.name}.block_correction" if site.kind == "block" else site.name
-    weight = state[f"{path}.weight"]
-    state[f"{path}.weight"] = (scale.view(-1, *[1] * (weight.ndim - 1)) * weight).to(weight.dtype)
+    for part in site.scaled:
+        weight = state[part.key]
+        state[part.key] = (part.spread(scale, 1.0) * weight).to(weight.dtype)
     mean = scale * before.mean
-    if site.kind == "block" or site.bias:
-        bias = state[f"{path}.bias"]
-        state[f"{path}.bias"] = (scale * bias + shift).to(bias.dtype)
+    if site.shift is not None:
+        bias = state[site.shift.key]
+        state[site.shift.key] = (site.shift.spread(scale, 1.0) * bias + site.shift.spread(shift, 0.0)).to(bias.dtype)
         mean = mean + shift
     elif chosen.frozen:
         # (y + shift) - running_mean = y - (running_mean - shift)

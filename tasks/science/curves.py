@@ -50,9 +50,9 @@ class Side:
 
     def permuted(self, spec: PermutesStates, permutation: Any) -> Side:
         """The endpoint with its units reordered; moments are reordered too, never measured again."""
-        units = {site.name: site.units or site.name for site in self.layout.sites if site.name in self.moments}
-        orders = unit_orders(spec, permutation, set(units.values()), self.state)
-        moments = reorder_layers(self.moments, {name: orders[layer] for name, layer in units.items()})
+        sites = [site for site in self.layout.sites if site.name in self.moments]
+        orders = unit_orders(spec, permutation, sites, self.state)
+        moments = reorder_layers(self.moments, orders)
         first = self.first and self.first.reordered(orders[self.first.name])
         return Side(spec.apply(self.state, permutation), self.layout, moments, first)
 

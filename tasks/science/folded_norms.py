@@ -18,17 +18,19 @@ def fold_norms(network: nn.Module, state: State, layout: Layout) -> tuple[nn.Mod
 
     Filters are scaled by gamma / sqrt(running_var + eps), and biases become what is left; computed in float64, in the
     type of `state`. `network` itself is returned where it has no such BatchNorm; it is left alone.
-    Raises TypeError where `layout`, which is that of `network`, has another module for a BatchNorm.
     """
-    followed = [(site.name, site.norm) for site in layout.layers if site.dim == 1 and site.norm is not None]
+    followed = [
+        (site.name, site.norm)
+        for site in layout.layers
+        if site.norm is not None and f"{site.name}.weight" in state
+        if type(network.get_submodule(site.module or "")) is nn.Conv2d
+        if isinstance(network.get_submodule(site.norm), _BatchNorm)
+    ]
     if not followed:
         return network, state
     network, folded = copy.deepcopy(network), dict(state)
     for conv, norm in followed:
-        module = network.get_submodule(norm)
-        if not isinstance(module, _BatchNorm):
-            raise TypeError(f"{norm} is a {type(module).__name__}, not a BatchNorm")
-        scale, shift = _affine(module, norm, state)
+        scale, shift = _affine(network.get_submodule(norm), norm, state)
         weight = state[f"{conv}.weight"]
         filters = (scale[:, None, None, None] * weight.double()).to(weight.dtype)
         folded[f"{conv}.weight"] = filters.contiguous(memory_format=torch.channels_last)
@@ -40,8 +42,9 @@ def fold_norms(network: nn.Module, state: State, layout: Layout) -> tuple[nn.Mod
     return network, {name: tensor for name, tensor in folded.items() if name.rpartition(".")[0] not in norms}
 
 
-def _affine(module: _BatchNorm, norm: str, state: State) -> tuple[Tensor, Tensor]:
+def _affine(module: nn.Module, norm: str, state: State) -> tuple[Tensor, Tensor]:
     """Scale and shift (n_units,) float64 of what a BatchNorm does in evaluation mode."""
+    assert isinstance(module, _BatchNorm)
     mean, variance = (state[f"{norm}.{name}"].double() for name in ("running_mean", "running_var"))
     scale = (variance + module.eps).rsqrt()
     if module.affine:

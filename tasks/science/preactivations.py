@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from tasks.science.evaluation import BATCH_SIZE, CONV_BATCH_SIZE, compute, lay_out, mode, within
-from tasks.science.layout import Layout, Site, observing
+from tasks.science.evaluation import BATCH_SIZE, CONV_BATCH_SIZE
+from tasks.science.layout import Layout, Site
+from tasks.science.observing import PassEnded, observe
 from tasks.science.specs import State
 
 DEAD_SHARE = 1e-6
@@ -83,10 +83,6 @@ class RunningMoments:
         return Moments(self._mean, (self._squares / self._n).sqrt())
 
 
-class _ReachedError(Exception):
-    """A pass has come as far as it is needed."""
-
-
 @torch.no_grad()
 def measure(
     network: nn.Module, state: State, sites: Sequence[Site], images: Tensor, *, stop: bool = False
@@ -100,16 +96,10 @@ def measure(
 
     def see(site: Site, values: Tensor) -> None:
         seen[site.name].add(values, site.dim)
-        if stop and site == sites[-1]:
-            raise _ReachedError
+        if stop and site is sites[-1]:
+            raise PassEnded
 
-    def run(loaded: nn.Module) -> None:
-        for batch in images.split(CONV_BATCH_SIZE if convolutional else BATCH_SIZE):
-            with suppress(_ReachedError):
-                loaded(lay_out(loaded, batch))
-
-    with mode(network, training=False), observing(network, sites, see):
-        within(network, state, run)
+    observe(network, state, sites, images.split(CONV_BATCH_SIZE if convolutional else BATCH_SIZE), see)
     return {name: running.result() for name, running in seen.items()}
 
 
@@ -141,13 +131,10 @@ def matched_covariances(network: nn.Module, layout: Layout, a: State, b: State, 
         products[site.name] = products[site.name] + product / per_image + drift_a * drift_b * (n_seen * n / total)
 
     per_image_bytes = max(1, layout.n_values * images.element_size())
-    with mode(network, training=False):
-        for batch in images.split(max(1, min(500, _PAIRED_BYTES // per_image_bytes))):
-            shown = lay_out(network, batch)
-            for state, see in ((a, keep), (b, compare)):
-                with observing(network, layout.layers, see):
-                    compute(network, state, shown)
-            n_seen += len(batch)
+    for batch in images.split(max(1, min(500, _PAIRED_BYTES // per_image_bytes))):
+        for state, see in ((a, keep), (b, compare)):
+            observe(network, state, layout.layers, [batch], see)
+        n_seen += len(batch)
     return {name: product / n_seen for name, product in products.items()}
 
 
@@ -186,19 +173,25 @@ class PermutesStates(Protocol):
     def apply(self, state: State, permutation: Any, /) -> State: ...
 
 
-def unit_orders(spec: PermutesStates, permutation: Any, layers: Iterable[str], state: State) -> dict[str, Tensor]:
-    """For every layer which unit (n_units,) int64 stands at each position once `permutation` is applied.
+def unit_orders(spec: PermutesStates, permutation: Any, sites: Sequence[Site], state: State) -> dict[str, Tensor]:
+    """For every one of `sites` which unit (n_units,) int64 stands at each position once `permutation` is applied.
 
-    Asked of `spec` itself, whatever it is: each row of a layer's weight is filled with its own index, permuted, and
-    read back. Moving its columns changes nothing of that.
+    Asked of `spec` itself, whatever it is: the entries that tell a site's order are filled with the numbers of their
+    units, permuted, and read back.
     """
-    marked = dict(state)
-    for name in layers:
-        weight = state[f"{name}.weight"]
-        rows = torch.arange(weight.shape[0], dtype=torch.int32, device=weight.device)
-        marked[f"{name}.weight"] = rows.view(-1, *[1] * (weight.ndim - 1)).expand(weight.shape)
-    moved = spec.apply(marked, permutation)
-    return {name: moved[f"{name}.weight"].flatten(1)[:, 0].long() for name in layers}
+    orders: dict[str, Tensor] = {}
+    waiting = [(site.name, site.order) for site in sites if site.order is not None]
+    while waiting:
+        # One site per tensor at a time: several may be parts of one.
+        now = {order.key: (name, order) for name, order in reversed(waiting)}
+        marks = {
+            key: order.owner.to(state[key].device, torch.int32).expand(state[key].shape)
+            for key, (_, order) in now.items()
+        }
+        moved = spec.apply({**state, **marks}, permutation)
+        orders |= {name: order.order_in(moved[key]) for key, (name, order) in now.items()}
+        waiting = [item for item in waiting if item[0] not in orders]
+    return orders
 
 
 def reorder_layers(moments: LayerMoments, orders: Mapping[str, Tensor]) -> LayerMoments:

@@ -7,8 +7,8 @@ of its operations are those in the spec.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.fx import Node
 from tasks.science.evaluation import compute, lay_out, lay_out_weights
 from tasks.science.permutation import Reading
 from tasks.science.specs import State
-from tasks.science.tracing.graph import Graph, trace_graph
+from tasks.science.tracing.execution import graph_for, run_graph
 
 Key = tuple[str, int]
 Receive = Callable[[Key, Tensor], None]
@@ -134,57 +134,28 @@ class GraphReader:
     """Reads the results of operations, by their names in the graph; traces once per size of batch."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.network = on_cpu(network)
-        self.graphs: dict[tuple[int, ...], Graph] = {}
+        self.network = network
         self.select = Selection()
 
     def prepare(self, state: State) -> State:
         return state
 
     def visit(self, state: State, batch: Tensor, wanted: Sequence[tuple[Key, Reading]], receive: Receive) -> None:
-        shape = tuple(batch.shape)
-        if shape not in self.graphs:
-            # Traced in float32 whatever the batch is: the names of the operations are those of the spec.
-            self.graphs[shape] = trace_graph(self.network, (batch.float(),), training=False)
-        graph = self.graphs[shape]
         of_node: dict[str, list[tuple[Key, Reading]]] = {}
         for key, reading in wanted:
             of_node.setdefault(reading.node, []).append((key, reading))
         missing = {reading.node: reading for _, reading in wanted}
-        last_use: dict[Node, Node] = {source: node for node in graph.nodes for source in node.all_input_nodes}
-        values: dict[Node, Any] = {}
-        for node in graph.nodes:
+
+        def see(node: Node, value: Any) -> Any:
+            if node.name in missing:
+                for key, reading in of_node[node.name]:
+                    receive(key, self.select(value, reading))
+                del missing[node.name]
             if not missing:
-                return
-            if node.op == "output":
-                break
-            values[node] = self._result(node, values, graph, state, batch)
-            for key, reading in of_node.get(node.name, []):
-                receive(key, self.select(values[node], reading))
-            missing.pop(node.name, None)
-            for source in {*node.all_input_nodes, node}:
-                if last_use.get(source, source) is node:
-                    del values[source]
+                raise _AllReadError
+            return value
+
+        with suppress(_AllReadError):
+            run_graph(graph_for(self.network, batch), state, batch, see)
         if missing:
             raise _missed(missing.values())
-
-    def _result(self, node: Node, values: dict[Node, Any], graph: Graph, state: State, batch: Tensor) -> Any:
-        if node.op == "placeholder":
-            if node.name in graph.state:
-                return state[graph.state[node.name]]
-            if node.name in graph.constants:
-                constant = graph.constants[node.name]
-                return constant.to(batch.dtype) if constant.is_floating_point() else constant
-            return batch
-        arguments = torch.fx.map_arg((node.args, node.kwargs), lambda source: values[source])
-        args, kwargs = arguments  # pyright: ignore[reportGeneralTypeIssues]
-        target: Any = node.target
-        return target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
-
-
-def on_cpu(network: nn.Module) -> nn.Module:
-    """`network`, or where it lies on the meta device a copy with memory that nothing was written to: what a trace
-    needs, which reads no value. The memory is not touched, so it costs nothing."""
-    if not any(tensor.is_meta for tensor in network.state_dict(keep_vars=True).values()):
-        return network
-    return copy.deepcopy(network).to_empty(device="cpu")

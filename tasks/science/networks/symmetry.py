@@ -12,9 +12,9 @@ from tasks.science.identity import canonical_json
 from tasks.science.networks import build_network
 from tasks.science.networks.mlp import MLP
 from tasks.science.permutation import PermutationSpec
-from tasks.science.reading import on_cpu
 from tasks.science.specs import Cell
 from tasks.science.tracing import trace_permutation_spec
+from tasks.science.tracing.execution import on_cpu
 
 _TRACED: dict[str, PermutationSpec] = {}
 _ONCE = threading.Lock()  # of threads that ask for one network, the first traces it

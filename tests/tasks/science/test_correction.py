@@ -128,7 +128,7 @@ def test_a_permuted_endpoint_has_its_moments_in_permuted_order(network, cell: Ce
     spec = cell_permutation_spec(cell)
     permutation = spec.random(torch.Generator().manual_seed(0))
     measured = preactivation_moments(network, spec.apply(b.state, permutation), blobs.train.images)
-    reordered = reorder_layers(b.moments, unit_orders(spec, permutation, b.moments, b.state))
+    reordered = reorder_layers(b.moments, unit_orders(spec, permutation, b.layout.layers, b.state))
     for name in measured:
         assert torch.allclose(measured[name].mean, reordered[name].mean, rtol=1e-4, atol=1e-5)
         assert torch.allclose(measured[name].sd, reordered[name].sd, rtol=1e-4, atol=1e-5)

@@ -42,14 +42,17 @@ def test_our_networks_are_found_as_they_are_written(
     assert "output" not in [site.name for site in layout.sites]
     assert len(layout.blocks) == n_blocks
     assert {site.norm is not None for site in layout.layers} == {follows}
-    assert {site.bias for site in layout.layers} == {bias}
+    assert {site.shift is not None for site in layout.layers} == {bias}
+    assert layout.left_out == ()
     assert not [site for site in layout.sites if site.kind == "norm"]
     assert layout.dense == (architecture == "mlp")
     for site in layout.layers:
         if site.norm is not None:
             assert site.norm == site.name.replace("linear", "norm").replace("conv", "norm")
     for site in layout.blocks:
-        assert site.units in (f"{site.name}.conv2", f"{site.name}.shortcut.conv", f"{site.name}.shortcut")
+        assert site.order is not None
+        last = (f"{site.name}.conv2", f"{site.name}.shortcut.conv", f"{site.name}.shortcut")
+        assert site.order.key.removesuffix(".weight") in last
 
 
 class Odd(nn.Module):
@@ -89,7 +92,7 @@ def test_what_users_write_is_corrected_where_one_rescaling_can():
     network = Odd().double().eval()
     state, images = network.state_dict(), torch.randn(40, 3, 8, 8, dtype=torch.float64)
     layout = find_layout(network, state, images)
-    assert {site.name: (site.norm, site.bias) for site in layout.layers} == {
+    assert {site.name: (site.norm, site.shift is not None) for site in layout.layers} == {
         "plain": ("plain_norm", False),
         "read_twice": (None, False),
         "changed": (None, False),

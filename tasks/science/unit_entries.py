@@ -1,0 +1,195 @@
+"""Which entries of a network's parameters belong to the units of a linear map.
+
+A weight is often a parameter itself, or a view of one: then every entry belongs to the unit whose row it is in. Else it
+is computed (weight norm, pruning, low-rank updates): then entries are looked for that, scaled unit by unit, scale the
+computed weight so, and others that tell in which order the units are. Both are tried out in float64 and hold exactly or
+not at all.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from tasks.science.specs import State
+from tasks.science.tracing.execution import evaluate_nodes
+from tasks.science.tracing.graph import Graph, operation_name
+from tasks.science.tracing.linear_maps import VIEWS, LinearMap
+
+TOLERANCE = 1e-9
+"""Relative error below which float64 is held to have computed the same weight."""
+
+MAX_TRIALS = 64
+"""Ways to scale a computed weight that are tried; few parameters make it, so that there are seldom more than four."""
+
+
+@dataclass(frozen=True, eq=False)
+class UnitEntries:
+    """The entries of one tensor of a state dict that belong to units: `owner`, int64 and broadcastable to the tensor's
+    shape, is the unit of each entry, -1 for those of none."""
+
+    key: str
+    owner: Tensor
+
+    def spread(self, units: Tensor, others: float) -> Tensor:
+        """Return `units` (n_units,) as a tensor that broadcasts with the entries; `others` where they have no unit."""
+        owner = self.owner.to(units.device)
+        if not bool((owner < 0).any()):
+            return units[owner]
+        return torch.where(owner < 0, others, units[owner.clamp_min(0)])
+
+    def order_in(self, marked: Tensor) -> Tensor:
+        """Return the unit (n_units,) int64 that stands at each place, from entries that hold the number of theirs."""
+        owner = self.owner.expand(marked.shape).flatten()
+        first = torch.full((int(owner.max()) + 1,), len(owner)).scatter_reduce(
+            0, owner.clamp_min(0), torch.where(owner < 0, len(owner), torch.arange(len(owner))), "amin"
+        )
+        return marked.flatten()[first.to(marked.device)].long()
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """Entries of one linear map. `scaled`: those that are multiplied together to scale its units, empty where no
+    entries do that. `order`: those that tell the order of the units. `shift`: its bias. None where there are none."""
+
+    scaled: tuple[UnitEntries, ...]
+    order: UnitEntries | None
+    shift: UnitEntries | None
+
+
+def find_entries(graph: Graph, one: LinearMap, parameters: set[str], state: State) -> Entries:
+    """Return the entries of `one`, a map of `graph`; only `parameters` are scaled and shifted. `state` gives the values
+    that computed weights are tried out with."""
+    shift = None if one.bias is None else _viewed(graph, one.bias, torch.arange(one.n_units), parameters)
+    weight = _viewed(graph, one.weight, one.units, parameters)
+    if weight is not None:
+        return Entries((weight,), weight, shift)
+    trial = _Trial(graph, one, state)
+    scaled = next(trial.scalings(parameters), ())
+    order = scaled[0] if scaled else next(trial.orders(parameters), None)
+    return Entries(scaled, order, shift)
+
+
+def _viewed(graph: Graph, node: Node, units: Tensor, parameters: set[str]) -> UnitEntries | None:
+    """The entries of the one parameter that `node` is a view of; None where it is none of one."""
+    chain = [node]
+    while chain[-1].op == "call_function":
+        if operation_name(chain[-1]) not in VIEWS or len(chain[-1].all_input_nodes) != 1:
+            return None
+        chain.append(chain[-1].all_input_nodes[0])
+    source = chain[-1]
+    key = graph.state.get(source.name)
+    if key is None or key not in parameters:
+        return None
+    shape = source.meta["val"].shape
+    index = torch.arange(shape.numel()).view(shape)
+    seen = evaluate_nodes(graph, [node], {source: index})[node]
+    if units.ndim == 1 and seen.ndim != 1:
+        units = units.view([n if n == len(units) else 1 for n in seen.shape])
+    owner = torch.full((shape.numel(),), -1)
+    owner[seen.reshape(-1)] = units.expand(seen.shape).reshape(-1)
+    return UnitEntries(key, _narrowed(owner.view(shape)))
+
+
+def _narrowed(owner: Tensor) -> Tensor:
+    """`owner` with size 1 in every dimension along which it does not change."""
+    for dim, n in enumerate(owner.shape):
+        first = owner.narrow(dim, 0, 1)
+        if n > 1 and bool((owner == first).all()):
+            owner = first
+    return owner.clone()
+
+
+class _Trial:
+    """A computed weight, and what becomes of it when the tensors that it is made of are changed."""
+
+    def __init__(self, graph: Graph, one: LinearMap, state: State) -> None:
+        self.graph, self.one = graph, one
+        needed = _placeholders(one.weight)
+        self.keys = {node: graph.state[node.name] for node in needed if node.name in graph.state}
+        self.inputs: dict[Node, Any] = {}
+        for node in needed:
+            value = state[self.keys[node]] if node in self.keys else graph.constants[node.name]
+            value = value.detach().cpu()
+            self.inputs[node] = value.double() if value.is_floating_point() else value
+        self.generator = torch.Generator().manual_seed(0)
+        self.weight = self._weight({})
+
+    def _weight(self, changed: Mapping[Node, Tensor]) -> Tensor | None:
+        try:
+            weight = evaluate_nodes(self.graph, [self.one.weight], {**self.inputs, **changed})[self.one.weight]
+        except RuntimeError:  # An operation that does not take float64, or not these values.
+            return None
+        return weight.double()
+
+    def _same(self, changed: Mapping[Node, Tensor], expected: Tensor) -> bool:
+        found = self._weight(changed)
+        if found is None or found.shape != expected.shape:
+            return False
+        return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
+
+    def _choices(self, keys: set[str] | None) -> Iterator[dict[Node, int]]:
+        """Dimensions of the size of the units, of one tensor or more, few tensors first."""
+        options: list[Sequence[tuple[Node, int] | None]] = []
+        for node, key in self.keys.items():
+            if self.inputs[node].is_floating_point() and (keys is None or key in keys):
+                options.append(
+                    [None, *((node, d) for d, n in enumerate(self.inputs[node].shape) if n == self.one.n_units)]
+                )
+        every = [[c for c in combination if c] for combination in itertools.product(*options)]
+        for chosen in itertools.islice(sorted(filter(None, every), key=len), MAX_TRIALS):
+            yield dict(chosen)
+
+    def scalings(self, parameters: set[str]) -> Iterator[tuple[UnitEntries, ...]]:
+        """Parameters that scale the weight unit by unit when they are scaled so."""
+        if self.weight is None:
+            return
+        factors = 0.5 + torch.rand(self.one.n_units, dtype=torch.float64, generator=self.generator)
+        expected = self.weight * factors[self.one.units]
+        for chosen in self._choices(parameters):
+            changed = {node: self.inputs[node] * _along(factors, self.inputs[node], d) for node, d in chosen.items()}
+            if self._same(changed, expected):
+                yield tuple(self._entries(node, d) for node, d in chosen.items())
+
+    def orders(self, parameters: set[str]) -> Iterator[UnitEntries]:
+        """Parameters whose order is that of the weight's units."""
+        sizes = [d for d, n in enumerate(self.one.units.shape) if n == self.one.n_units]
+        if self.weight is None or len(sizes) != 1 or self.one.units.numel() != self.one.n_units:
+            return
+        order = torch.randperm(self.one.n_units, generator=self.generator).roll(1)
+        expected = self.weight.index_select(sizes[0], order)
+        for chosen in self._choices(None):
+            named = [node for node in chosen if self.keys[node] in parameters]
+            changed = {node: self.inputs[node].index_select(d, order) for node, d in chosen.items()}
+            if named and self._same(changed, expected):
+                yield self._entries(named[0], chosen[named[0]])
+
+    def _entries(self, node: Node, dim: int) -> UnitEntries:
+        like = self.inputs[node]
+        return UnitEntries(self.keys[node], _along(torch.arange(self.one.n_units), like, dim))
+
+
+def _placeholders(node: Node) -> list[Node]:
+    found: dict[Node, None] = {}
+    waiting, seen = [node], set[Node]()
+    while waiting:
+        one = waiting.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        if one.op == "placeholder":
+            found[one] = None
+        waiting += one.all_input_nodes
+    return list(found)
+
+
+def _along(units: Tensor, like: Tensor, dim: int) -> Tensor:
+    view = [1] * like.ndim
+    view[dim] = -1
+    return units.view(view)
