@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from flows.merge_notes import explain, explain_correction
 from infra.weights import SUFFIX, check_target, read_weights, write_weights
 from tasks.datasets import load_dataset
 from tasks.science.checks import is_own
@@ -20,6 +21,7 @@ from tasks.science.correction_table import find_correction
 from tasks.science.evaluation import Evaluation, evaluate
 from tasks.science.examples import Dataset, subset
 from tasks.science.identity import weights_digest
+from tasks.science.layout import LeftOut
 from tasks.science.matchers import parse_matcher
 from tasks.science.merging import Merged, check_classes, fit_state, in_float32, merge_networks
 from tasks.science.own import build_own_network, find_function
@@ -120,6 +122,7 @@ def merge_files(options: MergeOptions, sources: Sources) -> MergeReport:
         "matcher": parse_matcher(options.matcher).text,
         "correction": options.correction,
         "extra": list(merged.extra),
+        "left_out": {one.name: one.reason for one in merged.left_out},
         "function_error": merged.function_error,
         "data": {"name": data.spec.name, "fingerprint": data.spec.fingerprint, "n_statistics": len(images)},
         "versions": {"repairlab": importlib.metadata.version("repairlab"), "torch": torch.__version__},
@@ -163,7 +166,19 @@ def _sentences(report: MergeReport, options: MergeOptions) -> list[str]:
         lines.append(f"stay: {len(spec.unreached)} tensors that no forward pass reads, {spec.unreached[0]} the first")
     layers = f", {merged.n_layers} layers corrected" if merged.n_layers else ""
     lines.append(f"statistics: {report.n_statistics} of {len(report.data.train)} train images{layers}")
+    direct, aligned, *corrected = list(report.evaluations.values())[2:]
+    lines += explain(merged, [report.evaluations["A"], report.evaluations["B"]], direct, aligned)
+    lines += [line for one in corrected for line in explain_correction(aligned, one)]
     lines.append(f"written: {options.out}, {len(merged.corrected)} tensors")
+    lines += [f"not corrected: {text}" for text in _by_reason(merged.left_out)]
     if merged.extra:
         lines.append(f"of these the network's own class lacks {len(merged.extra)}: {', '.join(merged.extra)}")
     return lines
+
+
+def _by_reason(left_out: Sequence[LeftOut]) -> list[str]:
+    """The layers that were left out, those of one reason together."""
+    names: dict[str, list[str]] = {}
+    for one in left_out:
+        names.setdefault(one.reason, []).append(one.name)
+    return [f"{', '.join(each)}: {reason}" for reason, each in names.items()]

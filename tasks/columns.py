@@ -236,7 +236,7 @@ LAYER = ALPHA | {
         "The layer whose pre-activations these are (what it puts out, before any norm); with `repair-block` also the "
         "residual blocks whose outputs these are."
     ),
-    "position": _int("Its place, from 0 at the front."),
+    "position": _int("Its place among the corrected layers, from 0 at the front."),
     "n_units": _int("Its units."),
     "n_dead": _int("Units without spread, in the goal or in the interpolated network."),
     "variance_ratio": _float("Mean over units of the variance, over the mean of the two endpoints' such means."),
@@ -248,6 +248,10 @@ LAYER = ALPHA | {
     "sd_error": _float("The same of the distance to the goal's deviation."),
     "mean_correlation": _float(_CLOSED_FORM.format("means")),
     "sd_correlation": _float(_CLOSED_FORM.format("deviations")),
+    "left_out": _text(
+        "Why the correction does not reach this layer, of which nothing else is measured; null for a layer that it "
+        "corrects, and in rows that were measured before there was this column."
+    ),
 }
 
 AXIS = {

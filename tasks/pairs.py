@@ -132,6 +132,7 @@ def save_points(store: Store, path: Path, points: Sequence[Point]) -> None:
     for point in points:
         key = {"merge_id": path.merge.id, "correction": path.correction, "alpha": point.alpha}
         layers += [{**key, **dataclasses.asdict(layer)} for layer in point.layers]
+        layers += [{**key, "layer": one.name, "n_units": one.n_units, "left_out": one.reason} for one in point.left_out]
         curve += [
             {**key, "method": path.method, "split": split, **dataclasses.asdict(evaluation)}
             for split, evaluation in point.splits.items()

@@ -49,7 +49,7 @@ LAYER_ROWS = Table(
     "layers",
     MERGE_ID | CORRECTION | LAYER,
     ("merge_id", "correction", "alpha", "layer"),
-    added=("mean_correlation", "sd_correlation"),
+    added=("mean_correlation", "sd_correlation", "left_out"),
 )
 
 END_ROWS = Table("ends", {name: column for name, column in POINT.items() if name not in ALPHA}, ("split",))
@@ -120,7 +120,11 @@ The variance of one layer's pre-activations along a path, beside REPAIR's goal.
 Uncorrected paths are measured at alpha 1/2, corrected ones at every alpha, on the statistics samples, with the \
 weights that the correction made. Where BatchNorm takes a layer's shift, the mean is the one that it sees. `reset` \
 does not touch pre-activations: what it restores stands behind the BatchNorm, and its `sd_error` here tells how far \
-they are from the goal of `repair`.""",
+they are from the goal of `repair`.
+
+Every linear map of a network is a layer, except those that make the logits. One that a correction cannot reach (it \
+runs more than once, shares its weight, has no parameter to take a scale or a shift) has a row with its reason in \
+`left_out`.""",
 )
 
 AXES = Table("axes", PAIR | AXIS, ("merge_id", "axis"), "How well the units of one layer found partners.")

@@ -1,8 +1,9 @@
 """The corrections that a study can ask for: what each does, where it is defined, whether it keeps the architecture.
 
-A *layer* here is a convolution or a hidden linear layer, its *pre-activation* what it puts out, before any norm; the
-layer that runs last makes the logits and is never touched. The *goal* at alpha is the mean (1 - alpha) mu_A + alpha
-mu_B and the deviation (1 - alpha) sd_A + alpha sd_B of every unit, over the statistics samples.
+A *layer* is a convolution, a linear layer or any other product with weights, attention projections among them; its
+*pre-activation* is what it puts out, before any norm. Layers that make the logits are never touched. The *goal* at
+alpha is the mean (1 - alpha) mu_A + alpha mu_B and the deviation (1 - alpha) sd_A + alpha sd_B of every unit, over the
+statistics samples.
 Sources: REPAIR and RESET, arXiv 2211.08403; in-text notes say where a correction is our own.
 """
 
@@ -51,7 +52,7 @@ class Correction:
         return normalization not in self.extra_layers
 
 
-_EVERY_LAYER = "every convolution and hidden linear layer; the BatchNorm behind one"
+_EVERY_LAYER = "every layer; the BatchNorm behind one"
 
 CORRECTIONS: Mapping[str, Correction] = {
     "none": Correction(

@@ -19,7 +19,7 @@ from tasks.science.examples import Dataset, Examples
 from tasks.science.first_layer import Between, FirstLayer, chunks_of
 from tasks.science.folded_norms import fold_norms
 from tasks.science.interpolation import interpolate
-from tasks.science.layout import Layout, find_layout
+from tasks.science.layout import Layout, LeftOut, find_layout
 from tasks.science.mlp_correction import first_layer, is_plain_mlp, logits_between
 from tasks.science.preactivations import (
     LayerMoments,
@@ -76,11 +76,13 @@ def measure_side(
 
 @dataclass(frozen=True)
 class Point:
-    """A path at one alpha. `layers` is empty where they were not measured."""
+    """A path at one alpha. `layers` is empty where they were not measured; `left_out` are those that the path's
+    correction does not reach."""
 
     alpha: float
     splits: Splits
     layers: list[LayerReport]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def evaluate_splits(network: nn.Module, state: State, dataset: Dataset, *, viewing: Viewing = PLAINLY) -> Splits:
@@ -185,6 +187,7 @@ def measure_path(
     if correction == "none" and ends is None:
         see = functools.partial(evaluate_splits, network, dataset=dataset, viewing=viewing)
         ends = see(a.state), see(b.state)
+    left_out = a.layout.left_out if find_correction(correction).layers else ()
     points: list[Point] = []
     for alpha in alphas:
         if correction == "none" and ends and alpha in (0, 1):
@@ -194,5 +197,5 @@ def measure_path(
         if correction != "none" or alpha == 0.5:
             corrected = path.at(alpha)
             layers = report_layers(corrected.achieved, path.goal(alpha), a.moments, b.moments, path.predicted(alpha))
-        points.append(Point(alpha, path.evaluate(alpha, corrected, dataset, viewing=viewing), layers))
+        points.append(Point(alpha, path.evaluate(alpha, corrected, dataset, viewing=viewing), layers, left_out))
     return points

@@ -23,6 +23,9 @@ SCHEMA_VERSION = 1
 REVISIONS: Mapping[str, int] = {"train": 1, "match": 2, "correct": 2, "evaluate": 3}
 """Raised, with a CHANGELOG line, when the numbers of that verb change: then all that it made is made anew."""
 
+USER_DEFINED_REVISIONS: Mapping[str, int] = {**REVISIONS, "correct": 3}
+"""The same for user-defined networks, some of which are corrected where networks that ship are not."""
+
 LABEL = {"label": True}
 """The metadata of a field that takes no part in an identity, such as a name."""
 
@@ -47,10 +50,10 @@ def canonical_json(value: Any) -> str:
     return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def spec_id(verbs: tuple[str, ...], spec: Any) -> str:
-    """The first 32 hex digits of the sha256 of `spec`, the schema version and the revisions of `verbs`."""
-    revisions = {verb: REVISIONS[verb] for verb in verbs}
-    text = canonical_json({"schema": SCHEMA_VERSION, "revisions": revisions, "spec": spec})
+def spec_id(verbs: tuple[str, ...], spec: Any, revisions: Mapping[str, int] = REVISIONS) -> str:
+    """Return the first 32 hex digits of the sha256 of `spec`, the schema version and the `revisions` of `verbs`."""
+    of_verbs = {verb: revisions[verb] for verb in verbs}
+    text = canonical_json({"schema": SCHEMA_VERSION, "revisions": of_verbs, "spec": spec})
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -216,10 +216,11 @@ class _Finder:
         if readers == {reader}:
             return True
         others = [
-            entries.scaled[0]
-            for other in self.maps
-            if other.op in readers and other is not one and (entries := self.entries.get(other.name))
-            if len(entries.scaled) == 1 and entries.scaled[0].key == part.key
+            other
+            for each in self.maps
+            if each is not one and (entries := self.entries.get(each.name))
+            for other in (*entries.scaled, entries.shift)
+            if other is not None and other.key == part.key and readers & {each.op, each.result}
         ]
         return len(others) == len(readers) - 1 and not any(_overlap(part, other) for other in others)
 
@@ -265,13 +266,12 @@ class _Finder:
                 last_layer[path] = ran
         sites: list[Site] = []
         for path, name in last_layer.items():
-            shapes = self.outputs.get(path, [])
-            if name not in layers or len(shapes) != 1 or shapes[0] is None:
+            shapes, last = self.outputs.get(path, []), layers.get(name or "")
+            if last is None or len(shapes) != 1 or shapes[0] is None:
                 continue
-            dim = _units_dim(shapes[0], layers[name].n_units)
+            dim = _units_dim(shapes[0], last.n_units)
             if dim is not None:
-                n_units, order = layers[name].n_units, layers[name].order
-                sites.append(Site(path, "block", dim, n_units, path, order=order, extra="affine"))
+                sites.append(Site(path, "block", dim, last.n_units, path, order=last.order, extra="affine"))
         return sites
 
 

@@ -24,7 +24,7 @@ from tasks.science.correction_table import find_correction
 from tasks.science.curves import CorrectedPath, measure_side
 from tasks.science.evaluation import compute, mode
 from tasks.science.interpolation import interpolate
-from tasks.science.layout import find_layout
+from tasks.science.layout import Layout, LeftOut, find_layout
 from tasks.science.matchers import parse_matcher
 from tasks.science.matching import FUNCTION_TOLERANCE, Match, function_error, match
 from tasks.science.own import one_line
@@ -55,7 +55,7 @@ class Merged:
     that between A and B permuted, and the latter corrected. The first two have the network's keys; `corrected` has the
     tensors `extra` beside them, and `network` computes with it: the one that was given, or a copy with these tensors.
     `function_error`: what `permutation` does to B's outputs (float64, largest difference over largest output).
-    `n_layers`: how many layers were corrected.
+    `n_layers`: how many layers were corrected. `left_out`: those that the correction does not reach, and why.
     """
 
     alpha: float
@@ -68,6 +68,7 @@ class Merged:
     match: Match
     function_error: float
     n_layers: int
+    left_out: tuple[LeftOut, ...]
 
     @property
     def permutation(self) -> Permutation:
@@ -95,7 +96,8 @@ def merge_networks(
     comes out is rounded to the wider of the two endpoints' types, tensor by tensor.
     Raises MergeError for weights that do not fit the network or are not finite, a network that does not compute these
     images, a spec that changes what it computes (the axis is named), a correction that is not defined for it or needs
-    layers that its class lacks (unless `allow_extra_layers`); TraceError where it cannot be traced; ValueError, of
+    layers that its class lacks (unless `allow_extra_layers`); TraceError where it cannot be traced, which every
+    correction but `none` asks for; ValueError, of
     which both are kinds, for a matcher, correction or alpha that there is not.
     """
     parse_matcher(matcher)
@@ -113,14 +115,7 @@ def merge_networks(
         if spec is None:
             spec = trace_permutation_spec(working, (images[:TRACE_EXAMPLES],))
         _check_spec(working, spec, state_b, images)
-        layout = find_layout(working, state_a, images)
-        with _explained():
-            check_layout(layout, correction)
-        if not allow_extra_layers and (extra := extra_tensors(layout, correction)):
-            raise MergeError(
-                f"correction {correction} needs tensors that the network's own class lacks ({_some(extra)}): take "
-                "another correction, or allow extra layers and load the result into a class that has them"
-            )
+        layout = None if correction == "none" else _layout_for(correction, working, state_a, images, allow_extra_layers)
         with _explained():
             (found,) = match(working, spec, [state_a, state_b], [(0, 1)], matcher, images)
         error = _prove(working, spec, state_b, found.permutation, images, "the permutation that was found")
@@ -128,8 +123,8 @@ def merge_networks(
         direct, aligned = (
             _stored(interpolate(_wide(given_a), _wide(end), alpha), types) for end in (given_b, permuted)
         )
-        if correction == "none":
-            return Merged(alpha, direct, aligned, aligned, network, (), spec, found, error, 0)
+        if layout is None:
+            return Merged(alpha, direct, aligned, aligned, network, (), spec, found, error, 0, ())
         side_a, side_b = (measure_side(working, state, images, blocks=chosen.blocks) for state in (state_a, state_b))
         path = CorrectedPath(working, (side_a, side_b.permuted(spec, found.permutation)), correction, images)
         result = path.at(alpha)
@@ -148,7 +143,21 @@ def merge_networks(
         match=found,
         function_error=error,
         n_layers=len(layout.layers) if chosen.layers else 0,
+        left_out=layout.left_out if chosen.layers else (),
     )
+
+
+def _layout_for(correction: str, network: nn.Module, state: State, images: Tensor, allow_extra_layers: bool) -> Layout:
+    """Where `network` is corrected. MergeError where it cannot be, or where that takes tensors that its class lacks."""
+    with _explained():
+        layout = find_layout(network, state, images)
+        check_layout(layout, correction)
+    if not allow_extra_layers and (extra := extra_tensors(layout, correction)):
+        raise MergeError(
+            f"correction {correction} needs tensors that the network's own class lacks ({_some(extra)}): take "
+            "another correction, or allow extra layers and load the result into a class that has them"
+        )
+    return layout
 
 
 def fit_state(network: nn.Module, state: Mapping[str, Tensor], owner: str) -> State:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
 from typing import Any, Literal, get_args
@@ -13,7 +13,7 @@ import torch
 
 from tasks.science.checks import check_choice, check_positive, is_own, is_whole
 from tasks.science.correction_table import check_correction
-from tasks.science.identity import LABEL, spec_id
+from tasks.science.identity import LABEL, REVISIONS, USER_DEFINED_REVISIONS, spec_id
 from tasks.science.matchers import MatcherChoice, parse_matcher
 from tasks.science.recipe import Recipe
 
@@ -132,6 +132,11 @@ class Cell:
     @property
     def id(self) -> str:
         return spec_id(("train",), self)
+
+    @property
+    def revisions(self) -> Mapping[str, int]:
+        """The revisions of the verbs for its network."""
+        return USER_DEFINED_REVISIONS if self.graph else REVISIONS
 
     def _check_time(self) -> None:
         n_epochs = self.recipe.epochs
@@ -329,7 +334,7 @@ class Member:
         spec: dict[str, Any] = {"network": cell.network, "weights": self.weights_sha256, "moments": True}
         if blocks:
             spec["blocks"] = True
-        return spec_id(("correct",), {**spec, "statistics": statistics_set(cell, samples)})
+        return spec_id(("correct",), {**spec, "statistics": statistics_set(cell, samples)}, cell.revisions)
 
     def evaluation_id(self, cell: Cell, measurement: Measurement) -> str:
         """Of its evaluation, as it was trained, as an endpoint of `cell`."""
@@ -460,7 +465,7 @@ class Path:
             # An uncorrected path has its variance ratios from the same samples.
             "statistics": statistics_set(self.merge.cell, self.measurement.samples),
         }
-        return spec_id(("correct", "evaluate"), spec)
+        return spec_id(("correct", "evaluate"), spec, self.merge.cell.revisions)
 
 
 def statistics_set(cell: Cell, samples: Samples) -> dict[str, Any]:

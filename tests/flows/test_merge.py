@@ -35,6 +35,15 @@ def unbiased():
     return nn.Sequential(nn.Conv2d(1, 6, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4))
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru, self.logits = nn.GRU(6, 5, batch_first=True), nn.Linear(5, 4)
+
+    def forward(self, images):
+        return self.logits(self.gru(images[:, 0])[0][:, -1])
+
+
 class Branching(nn.Module):
     def __init__(self):
         super().__init__()
@@ -320,3 +329,21 @@ def test_a_module_that_cannot_be_imported_is_one_sentence(own: str, call, text: 
     assert returned == code
     assert errors.startswith(f"repairlab: --network {own}:build: {sentence}")
     assert errors.count("\n") == 1
+
+
+def test_layers_that_a_correction_does_not_reach_are_named_with_their_reason(own: str, call):
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        network = nn.Module()
+        network.gru, network.logits = nn.GRU(6, 5, batch_first=True), nn.Linear(5, 4)
+        torch.save(network.state_dict(), f"{seed}.pt")
+    words = {"network": f"{own}:Recurrent", "data": f"{own}:load"}
+    code, out, errors = call("0.pt", "1.pt", **words, out="out.safetensors")
+    assert code == 0, errors
+    assert "1 layers corrected" in out
+    assert "not corrected: gru.weight_hh_l0: it runs more than once" in out
+    with safetensors.safe_open("out.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["repairlab"])["left_out"] == {"gru.weight_hh_l0": "it runs more than once"}
+    code, out, errors = call("0.pt", "1.pt", **words, out="none.safetensors", correction="none")
+    assert code == 0, errors
+    assert "not corrected" not in out

@@ -65,7 +65,7 @@ paths: P method correction measurement alpha split loss accuracy n_examples temp
 barriers: P correction measurement split loss_barrier accuracy_barrier midpoint_loss_barrier midpoint_accuracy_barrier
     own_chord_loss_barrier own_chord_accuracy_barrier calibrated_loss_barrier midpoint_calibrated_loss_barrier
 layers: P correction measurement alpha layer position n_units n_dead variance_ratio variance_ratio_target mean_error
-    sd_error mean_correlation sd_correlation
+    sd_error mean_correlation sd_correlation left_out
 axes: P axis size n_dead matched_correlation identity_correlation
 ablation: C matcher correction measurement split metric mean low high new_pair_low new_pair_high n_seeds n_pairs
     n_diverged n_untrained

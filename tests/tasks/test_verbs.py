@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -16,12 +17,18 @@ from pipeline import align_all, make_request, measure_all, merges_of, run_all, t
 from infra.checkpoints import pack, read_checkpoint, read_header
 from infra.paths import endpoint_key, permutation_key, row_key
 from infra.storage import DamagedError, Store
+from infra.tables import read_rows
 from tasks.align import align
 from tasks.artifacts import as_member, has_match, has_path, load_permutation, read_endpoint
 from tasks.gather import gather
 from tasks.interpolate import interpolate
+from tasks.pairs import save_points
 from tasks.repair import repair
+from tasks.schema import LAYER_ROWS
 from tasks.science.correction_table import CORRECTIONS
+from tasks.science.curves import Point
+from tasks.science.evaluation import Evaluation
+from tasks.science.layout import LeftOut
 from tasks.science.networks.symmetry import cell_permutation_spec
 from tasks.science.permutation import PermutationSpec
 from tasks.science.specs import Cell, Endpoint, Measurement
@@ -310,3 +317,16 @@ def test_every_architecture_is_aligned(store: Store, cell: Cell, architecture: s
         assert permutation.keys() == cell_permutation_spec(changed).identity().keys()
         if merge.matcher == "weight":
             assert len(read_header(store, permutation_key(merge.id))["restarts"]) == 3
+
+
+def test_a_layer_that_a_correction_does_not_reach_has_a_row_with_its_reason(tmp_path: Path):
+    store = Store(str(tmp_path))
+    seen = Evaluation(1.0, 0.5, 10)
+    left_out = (LeftOut("gru.weight_hh_l0", 6, "it runs more than once"),)
+    path = SimpleNamespace(id="p", merge=SimpleNamespace(id="m"), correction="repair", method="weights")
+    save_points(store, path, [Point(0.5, {"test": seen}, [], left_out)])  # type: ignore[arg-type]
+    rows, _ = read_rows(store, [row_key("layers", "p")], LAYER_ROWS)
+    (row,) = rows.to_pylist()
+    assert (row["layer"], row["n_units"], row["left_out"]) == ("gru.weight_hh_l0", 6, "it runs more than once")
+    assert row["variance_ratio"] is None
+    assert row["position"] is None

@@ -209,7 +209,7 @@ def _without_repeats(found: list[LinearMap]) -> list[LinearMap]:
         if len(same) == 1:
             out += same
         elif len(parts) < len(same):
-            out.append(replace(same[0], fault=f"it runs {len(same)} times"))
+            out.append(replace(same[0], fault="it runs more than once"))
         else:
             out += [replace(one, name=name if i == 1 else f"{name}:{i}") for i, one in enumerate(same, 1)]
     return out

@@ -205,7 +205,9 @@ def test_an_attention_network_is_merged():
     fresh = build()
     fresh.load_state_dict(merged.corrected, strict=True)
     expected = compute(network.eval(), a, images).detach()
-    assert merged.n_layers == 3
+    # The patches' convolution, the packed projections, that of the heads together, and both of the MLP.
+    assert merged.n_layers == 5
+    assert merged.left_out == ()
     assert close(fresh.eval()(images).detach(), expected) < 1e-3
 
 
@@ -300,15 +302,16 @@ def test_weights_that_do_not_fit_the_network_are_refused_in_a_sentence(change: C
 
 
 class Tied(nn.Module):
-    """Two layers share a weight."""
+    """Two layers share a weight, behind one that does not."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.last = nn.Linear(72, 9), nn.Linear(72, 9, bias=False), nn.Linear(9, 4)
+        self.before = nn.Linear(72, 12)
+        self.first, self.second, self.last = nn.Linear(12, 9), nn.Linear(12, 9, bias=False), nn.Linear(9, 4)
         self.second.weight = self.first.weight
 
     def forward(self, images: Tensor) -> Tensor:
-        flat = images.flatten(1)
+        flat = torch.tanh(self.before(images.flatten(1)))
         return self.last(torch.tanh(self.first(flat)) + torch.tanh(2 * self.second(flat)))
 
 
@@ -317,6 +320,9 @@ def test_tied_tensors_stay_tied_and_are_found_under_either_name():
     for state in (a, b):
         state["second.weight"] = state["first.weight"].clone()
     merged = merge_networks(Tied(), a, b, IMAGES)
+    assert {one.name: one.reason for one in merged.left_out} == dict.fromkeys(
+        ("first", "second"), "it shares its weight with another operation"
+    )
     assert torch.equal(merged.corrected["first.weight"], merged.corrected["second.weight"])
     fresh = Tied()
     fresh.load_state_dict(merged.corrected, strict=True)
