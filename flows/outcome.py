@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table as TextTable
 
 from flows.claims import make_claim
-from flows.summary import TEXT_COLUMNS, section_starts, summarise_ablation
+from flows.summary import TEXT_COLUMNS, section_starts, summarise_ablation, uncorrected_layers
 from infra.paths import report_key, table_key
 from infra.storage import Store
 from infra.tables import read_table
@@ -40,9 +40,17 @@ def outcome_json(store: Store, request: Request, problems: Sequence[str]) -> str
         # By way of pandas, for which what is missing is null, as in JSON.
         "ablation": json.loads(ablation.to_json(orient="records")),
         "left_out": request.left_out(),
+        "uncorrected_layers": uncorrected_layers(_asked_layers(store, request)),
         "problems": list(problems),
     }
     return json.dumps(outcome, indent=1)
+
+
+def _asked_layers(store: Store, request: Request) -> pd.DataFrame:
+    """The rows of the table of layers under the corrections that `request` asked for, of its cells."""
+    layers = read_table(store, table_key(request.study, "layers"))
+    cell_ids = [cell.id for cell in request.cells]
+    return layers[layers["cell_id"].isin(cell_ids) & layers["correction"].isin(request.corrections)]
 
 
 def print_ablation(store: Store, request: Request, console: Console) -> None:
@@ -73,6 +81,8 @@ def print_ablation(store: Store, request: Request, console: Console) -> None:
         "barrier: highest rise of the error above the chord, in points; removed: its share; loss: barrier in nats; "
     )
     console.print(legend + "mid, ends: accuracy in %.", style="dim", highlight=False)
+    for sentence in uncorrected_layers(_asked_layers(store, request)):
+        console.print(sentence, highlight=False, markup=False)
     endpoints = read_table(store, table_key(study, "endpoints"))
     endpoints = endpoints[endpoints["cell_id"].isin(cell_ids)]
     fate = endpoints["status"].where(endpoints["message"] != NOT_YET, NOT_YET)

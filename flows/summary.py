@@ -92,3 +92,14 @@ def tell_interval(row: Any, scale: int, bare: bool = False, digits: int | None =
     if bare or pd.isna(row["low"]):
         return mean
     return f"{mean} [{row['low'] * scale:.{digits}f}, {row['high'] * scale:.{digits}f}]"
+
+
+def uncorrected_layers(layers: pd.DataFrame) -> list[str]:
+    """Return a sentence for every network and correction that does not reach some of its layers, with the reasons."""
+    sentences: list[str] = []
+    missed = layers[layers["left_out"].notna()]
+    for (architecture, correction), alike in missed.groupby(["architecture", "correction"]):
+        reasons = alike.groupby("left_out", sort=False)["layer"].unique()
+        told = "; ".join(f"{', '.join(sorted(names))}: {reason}" for reason, names in reasons.items())
+        sentences.append(f"In {architecture}, {correction} does not reach {told}.")
+    return sentences

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import pandas as pd
-from made_tables import ablation_rows
+from made_tables import ablation_rows, layer_rows
 
 from flows.claims import make_claim
 from flows.figures.ablation import chart_barriers
 from flows.figures.curves import CURVES, curves_of
 from flows.labels import label_points, main_factor
-from flows.summary import section_starts, summarise_ablation
+from flows.summary import section_starts, summarise_ablation, uncorrected_layers
 
 
 def test_the_summary_has_a_row_per_cell_and_path_and_gaps_as_gaps(ablation: pd.DataFrame):
@@ -65,3 +65,13 @@ def test_all_images_are_a_value_of_what_is_swept():
     assert list(dict.fromkeys(summarise_ablation(ablation)["statistics"])) == ["100", "1000", "all"]
     assert "with statistics 100, on digits" in make_claim(ablation)
     assert "with statistics all, on digits" in make_claim(ablation)
+
+
+def test_layers_that_no_correction_reaches_are_told_once_with_their_reason():
+    rows = layer_rows({"none": [None], "repair": [None, None]})
+    rows[-1] |= {"layer": "gru.weight_hh_l0", "left_out": "it runs more than once"}
+    rows[-2] |= {"layer": "gru.weight_hh_l0", "left_out": "it runs more than once"}
+    assert uncorrected_layers(pd.DataFrame(rows)) == [
+        "In mlp, repair does not reach gru.weight_hh_l0: it runs more than once."
+    ]
+    assert uncorrected_layers(pd.DataFrame(layer_rows({"repair": [None]}))) == []
