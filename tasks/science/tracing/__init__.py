@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from tasks.science.permutation import Axis, FixedAxis, PermutationSpec
 
 # Each enters its rules into the one table of operations.py.
+from tasks.science.tracing import fourier_rules as fourier_rules
+from tasks.science.tracing import index_rules as index_rules
 from tasks.science.tracing import norm_rules as norm_rules
+from tasks.science.tracing import order_rules as order_rules
 from tasks.science.tracing import product_rules as product_rules
 from tasks.science.tracing import view_rules as view_rules
 from tasks.science.tracing.assembly import Misaligned, build_axes, fixed_axes

@@ -26,10 +26,10 @@ OTHERS = frozenset(
 
 
 class Misaligned(Exception):
-    """Groups of rows that would change places order their columns differently; these nodes have to be held."""
+    """These nodes of the state dict move in a way that no slots describe; they have to be held."""
 
-    def __init__(self, nodes: Nodes) -> None:
-        super().__init__("groups order their columns differently")
+    def __init__(self, nodes: Nodes, reason: str) -> None:
+        super().__init__(reason)
         self.nodes = nodes
 
 
@@ -61,6 +61,12 @@ def positions_by_axis(symmetry: Symmetry, nodes: Nodes, skip: frozenset[int] = f
     return {key: np.concatenate(parts, axis=1) for key, parts in out.items()}
 
 
+def doubled(symmetry: Symmetry, nodes: Nodes) -> bool:
+    """Whether some of these nodes belong to two units of one family."""
+    numbers = np.unique(symmetry.cluster[symmetry.unit[nodes]])
+    return any(symmetry.clusters[c].doubled for c in numbers.tolist() if c >= 0)
+
+
 def slots_by_axis(symmetry: Symmetry, state: dict[str, Layout]) -> dict[Copy, list[Slot]]:
     """The slots of every axis, in the order of the state dict."""
     out: dict[Copy, list[Slot]] = {}
@@ -68,6 +74,8 @@ def slots_by_axis(symmetry: Symmetry, state: dict[str, Layout]) -> dict[Copy, li
         for f in layout.fields:
             if f.nodes is None:
                 continue
+            if doubled(symmetry, f.nodes):
+                raise Misaligned(f.nodes, "each position belongs to two units of one axis")
             if len(f.dims) == 1:
                 for copy, positions in positions_by_axis(symmetry, f.nodes).items():
                     out.setdefault(copy, []).append(Slot(key, f.dims[0], positions))
@@ -93,7 +101,7 @@ def _slots_in_rows(symmetry: Symmetry, key: str, f: Field, layout: Layout) -> It
     )
     # Once the columns are held no groups can be exchanged: this is raised once for each weight.
     if exchanging and len({_order_of(symmetry, f.nodes[row], exchanging) for row in first.tolist()}) > 1:
-        raise Misaligned(f.nodes)
+        raise Misaligned(f.nodes, "groups order their columns differently")
     for g, row in enumerate(first.tolist()):
         for copy, positions in positions_by_axis(symmetry, f.nodes[row], exchanging).items():
             yield copy, Slot(key, 1, positions, np.flatnonzero(group == g))
@@ -161,7 +169,7 @@ class Readings:
             kind = self._kind(node)
             if kind:
                 for f in layout.fields:
-                    if f.held is not None and len(f.dims) == 1:
+                    if f.held is not None and len(f.dims) == 1 and not doubled(symmetry, f.held):
                         for family in self._families(f.held):
                             self.candidates.setdefault(family, []).append((node, f, kind))
 

@@ -25,6 +25,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.nn.modules import transformer
 
 # Operations that are not taken apart; each has a rule of its own.
 KEPT_WHOLE = frozenset(
@@ -227,12 +228,24 @@ def kept_random_state() -> Generator[None]:
 
 @contextmanager
 def _plain_attention() -> Generator[None]:
-    """Without gradients nn.MultiheadAttention would take one opaque operation; keep to its documented parts."""
+    """Keep torch's transformers to their documented parts.
+
+    Without gradients nn.MultiheadAttention would take one opaque operation. nn.TransformerEncoder and
+    nn.TransformerDecoder would compare their mask with a causal one, a branch on data, to choose a faster way; the mask
+    itself, which is applied here unless the user says that it is causal, gives the same.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
+    detect = transformer._detect_is_causal_mask  # pyright: ignore[reportPrivateUsage]
+
+    def as_told(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+        return is_causal is True
+
     torch.backends.mha.set_fastpath_enabled(False)
+    transformer._detect_is_causal_mask = as_told  # pyright: ignore[reportPrivateUsage]
     try:
         yield
     finally:
+        transformer._detect_is_causal_mask = detect  # pyright: ignore[reportPrivateUsage]
         torch.backends.mha.set_fastpath_enabled(before)
 
 

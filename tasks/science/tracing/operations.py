@@ -132,6 +132,16 @@ ELEMENTWISE = frozenset(
         "_prelu_kernel",
         "log_sigmoid",
         "xlogy",
+        "logaddexp",
+        "logaddexp2",
+        "erfinv",
+        "lgamma",
+        "digamma",
+        "complex",
+        "polar",
+        "angle",
+        "_conj",
+        "_conj_physical",
     ]
 )
 NONLINEARITIES = frozenset(
@@ -164,13 +174,6 @@ NORMS = frozenset(
     ]
 )
 DROPOUTS = frozenset(["dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"])
-REDUCTIONS = {  # position of the `dim` argument; without it the whole tensor is reduced
-    **dict.fromkeys(["sum", "mean", "amax", "amin", "prod", "any", "all", "var", "var_mean", "std", "nansum"], 1),
-    **dict.fromkeys(["logsumexp", "max", "min", "argmax", "argmin"], 1),
-    **dict.fromkeys(["linalg_vector_norm", "norm"], 2),
-}
-ORDER_SENSITIVE = frozenset(["argmax", "argmin"])
-SCANS = frozenset(["cumsum", "cumprod", "sort", "topk", "cummax", "cummin"])
 
 
 class _NotCovered(Exception):
@@ -345,10 +348,6 @@ class Visitor:
             return combine(self.demands, self._tensors([*node.args, *node.kwargs.values()]), shape)
         if name in DROPOUTS:
             return self._dropout(node, shape)
-        if name in REDUCTIONS:
-            return self._reduction(name, node)
-        if name in SCANS:
-            return self._scan(name, node)
         rule = _RULES.get(name)
         if rule is None:
             raise _NotCovered
@@ -361,27 +360,6 @@ class Visitor:
         noise = [Field((d,), None) for d, n in enumerate(shape) if n > 1 and d not in covered]
         out = Layout(shape, (*x.fields, *noise))
         return (out, out) if isinstance(node.meta["val"], tuple) else out
-
-    def _reduction(self, name: str, node: Node) -> Value:
-        x = self._layout(node.args[0])
-        if name in ("max", "min") and len(node.args) > 1 and isinstance(node.args[1], Node):
-            raise _NotCovered
-        dims, keepdim = _dims_and_keepdim(node, REDUCTIONS[name], len(x.shape))
-        order_matters = name in ORDER_SENSITIVE or (name in ("max", "min") and len(node.args) > 1)
-        if order_matters:
-            x = freeze(self.demands, x, dims, f"its order matters to {self.demands.here}")
-        out = reduce(self.demands, x, dims, keepdim)
-        return (out,) * len(_shapes(node.meta["val"])) if isinstance(node.meta["val"], tuple | list) else out
-
-    def _scan(self, name: str, node: Node) -> Value:
-        x = self.solid(node.args[0])
-        position = 2 if name == "topk" else 1
-        dim = cast(int, node.args[position]) if len(node.args) > position else node.kwargs.get("dim", -1)
-        dim = cast(int, dim) % max(len(x.shape), 1)
-        shapes = _shapes(node.meta["val"])
-        x = freeze(self.demands, x, [dim], f"its order matters to {self.demands.here}")
-        outs = tuple(Layout(s, tuple(f for f in x.fields if all(s[d] > 1 for d in f.dims))) for s in shapes)
-        return outs if isinstance(node.meta["val"], tuple | list) else outs[0]
 
     def freeze_dims(self, x: Layout, dims: Sequence[int], reason: str) -> Layout:
         """`freeze` with the place of the current operation in the reason."""
@@ -400,16 +378,6 @@ def _shapes(value: Any) -> list[tuple[int, ...]]:
     if isinstance(value, tuple | list):
         return [s for v in cast(Sequence[Any], value) for s in _shapes(v)]
     return [tuple(value.shape)] if isinstance(value, Tensor) else [()]
-
-
-def _dims_and_keepdim(node: Node, position: int, n_dims: int) -> tuple[list[int], bool]:
-    dims: Any = node.args[position] if len(node.args) > position else node.kwargs.get("dim")
-    keepdim: Any = node.args[position + 1] if len(node.args) > position + 1 else node.kwargs.get("keepdim", False)
-    if operation_name(node) in ("var", "var_mean", "std"):
-        keepdim = node.kwargs.get("keepdim", False)
-    if dims is None or dims == []:
-        return list(range(n_dims)), bool(keepdim)
-    return [d % max(n_dims, 1) for d in ([dims] if isinstance(dims, int) else dims)], bool(keepdim)
 
 
 def contract(demands: Demands, operands: Sequence[tuple[Layout, str]], out: str) -> Layout:
@@ -431,6 +399,9 @@ def against(demands: Demands, layout: Layout, dims: Sequence[int]) -> Layout:
     total = reduce(demands, layout, dims, keepdim=True)
     return combine(demands, [layout, total], layout.shape)
 
+
+ORDER = "its order matters to"
+WINDOW = "a position under the window of"
 
 Rule = Callable[[Visitor, Node], Value]
 _RULES: dict[str, Rule] = {}
@@ -478,7 +449,7 @@ def result_shape(node: Node) -> tuple[int, ...]:
 
 def spatial_from(visitor: Visitor, x: Layout, first: int) -> Layout:
     """The tensor with dimensions `first` and on held still, as windows over them demand."""
-    return visitor.freeze_dims(x, range(first, len(x.shape)), "a position under the window of")
+    return visitor.freeze_dims(x, range(first, len(x.shape)), WINDOW)
 
 
 def channel_nodes(visitor: Visitor, x: Layout, dim: int) -> tuple[Nodes, Layout]:

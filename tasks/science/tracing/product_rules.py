@@ -10,6 +10,7 @@ from torch.fx import Node
 from tasks.science.tracing.graph import operation_name
 from tasks.science.tracing.layouts import Field, Layout, Nodes, alone, combine, freeze, insert_dim, reshape
 from tasks.science.tracing.operations import (
+    WINDOW,
     Value,
     Visitor,
     against,
@@ -65,12 +66,12 @@ def _addmm(visitor: Visitor, node: Node) -> Value:
 def _attention(visitor: Visitor, node: Node) -> Value:
     q, k, v = (light_layout_of(visitor, a) for a in node.args[:3])
     demands = visitor.demands
-    if argument(node, 7, "enable_gqa", False):
-        raise not_covered()
     if argument(node, 5, "is_causal", False):
         q, k, v = (visitor.freeze_dims(t, [len(t.shape) - 2], "is masked by position in") for t in (q, k, v))
     if not len(q.shape) == len(k.shape) == len(v.shape):
         raise not_covered()
+    if argument(node, 7, "enable_gqa", False):
+        k, v = (_shared_heads(visitor, t, q.shape[-3]) for t in (k, v))
     batch = _LETTERS[: len(q.shape) - 2]
     scores = contract(demands, [(q, batch + "xz"), (k, batch + "yz")], batch + "xy")
     mask = argument(node, 3, "attn_mask", None)
@@ -78,6 +79,38 @@ def _attention(visitor: Visitor, node: Node) -> Value:
         scores = combine(demands, [scores, layout_of(visitor, mask)], scores.shape)
     weights = against(visitor.demands, scores, [-1])
     return contract(demands, [(weights, batch + "xy"), (v, batch + "yz")], batch + "xz")
+
+
+def _shared_heads(visitor: Visitor, x: Layout, n: int) -> Layout:
+    """Keys or values with each head repeated for the query heads that share it."""
+    dim = len(x.shape) - 3
+    cut = (*x.shape[: dim + 1], n // x.shape[dim], *x.shape[dim + 1 :])
+    repeated = combine(visitor.demands, [insert_dim(x, dim + 1)], cut)
+    return reshape(visitor.demands, repeated, (*x.shape[:dim], n, *x.shape[dim + 1 :]))
+
+
+@rule("_cdist_forward")
+def _cdist(visitor: Visitor, node: Node) -> Value:
+    x, y = light_layout_of(visitor, node.args[0]), light_layout_of(visitor, node.args[1])
+    n_batch = max(len(x.shape), len(y.shape)) - 2
+    batch = _LETTERS[:n_batch]
+    rows = [(x, batch[n_batch - len(x.shape) + 2 :] + "xz"), (y, batch[n_batch - len(y.shape) + 2 :] + "yz")]
+    return contract(visitor.demands, rows, batch + "xy")
+
+
+@rule("_trilinear")
+def _trilinear(visitor: Visitor, node: Node) -> Value:
+    """A product of three tensors, each stretched over its own dimensions, summed over some."""
+    parts: list[Layout] = []
+    for tensor, stretched in zip(node.args[:3], node.args[3:6], strict=True):
+        x = light_layout_of(visitor, tensor)
+        for d in sorted(cast(Sequence[int], stretched)):
+            x = insert_dim(x, d)
+        parts.append(x)
+    letters = _LETTERS[: len(parts[0].shape)]
+    summed = cast(Sequence[int], node.args[6])
+    kept = "".join(c for d, c in enumerate(letters) if d not in summed)
+    return contract(visitor.demands, [(x, letters) for x in parts], kept)
 
 
 # Convolutions.
@@ -89,7 +122,8 @@ def _convolution(visitor: Visitor, node: Node) -> Value:
     x, weight = layout_of(visitor, node.args[0]), layout_of(visitor, node.args[1])
     transposed, groups = cast(bool, node.args[6]), cast(int, node.args[8])
     channel = len(x.shape) - len(weight.shape) + 1  # 0 without a batch dimension
-    x = spatial_from(visitor, x, channel + 1)
+    windows = _windows(node, weight.shape, channel)
+    x = visitor.freeze_dims(x, windows, WINDOW)
     weight = _frozen_kernel(visitor, weight)
     x = alone(visitor.demands, x, channel)
     inner, x = channel_nodes(visitor, x, channel)
@@ -100,9 +134,9 @@ def _convolution(visitor: Visitor, node: Node) -> Value:
     else:
         rows = _grouped_rows(visitor, weight, inner, groups, transposed)
     shape = result_shape(node)
-    batch = [f for f in x.fields if max(f.dims) < channel]
-    space = [Field((d,), None) for d in range(channel + 1, len(shape)) if shape[d] > 1]
-    out = Layout(shape, (*batch, *([Field((channel,), rows)] if len(rows) > 1 else []), *space))
+    rest = [f for f in x.fields if not {channel, *windows} & set(f.dims)]
+    space = [Field((d,), None) for d in windows if shape[d] > 1]
+    out = Layout(shape, (*rest, *([Field((channel,), rows)] if len(rows) > 1 else []), *space))
     demands.place(rows)
     bias = node.args[2]
     if bias is None:
@@ -111,6 +145,13 @@ def _convolution(visitor: Visitor, node: Node) -> Value:
     for _ in range(len(shape) - channel - 1):
         column = insert_dim(column, len(column.shape))
     return combine(demands, [out, column], shape)
+
+
+def _windows(node: Node, weight: tuple[int, ...], channel: int) -> list[int]:
+    """Dimensions along which positions meet, or some are skipped or added; along others each is read by itself."""
+    plain = [(weight[2:], 1), (node.args[3], 1), (node.args[4], 0), (node.args[7], 0)]
+    sizes = [(cast(Sequence[int], values), alone) for values, alone in plain]
+    return [channel + 1 + i for i in range(len(weight) - 2) if any(v[i % len(v)] != alone for v, alone in sizes)]
 
 
 def _frozen_kernel(visitor: Visitor, weight: Layout) -> Layout:
@@ -181,6 +222,7 @@ def _grouped_rows(visitor: Visitor, weight: Layout, inner: Nodes, groups: int, t
     *(f"{kind}{n}d" for kind in ("avg_pool", "_adaptive_avg_pool", "adaptive_avg_pool") for n in (1, 2, 3)),
     *(f"{kind}{n}d" for kind in ("adaptive_max_pool", "upsample_nearest") for n in (1, 2, 3)),
     *(f"max_pool{n}d_with_indices" for n in (1, 2, 3)),
+    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_lanczos2d_aa",
     "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d",
 )  # fmt: skip
 def _window(visitor: Visitor, node: Node) -> Value:
@@ -192,6 +234,19 @@ def _window(visitor: Visitor, node: Node) -> Value:
     space = [Field((d,), None) for d in range(first, len(shape)) if shape[d] > 1]
     out = Layout(shape, (*(f for f in x.fields if max(f.dims) < first), *space))
     return (out,) * len(cast(Sequence[Any], node.meta["val"])) if isinstance(node.meta["val"], tuple | list) else out
+
+
+@rule("grid_sampler_2d", "grid_sampler_3d")
+def _grid_sample(visitor: Visitor, node: Node) -> Value:
+    """Values at places that a grid names, one grid for each example; channels pass."""
+    x, grid = layout_of(visitor, node.args[0]), layout_of(visitor, node.args[1])
+    x = spatial_from(visitor, x, 2)
+    # Places may be in any order; their coordinates may not. One place stands in for all channels.
+    n_places = len(grid.shape) - 2
+    grid = visitor.freeze_dims(grid, [len(grid.shape) - 1], "is a coordinate of")
+    places = Layout(grid.shape[:-1], tuple(f for f in grid.fields if max(f.dims) < len(grid.shape) - 1))
+    out = Layout((*x.shape[:2], *(1,) * n_places), tuple(f for f in x.fields if max(f.dims) < 2))
+    return combine(visitor.demands, [out, insert_dim(places, 1)], result_shape(node))
 
 
 @rule("im2col")

@@ -46,11 +46,17 @@ class Family:
 class Cluster:
     """Units that move alike, `coordinates` (n_units, n_columns) over the families in `columns`.
 
-    A negative column tells apart units that no family moves separately.
+    A negative column tells apart units that no family moves separately. A family comes twice where each unit belongs
+    to two units of it (a channel by channel matrix of each head).
     """
 
     columns: tuple[int, ...]
     coordinates: Ints
+
+    @property
+    def doubled(self) -> bool:
+        """Whether a family comes twice: no one axis then moves these units."""
+        return len(set(self.columns)) < len(self.columns)
 
 
 @dataclass(eq=False)
@@ -287,23 +293,28 @@ class _Problem:
 
     def _place_cluster(self, symmetry: Symmetry, number: int, n: int, parents: list[tuple[int, Ints]]) -> None:
         """Coordinates of a cluster from those of its parents, and a family of its own where it has freedom left."""
-        columns: dict[int, Ints] = {}
+        columns: list[tuple[int, Ints]] = []
         units = np.flatnonzero(symmetry.cluster == number)
         for goal, vector in parents:
             above = symmetry.clusters.get(goal)
             if above is None:
                 raise _Broken(units, "has a parent that is not above it")
             for family, values in zip(above.columns, above.coordinates[vector].T, strict=True):
-                if family in columns and (columns[family] != values).any():
-                    raise _Broken(self._units_of(symmetry, family), "meets itself in one dimension")
-                columns[family] = values
+                if not any(f == family and (v == values).all() for f, v in columns):
+                    columns.append((family, values))
         if not columns:
             family = Family(len(symmetry.families), (), n, np.zeros((1, 0), np.int64))
             symmetry.families[family.number] = family
             symmetry.clusters[number] = Cluster((family.number,), np.arange(n)[:, None])
             return
-        names = sorted(columns, key=lambda f: (len(symmetry.families[f].path) if f >= 0 else 99, f))
-        coordinates = np.stack([columns[f] for f in names], axis=1)
+        columns.sort(key=lambda c: (len(symmetry.families[c[0]].path) if c[0] >= 0 else 99, c[0]))
+        names = [f for f, _ in columns]
+        above = {p for f in names if f >= 0 for p in symmetry.families[f].path}
+        for family in names:
+            # Which of the two a nested family belongs to could not be told.
+            if names.count(family) > 1 and (family < 0 or family in above):
+                raise _Broken(self._units_of(symmetry, family), "meets itself in one dimension")
+        coordinates = np.stack([values for _, values in columns], axis=1)
         blocks, block = np.unique(coordinates, axis=0, return_inverse=True)
         block = block.ravel()
         if n % len(blocks) or (np.bincount(block) != n // len(blocks)).any():
@@ -398,7 +409,7 @@ def _moved_rows(symmetry: Symmetry, cluster: Cluster, vectors: dict[int, Ints]) 
     old = cluster.coordinates
     new = old.copy()
     where = {f: i for i, f in enumerate(cluster.columns)}
-    for f, i in where.items():
+    for i, f in enumerate(cluster.columns):
         if f < 0:
             continue
         family = symmetry.families[f]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from torch.fx import Node
@@ -17,10 +17,8 @@ from tasks.science.tracing.layouts import (
     Nodes,
     alone,
     combine,
-    freeze_all,
     insert_dim,
     reshape,
-    rigid_layout,
     select_dims,
 )
 from tasks.science.tracing.operations import (
@@ -113,7 +111,7 @@ def _copy(visitor: Visitor, node: Node) -> Value:
 # Selections: which nodes arrive where.
 
 
-def _pick(demands: Demands, x: Layout, dim: int, index: Nodes) -> Layout:
+def pick(demands: Demands, x: Layout, dim: int, index: Nodes) -> Layout:
     """The tensor at positions `index` of one dimension, in that order, repeats allowed."""
     shape = (*x.shape[:dim], len(index), *x.shape[dim + 1 :])
     out: list[Field] = []
@@ -156,7 +154,7 @@ def _select(visitor: Visitor, node: Node) -> Value:
     x = layout_of(visitor, node.args[0])
     dim = cast(int, node.args[1]) % len(x.shape)
     index = np.array([cast(int, node.args[2]) % x.shape[dim]])
-    picked = _pick(visitor.demands, x, dim, index)
+    picked = pick(visitor.demands, x, dim, index)
     return select_dims(picked, [d for d in range(len(x.shape)) if d != dim])
 
 
@@ -165,7 +163,7 @@ def _slice(visitor: Visitor, node: Node) -> Value:
     x = layout_of(visitor, node.args[0])
     dim = dimension(node, 1, 0, len(x.shape))
     index = _numbers(x.shape[dim])[_slice_of(node, 2)]
-    return x if len(index) == x.shape[dim] else _pick(visitor.demands, x, dim, index)
+    return x if len(index) == x.shape[dim] else pick(visitor.demands, x, dim, index)
 
 
 def _numbers(n: int) -> Nodes:
@@ -190,7 +188,7 @@ def _split(visitor: Visitor, node: Node) -> Value:
     start = 0
     for shape in shapes:
         stop = start + (1 if name == "unbind" else shape[dim])
-        part = _pick(visitor.demands, x, dim, np.arange(start, stop))
+        part = pick(visitor.demands, x, dim, np.arange(start, stop))
         if name == "unbind":
             part = select_dims(part, [d for d in range(len(x.shape)) if d != dim])
         parts.append(part)
@@ -202,7 +200,7 @@ def _split(visitor: Visitor, node: Node) -> Value:
 def _flip(visitor: Visitor, node: Node) -> Value:
     x = layout_of(visitor, node.args[0])
     for d in cast(Sequence[int], node.args[1]):
-        x = _pick(visitor.demands, x, d % len(x.shape), np.arange(x.shape[d])[::-1].copy())
+        x = pick(visitor.demands, x, d % len(x.shape), np.arange(x.shape[d])[::-1].copy())
     return x
 
 
@@ -214,56 +212,8 @@ def _roll(visitor: Visitor, node: Node) -> Value:
     if not dims:
         raise not_covered()
     for shift, d in zip(shifts, dims, strict=True):
-        x = _pick(visitor.demands, x, d % len(x.shape), np.roll(np.arange(x.shape[d]), shift))
+        x = pick(visitor.demands, x, d % len(x.shape), np.roll(np.arange(x.shape[d]), shift))
     return x
-
-
-@rule("index_select")
-def _index_select(visitor: Visitor, node: Node) -> Value:
-    x = layout_of(visitor, node.args[0])
-    return _indexed(visitor, x, cast(int, node.args[1]) % len(x.shape), cast(Node, node.args[2]))
-
-
-@rule("index")
-def _index(visitor: Visitor, node: Node) -> Value:
-    x = layout_of(visitor, node.args[0])
-    indices = cast(Sequence[Any], node.args[1])
-    used = [d for d, i in enumerate(indices) if i is not None]
-    if len(used) != 1:
-        raise not_covered()
-    return _indexed(visitor, x, used[0], indices[used[0]])
-
-
-def _indexed(visitor: Visitor, x: Layout, dim: int, index: Node) -> Layout:
-    """Positions of one dimension named by an index tensor; a constant index moves units to known places."""
-    value = visitor.known.get(index)
-    shape = layout_of(visitor, index).shape
-    if (
-        value is not None
-        and value.dtype.is_floating_point is False
-        and value.ndim == 1
-        and str(value.dtype) != "torch.bool"
-    ):
-        return _pick(visitor.demands, x, dim, value.numpy().astype(np.int64) % x.shape[dim])
-    # The values of the index are fixed numbers: they mean fixed positions.
-    freeze_all(visitor.demands, layout_of(visitor, index), f"is an index of {visitor.demands.here}")
-    if "bool" in str(index.meta["val"].dtype):
-        raise not_covered()
-    frozen = visitor.freeze_dims(x, [dim], "is indexed by position in")
-    kept = [f for f in frozen.fields if dim not in f.dims]
-    grow = len(shape) - 1
-    out = [Field(tuple(d + grow if d > dim else d for d in f.dims), f.nodes) for f in kept]
-    out.extend(Field((dim + i,), None) for i, n in enumerate(shape) if n > 1)
-    return Layout((*x.shape[:dim], *shape, *x.shape[dim + 1 :]), tuple(out))
-
-
-@rule("embedding")
-def _embedding(visitor: Visitor, node: Node) -> Value:
-    table, index = layout_of(visitor, node.args[0]), layout_of(visitor, node.args[1])
-    freeze_all(visitor.demands, index, f"is an index of {visitor.demands.here}")
-    table = visitor.freeze_dims(table, [0], "is indexed by position in")
-    columns = [Field((len(index.shape),), f.nodes) for f in table.fields if 0 not in f.dims]
-    return Layout(result_shape(node), (*rigid_layout(index.shape).fields, *columns))
 
 
 # Joins.
