@@ -286,7 +286,7 @@ def _one_pass(
             loaded(lay_out(loaded, batch))
 
     with mode(network, training=False), observing(network, sites, see):
-        within(network, working, run)
+        within(network, working, run, writes=True)
     return {name: running.result() for name, running in seen.items()}
 
 

@@ -27,6 +27,7 @@ from tasks.science.interpolation import interpolate
 from tasks.science.layout import find_layout
 from tasks.science.matchers import parse_matcher
 from tasks.science.matching import FUNCTION_TOLERANCE, Match, function_error, match
+from tasks.science.modes import NetworkError, check_modes
 from tasks.science.own import one_line
 from tasks.science.permutation import Axis, Permutation, PermutationSpec, Slot
 from tasks.science.specs import DataSpec, State
@@ -103,6 +104,8 @@ def merge_networks(
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha:g}")
     images = _checked_images(images)
+    with _explained():
+        check_modes(network)
     given_a, given_b = fit_state(network, a, "A"), fit_state(network, b, "B")
     types = {key: torch.promote_types(given_a[key].dtype, given_b[key].dtype) for key in given_a}
     state_a, state_b = in_float32(given_a), in_float32(given_b)
@@ -287,6 +290,8 @@ def check_classes(network: nn.Module, state: State, images: Tensor, data: DataSp
 def _outputs(network: nn.Module, weights: State, batch: Tensor, owner: str, where: str) -> Tensor:
     try:
         outputs = compute(network, weights, batch)
+    except NetworkError as error:
+        raise MergeError(str(error)) from error
     except Exception as error:  # Whatever a user's forward pass raises.
         raise MergeError(
             f"the network cannot compute images of shape {tuple(batch.shape[1:])}{where}: {one_line(error)}"
