@@ -161,6 +161,11 @@ def _sentences(report: MergeReport, options: MergeOptions) -> list[str]:
         lines.append(f"stay: {sum(size for _, size in more)} units, for {len(more)} other reasons")
     if spec.unreached:
         lines.append(f"stay: {len(spec.unreached)} tensors that no forward pass reads, {spec.unreached[0]} the first")
+    if merged.averaged:
+        lines.append(
+            f"interpolated as weights are: {len(merged.averaged)} buffers that are none and differ, "
+            f"{merged.averaged[0]} the first"
+        )
     layers = f", {merged.n_layers} layers corrected" if merged.n_layers else ""
     lines.append(f"statistics: {report.n_statistics} of {len(report.data.train)} train images{layers}")
     lines.append(f"written: {options.out}, {len(merged.corrected)} tensors")

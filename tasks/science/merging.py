@@ -22,8 +22,8 @@ from tasks.science.checks import is_own
 from tasks.science.correction import check_layout, extra_tensors
 from tasks.science.correction_table import find_correction
 from tasks.science.curves import CorrectedPath, measure_side
+from tasks.science.derived import averaged_buffers, interpolate_network
 from tasks.science.evaluation import compute, mode
-from tasks.science.interpolation import interpolate
 from tasks.science.layout import find_layout
 from tasks.science.matchers import parse_matcher
 from tasks.science.matching import FUNCTION_TOLERANCE, Match, function_error, match
@@ -56,7 +56,8 @@ class Merged:
     that between A and B permuted, and the latter corrected. The first two have the network's keys; `corrected` has the
     tensors `extra` beside them, and `network` computes with it: the one that was given, or a copy with these tensors.
     `function_error`: what `permutation` does to B's outputs (float64, largest difference over largest output).
-    `n_layers`: how many layers were corrected.
+    `n_layers`: how many layers were corrected. `averaged`: buffers that are no weights, differ, and were interpolated
+    although nothing is known of them.
     """
 
     alpha: float
@@ -69,6 +70,7 @@ class Merged:
     match: Match
     function_error: float
     n_layers: int
+    averaged: tuple[str, ...] = ()
 
     @property
     def permutation(self) -> Permutation:
@@ -128,11 +130,14 @@ def merge_networks(
             (found,) = match(working, spec, [state_a, state_b], [(0, 1)], matcher, images)
         error = _prove(working, spec, state_b, found.permutation, images, "the permutation that was found")
         permuted = spec.apply(given_b, found.permutation)
-        direct, aligned = (
-            _stored(interpolate(_wide(given_a), _wide(end), alpha), types) for end in (given_b, permuted)
-        )
+        with _explained():
+            direct, aligned = (
+                _stored(interpolate_network(working, _wide(given_a), _wide(end), alpha), types)
+                for end in (given_b, permuted)
+            )
+        averaged = averaged_buffers(working, given_a, permuted)
         if correction == "none":
-            return Merged(alpha, direct, aligned, aligned, network, (), spec, found, error, 0)
+            return Merged(alpha, direct, aligned, aligned, network, (), spec, found, error, 0, averaged)
         side_a, side_b = (measure_side(working, state, images, blocks=chosen.blocks) for state in (state_a, state_b))
         path = CorrectedPath(working, (side_a, side_b.permuted(spec, found.permutation)), correction, images)
         result = path.at(alpha)
@@ -151,6 +156,7 @@ def merge_networks(
         match=found,
         function_error=error,
         n_layers=len(layout.layers) if chosen.layers else 0,
+        averaged=averaged,
     )
 
 

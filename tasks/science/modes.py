@@ -147,7 +147,7 @@ def _put_noise(network: nn.Module) -> dict[tuple[str, str], Tensor]:
                         values.copy_(torch.randn(values.shape, generator=generator))
                     is_parameter = isinstance(tensor, nn.Parameter)
                     drawn[id(tensor)] = nn.Parameter(values, tensor.requires_grad) if is_parameter else values
-                holder[name] = drawn[id(tensor)]
+                holder[name] = drawn[id(tensor)]  # pyright: ignore[reportArgumentType]
     return {place: tensor.clone() for place, tensor in _tensors(network).items()}
 
 
