@@ -148,7 +148,9 @@ def _sentences(report: MergeReport, options: MergeOptions) -> list[str]:
     merged, spec = report.merged, report.merged.spec
     moved = [int((vector != np.arange(len(vector))).sum()) for vector in merged.permutation.values()]
     lines = [
-        f"permutation: {sum(moved)} of {sum(axis.size for axis in spec.axes)} units moved, on "
+        "permutation: nothing can move in this network, so B is taken as it is"
+        if not spec.axes
+        else f"permutation: {sum(moved)} of {sum(axis.size for axis in spec.axes)} units moved, on "
         f"{sum(n > 0 for n in moved)} of {len(moved)} axes; B's outputs differ by {merged.function_error:.1e} of the "
         "largest (float64)"
     ]
