@@ -151,7 +151,9 @@ def _sentences(report: MergeReport, options: MergeOptions) -> list[str]:
     merged, spec = report.merged, report.merged.spec
     moved = [int((vector != np.arange(len(vector))).sum()) for vector in merged.permutation.values()]
     lines = [
-        f"permutation: {sum(moved)} of {sum(axis.size for axis in spec.axes)} units moved, on "
+        "permutation: nothing can move in this network, so B is taken as it is"
+        if not spec.axes
+        else f"permutation: {sum(moved)} of {sum(axis.size for axis in spec.axes)} units moved, on "
         f"{sum(n > 0 for n in moved)} of {len(moved)} axes; B's outputs differ by {merged.function_error:.1e} of the "
         "largest (float64)"
     ]
@@ -164,6 +166,11 @@ def _sentences(report: MergeReport, options: MergeOptions) -> list[str]:
         lines.append(f"stay: {sum(size for _, size in more)} units, for {len(more)} other reasons")
     if spec.unreached:
         lines.append(f"stay: {len(spec.unreached)} tensors that no forward pass reads, {spec.unreached[0]} the first")
+    if merged.averaged:
+        lines.append(
+            f"interpolated as weights are: {len(merged.averaged)} buffers that are none and differ, "
+            f"{merged.averaged[0]} the first"
+        )
     layers = f", {merged.n_layers} layers corrected" if merged.n_layers else ""
     lines.append(f"statistics: {report.n_statistics} of {len(report.data.train)} train images{layers}")
     direct, aligned, *corrected = list(report.evaluations.values())[2:]

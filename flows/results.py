@@ -31,7 +31,7 @@ from tasks.artifacts import joint_members, trained_members
 from tasks.gather import read_requests
 from tasks.pairs import PairBench
 from tasks.science.curves import CorrectedPath
-from tasks.science.interpolation import interpolate
+from tasks.science.derived import interpolate_network
 from tasks.science.request import Request
 from tasks.science.specs import Cell, Path
 
@@ -179,7 +179,7 @@ class StudyResults:
         bench = PairBench(self.store, [path], data_dir or load_settings().data_dir)
         sides = bench.aligned(path.merge)
         if correction == "none":
-            network, state = bench.network, interpolate(sides[0].state, sides[1].state, alpha)
+            network, state = bench.network, interpolate_network(bench.network, sides[0].state, sides[1].state, alpha)
         else:
             corrected = CorrectedPath(bench.network, sides, correction, bench.statistics).at(alpha)
             network, state = corrected.network, corrected.state

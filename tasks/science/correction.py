@@ -291,7 +291,7 @@ def _one_pass(
     if len(batches[-1]) < 2:
         raise ValueError(f"statistics need batches of at least 2 images, got {len(images)} in {len(batches)}")
 
-    observe(network, working, sites, batches, see)
+    observe(network, working, sites, batches, see, writes=True)
     return {name: running.result() for name, running in seen.items()}
 
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from tasks.science.calibration import Halves, calibration_halves
 from tasks.science.correction import Corrected, Estimator, correct, preactivation_moments
 from tasks.science.correction_table import find_correction
+from tasks.science.derived import interpolate_network
 from tasks.science.evaluation import Evaluation, evaluate, judge
 from tasks.science.examples import Dataset, Examples
 from tasks.science.first_layer import Between, FirstLayer, chunks_of
 from tasks.science.folded_norms import fold_norms
-from tasks.science.interpolation import interpolate
 from tasks.science.layout import Layout, LeftOut, find_layout
 from tasks.science.mlp_correction import first_layer, is_plain_mlp, logits_between
 from tasks.science.preactivations import (
@@ -118,11 +118,14 @@ class CorrectedPath:
         a, b = self.sides
         return goal_moments(a.moments, b.moments, alpha)
 
+    def _state(self, alpha: float) -> State:
+        a, b = self.sides
+        return interpolate_network(self.network, a.state, b.state, alpha)
+
     def at(self, alpha: float) -> Corrected:
         """The corrected network at `alpha`. ValueError where the correction is not defined for this network."""
-        a, b = self.sides
         return correct(
-            self.network, a.layout, interpolate(a.state, b.state, alpha), self.correction, self.goal(alpha),
+            self.network, self.sides[0].layout, self._state(alpha), self.correction, self.goal(alpha),
             self.statistics, predicted=self.predicted(alpha), estimator=self.estimator,
             first=self._first(alpha, self.statistics),
         )  # fmt: skip
@@ -139,7 +142,7 @@ class CorrectedPath:
         A plain MLP reads its first layer's values off those that the endpoints keep.
         """
         network: nn.Module = corrected.network if corrected else self.network
-        state = corrected.state if corrected else interpolate(self.sides[0].state, self.sides[1].state, alpha)
+        state = corrected.state if corrected else self._state(alpha)
         ramp = corrected.first if corrected else None
 
         def see(examples: Examples, halves: Halves | None) -> Evaluation:

@@ -4,7 +4,7 @@ all of it of logits averaged over each image and its mirror image, or computed i
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from tasks.science.calibration import Halves, calibrate
 from tasks.science.examples import Examples
+from tasks.science.modes import check_modes, watched
 from tasks.science.specs import PLAINLY, State, Viewing
 
 T = TypeVar("T")
@@ -129,8 +130,9 @@ def compute(network: nn.Module, state: State, *inputs: Tensor) -> Any:
     return within(network, state, lambda loaded: loaded(*inputs))
 
 
-def within(network: nn.Module, state: State, work: Callable[[nn.Module], T]) -> T:
-    """What `work` makes of `network` while its weights are `state`, in however many passes; it is left as it was."""
+def within(network: nn.Module, state: State, work: Callable[[nn.Module], T], *, writes: bool = False) -> T:
+    """What `work` makes of `network` while its weights are `state`, in however many passes; both are left as they were,
+    but for what `work` itself `writes` into `state`. NetworkError where a pass writes into weights."""
     # A parameter that two layers share has two names in a state dict, hence after interpolation two equal tensors,
     # which `functional_call` takes for a mistake unless it is told not to look for shared ones. Then a module under
     # two names would have its weights exchanged twice and the wrong ones put back: each place is given once.
@@ -140,7 +142,8 @@ def within(network: nn.Module, state: State, work: Callable[[nn.Module], T]) -> 
         path, _, name = key.rpartition(".")
         once.setdefault((id(modules[path]) if path in modules else path, name), key)
     weights = {f"network.{key}": state[key] for key in once.values()}
-    return functional_call(_Within(network), weights, (work,), tie_weights=False)
+    with nullcontext() if writes else watched(network, state):
+        return functional_call(_Within(network), weights, (work,), tie_weights=False)
 
 
 class _Within(nn.Module):
@@ -156,7 +159,9 @@ class _Within(nn.Module):
 
 @contextmanager
 def mode(network: nn.Module, *, training: bool) -> Generator[None]:
-    """`network` in training or evaluation mode, and every module of it as it was afterwards."""
+    """`network` in training or evaluation mode, and every module of it as it was afterwards. NetworkError where that
+    would change its weights."""
+    check_modes(network)
     before = [(module, module.training) for module in network.modules()]
     try:
         network.train(training)

@@ -22,11 +22,12 @@ from tasks.science.checks import is_own
 from tasks.science.correction import check_layout, extra_tensors
 from tasks.science.correction_table import find_correction
 from tasks.science.curves import CorrectedPath, measure_side
+from tasks.science.derived import averaged_buffers, interpolate_network
 from tasks.science.evaluation import compute, mode
-from tasks.science.interpolation import interpolate
 from tasks.science.layout import Layout, LeftOut, find_layout
 from tasks.science.matchers import parse_matcher
 from tasks.science.matching import FUNCTION_TOLERANCE, Match, function_error, match
+from tasks.science.modes import NetworkError, check_modes
 from tasks.science.own import one_line
 from tasks.science.permutation import Axis, Permutation, PermutationSpec, Slot
 from tasks.science.specs import DataSpec, State
@@ -56,6 +57,7 @@ class Merged:
     tensors `extra` beside them, and `network` computes with it: the one that was given, or a copy with these tensors.
     `function_error`: what `permutation` does to B's outputs (float64, largest difference over largest output).
     `n_layers`: how many layers were corrected. `left_out`: those that the correction does not reach, and why.
+    `averaged`: buffers that are no weights, differ, and were interpolated although nothing is known of them.
     """
 
     alpha: float
@@ -68,7 +70,8 @@ class Merged:
     match: Match
     function_error: float
     n_layers: int
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    averaged: tuple[str, ...] = ()
 
     @property
     def permutation(self) -> Permutation:
@@ -105,6 +108,8 @@ def merge_networks(
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha:g}")
     images = _checked_images(images)
+    with _explained():
+        check_modes(network)
     given_a, given_b = fit_state(network, a, "A"), fit_state(network, b, "B")
     types = {key: torch.promote_types(given_a[key].dtype, given_b[key].dtype) for key in given_a}
     state_a, state_b = in_float32(given_a), in_float32(given_b)
@@ -120,11 +125,14 @@ def merge_networks(
             (found,) = match(working, spec, [state_a, state_b], [(0, 1)], matcher, images)
         error = _prove(working, spec, state_b, found.permutation, images, "the permutation that was found")
         permuted = spec.apply(given_b, found.permutation)
-        direct, aligned = (
-            _stored(interpolate(_wide(given_a), _wide(end), alpha), types) for end in (given_b, permuted)
-        )
+        with _explained():
+            direct, aligned = (
+                _stored(interpolate_network(working, _wide(given_a), _wide(end), alpha), types)
+                for end in (given_b, permuted)
+            )
+        averaged = averaged_buffers(working, given_a, permuted)
         if layout is None:
-            return Merged(alpha, direct, aligned, aligned, network, (), spec, found, error, 0, ())
+            return Merged(alpha, direct, aligned, aligned, network, (), spec, found, error, 0, (), averaged)
         side_a, side_b = (measure_side(working, state, images, blocks=chosen.blocks) for state in (state_a, state_b))
         path = CorrectedPath(working, (side_a, side_b.permuted(spec, found.permutation)), correction, images)
         result = path.at(alpha)
@@ -144,6 +152,7 @@ def merge_networks(
         function_error=error,
         n_layers=len(layout.layers) if chosen.layers else 0,
         left_out=layout.left_out if chosen.layers else (),
+        averaged=averaged,
     )
 
 
@@ -296,6 +305,8 @@ def check_classes(network: nn.Module, state: State, images: Tensor, data: DataSp
 def _outputs(network: nn.Module, weights: State, batch: Tensor, owner: str, where: str) -> Tensor:
     try:
         outputs = compute(network, weights, batch)
+    except NetworkError as error:
+        raise MergeError(str(error)) from error
     except Exception as error:  # Whatever a user's forward pass raises.
         raise MergeError(
             f"the network cannot compute images of shape {tuple(batch.shape[1:])}{where}: {one_line(error)}"

@@ -269,6 +269,8 @@ def read_activations(
 ) -> dict[str, Tensor]:
     """The activations of each family by name, (n_samples, n_units), or (n_samples, n_units, n_each) where units have
     several channels; all of `images` in one pass. `network` is left as it was."""
+    if not families:
+        return {}
     reader = make_reader(network, [r for family in families for r in family.readings])
     with mode(network, training=False), torch.no_grad():
         seen = _read(reader, state, images, families)

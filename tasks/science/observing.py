@@ -25,9 +25,18 @@ class PassEnded(Exception):  # noqa: N818 - no error
     """Raised by what sees values to end the pass of this batch."""
 
 
-def observe(network: nn.Module, state: State, sites: Sequence[Site], batches: Iterable[Tensor], see: See) -> None:
+def observe(
+    network: nn.Module,
+    state: State,
+    sites: Sequence[Site],
+    batches: Iterable[Tensor],
+    see: See,
+    *,
+    writes: bool = False,
+) -> None:
     """Pass `batches` through `network` with the weights `state`, in evaluation mode, and show `sites` to `see`.
 
+    `writes` says that `see` writes into `state` on the way, for later modules to read.
     Raises TraceError where some site is no module and the network cannot be traced at the size of a batch.
     """
     if any(site.module is None for site in sites):
@@ -41,7 +50,7 @@ def observe(network: nn.Module, state: State, sites: Sequence[Site], batches: It
                 loaded(lay_out(loaded, batch))
 
     with mode(network, training=False), _hooked(network, sites, see):
-        within(network, state, run)
+        within(network, state, run, writes=writes)
 
 
 def _run(network: nn.Module, state: State, sites: Sequence[Site], batch: Tensor, see: See) -> None:

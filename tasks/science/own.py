@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tasks.science.examples import Dataset, Examples
 from tasks.science.identity import weights_digest
+from tasks.science.modes import NetworkError, check_modes
 from tasks.science.specs import DataSpec
 
 OUR_PACKAGES = ("flows", "tasks", "infra")
@@ -86,6 +87,10 @@ def build_own_network(build: Callable[..., Any], place: str, **arguments: Any) -
         raise OwnCodeError(
             f"{place} makes a network on the meta device, which has no weights: let it make one on the CPU"
         )
+    try:
+        check_modes(network)
+    except NetworkError as error:
+        raise OwnCodeError(f"{place}: {error}") from error
     return network.cpu().float()
 
 

@@ -35,6 +35,10 @@ def unbiased():
     return nn.Sequential(nn.Conv2d(1, 6, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4))
 
 
+def linear():
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+
+
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
@@ -177,6 +181,18 @@ def test_two_networks_of_a_person_are_merged_in_a_process_of_its_own(own: str, t
         0.5, "activation", "repair", [],
     )  # fmt: skip
     assert header["versions"]["repairlab"]
+
+
+def test_a_network_in_which_nothing_can_move_is_merged_and_told(own: str, call: Callable[..., tuple[int, str, str]]):
+    for seed, path in ((0, "p.pt"), (1, "q.pt")):
+        torch.manual_seed(seed)
+        torch.save(nn.Sequential(nn.Flatten(), nn.Linear(36, 4)).state_dict(), path)
+    options = {"network": f"{own}:linear", "data": f"{own}:load", "out": "m.safetensors"}
+    code, printed, _ = call("p.pt", "q.pt", **options, correction="none")
+    assert code == 0
+    assert "permutation: nothing can move in this network, so B is taken as it is" in printed
+    middle = (torch.load("p.pt")["1.weight"] + torch.load("q.pt")["1.weight"]) / 2
+    assert torch.allclose(read_weights("m.safetensors")["1.weight"], middle)
 
 
 def test_merging_brings_in_no_prefect(own: str, tmp_path: Path):

@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.modules import transformer
 
+from tasks.science.modes import NetworkError, check_modes, kept_attributes
+
 # Operations that are not taken apart; each has a rule of its own.
 KEPT_WHOLE = frozenset(
     [
@@ -98,7 +100,11 @@ def trace_graph(network: nn.Module, example_inputs: tuple[Tensor, ...], training
     or a shape that depends on data, an operation that torch.export does not know.
     """
     name = type(network).__name__
-    with TRACING, _unchanged(network), kept_random_state(), torch.no_grad(), _quiet(), _plain_attention():
+    try:
+        check_modes(network)
+    except NetworkError as error:
+        raise TraceError(str(error)) from error
+    with TRACING, kept_attributes(network), kept_random_state(), torch.no_grad(), _quiet(), _plain_attention():
         network.train(training)
         try:
             exported = torch.export.export(network, example_inputs, strict=False)
@@ -200,23 +206,6 @@ def _where(error: Exception) -> str:
 
 
 @contextmanager
-def _unchanged(network: nn.Module) -> Generator[None]:
-    """Put every attribute of every module back, whatever the forward pass has stored there."""
-    before = [(module, dict(module.__dict__)) for module in network.modules()]
-    inner = [(d, dict(d)) for module, _ in before for d in (module._parameters, module._buffers, module._modules)]  # pyright: ignore[reportPrivateUsage]
-    try:
-        yield
-    finally:
-        for module, attributes in before:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-        for holder, content in inner:
-            if list(holder) != list(content) or any(holder.get(k) is not v for k, v in content.items()):
-                holder.clear()
-                holder.update(content)  # pyright: ignore[reportArgumentType, reportCallIssue]
-
-
-@contextmanager
 def kept_random_state() -> Generator[None]:
     """Leave the CPU's random state as it was; nothing here draws elsewhere."""
     before = torch.get_rng_state()
@@ -255,7 +244,7 @@ def _quiet() -> Generator[None]:
     torch.export prints the graph that it had got so far.
 
     Nor is a forward pass that stores a tensor in an attribute (a recurrent layer keeps its weights in a list) advised
-    to register a buffer: `_unchanged` puts the attribute back.
+    to register a buffer: `kept_attributes` puts the attribute back.
     """
     names = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export", "torch._subclasses.fake_tensor")
     loggers = [logging.getLogger(n) for n in names]

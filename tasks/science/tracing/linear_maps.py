@@ -16,7 +16,7 @@ from torch.fx import Node
 from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
 from tasks.science.tracing.graph import Graph, module_of, module_stack, operation_name, reached
-from tasks.science.tracing.operations import DROPOUTS, ELEMENTWISE, REDUCTIONS
+from tasks.science.tracing.operations import DROPOUTS, ELEMENTWISE
 
 VIEWS = frozenset(
     ["view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "permute", "transpose", "t", "expand", "clone",
@@ -24,7 +24,13 @@ VIEWS = frozenset(
 )  # fmt: skip
 """Operations that move values, and change none."""
 
-PASSED = VIEWS | ELEMENTWISE | DROPOUTS | frozenset(REDUCTIONS) | {"_softmax", "_log_softmax", "cat", "stack"}
+PASSED = (
+    VIEWS
+    | ELEMENTWISE
+    | DROPOUTS
+    | {"sum", "mean", "amax", "amin", "max", "min", "median", "logsumexp"}
+    | {"_softmax", "_log_softmax", "cat", "stack"}
+)
 """Operations that logits may pass on their way to the output, beside pooling."""
 
 

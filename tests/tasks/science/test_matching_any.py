@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections.abc import Callable
 from itertools import permutations, product
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from tasks.science.assignment import assign
 from tasks.science.families import Families
 from tasks.science.matching import FUNCTION_TOLERANCE, function_error, match
+from tasks.science.merging import merge_networks
 from tasks.science.permutation import Axis, Permutation, PermutationSpec, Slot
 from tasks.science.specs import State
 from tasks.science.tracing import trace_permutation_spec
@@ -120,6 +123,47 @@ def test_an_axis_that_nothing_reads_is_matched_by_its_weights():
     (found,) = match(network, spec, [state, spec.apply(state, shuffle)], [(0, 1)], "activation", torch.randn(100, 6))
     assert found.permutation == spec.inverse(shuffle)
     assert [axis.axis for axis in found.axes] == [traced.axes[0].name]
+
+
+class Spatial(nn.Module):
+    """Attention over places of a map whose channels are those of the image: nothing in it can move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(2, 1, 3, padding=1), nn.Linear(2 * 36, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = torch.cat([images.mean(1, keepdim=True), images.amax(1, keepdim=True)], 1)
+        return self.out((images * torch.sigmoid(self.conv(maps))).flatten(1))
+
+
+MATCHINGS = ["none", "activation", "activation/reading=pre", "activation-published/batch=20", "weight", "random"]
+
+
+@pytest.mark.parametrize("matcher", MATCHINGS)
+@pytest.mark.parametrize("build", [Spatial, lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 4))])
+def test_networks_in_which_nothing_can_move_are_matched_as_they_are(build: Callable[[], nn.Module], matcher: str):
+    network, images = build(), torch.randn(40, 2, 6, 6)
+    spec = trace_permutation_spec(network, (images[:2],))
+    state = randomise(network)
+    (found,) = match(network, spec, [state, state], [(0, 1)], matcher, images)
+    assert (len(spec.axes), len(found.permutation), found.axes) == (0, 0, ())
+    merged = merge_networks(network, state, state, images, matcher=matcher, correction="none")
+    assert merged.function_error == 0
+    assert all(torch.equal(merged.aligned[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("matcher", ["activation", "activation-published/batch=20"])
+def test_axes_of_which_none_can_be_read_are_matched_by_their_weights(matcher: str):
+    network, images = (
+        nn.Sequential(nn.Flatten(), nn.Linear(72, 5), nn.ReLU(), nn.Linear(5, 4)),
+        torch.randn(40, 2, 6, 6),
+    )
+    spec = trace_permutation_spec(network, (images[:2],))
+    spec = dataclasses.replace(spec, axes=tuple(dataclasses.replace(axis, readings=()) for axis in spec.axes))
+    state, shuffle = randomise(network), spec.random(torch.Generator().manual_seed(3))
+    (found,) = match(network, spec, [state, spec.apply(state, shuffle)], [(0, 1)], matcher, images)
+    assert found.permutation == spec.inverse(shuffle)
 
 
 def test_the_best_permutation_of_a_tree_is_the_best_of_all():
