@@ -21,7 +21,7 @@ from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 from tasks.science.evaluation import compute, mode
 from tasks.science.specs import State
 from tasks.science.tracing.execution import graph_for
-from tasks.science.tracing.graph import Graph, module_of, operation_name, reached
+from tasks.science.tracing.graph import Graph, TraceError, module_of, operation_name, reached
 from tasks.science.tracing.linear_maps import LinearMap, find_linear_maps, last_of_calls, roots_of, shape_of
 from tasks.science.unit_entries import Entries, UnitEntries, find_entries
 
@@ -105,9 +105,13 @@ def find_layout(network: nn.Module, state: State, images: Tensor) -> Layout:
     The maps that make the logits are no sites. Left out by name are maps that no single rescaling can correct: they run
     more than once, share their weight, or have parameters that cannot take a scale and a shift where they are not the
     output of a module either.
-    Raises TraceError for a network that cannot be traced.
+    Raises TraceError for a network that cannot be traced, NetworkError for one that writes into its weights.
     """
-    graph = graph_for(network, images[:2])
+    try:
+        graph = graph_for(network, images[:2])
+    except TraceError:
+        _module_outputs(network, state, images[:2])
+        raise
     if graph not in _LAYOUTS:
         _LAYOUTS[graph] = _Finder(network, state, images[:2], graph).layout()
     return _LAYOUTS[graph]
