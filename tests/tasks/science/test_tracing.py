@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tasks.science.permutation import PermutationSpec
 from tasks.science.tracing import FAILED_CHECK, UNREACHED, TraceError, trace_permutation_spec
 from tasks.science.tracing.check import TOLERANCE, Check, read
-from tests.tasks.science.handwritten import CASES
+from tests.tasks.science.handwritten_operations import CASES
 from tests.tasks.science.random_networks import Known, RandomNetwork, networks
 
 
