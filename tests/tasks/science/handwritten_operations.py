@@ -8,9 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.tasks.science.handwritten import CASES, Net, case
+from tests.tasks.science.handwritten import Net
 
+OPERATIONS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[int]]] = {}
 Function = Callable[["Between", Tensor, Tensor], Tensor]
+
+
+def case(shape: tuple[int, ...], *sizes: int) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    """Register a network with the shape of its input and the sizes of its free axes."""
+
+    def register(network: type[nn.Module]) -> type[nn.Module]:
+        OPERATIONS[network.__name__] = (network, shape, sorted(sizes))
+        return network
+
+    return register
 
 
 class Between(Net):
@@ -33,7 +44,7 @@ TOKENS, IMAGE = (2, 5, 8), (2, 3, 4, 4)
 
 def between(name: str, function: Function, shape: tuple[int, ...], n_read: int, *sizes: int) -> None:
     """Register a function between two layers."""
-    CASES[name] = (lambda: Between(function, shape, n_read), shape, sorted(sizes))
+    OPERATIONS[name] = (lambda: Between(function, shape, n_read), shape, sorted(sizes))
 
 
 def _word(x: Tensor) -> Tensor:

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from tasks.science.permutation import PermutationSpec
 from tasks.science.tracing import FAILED_CHECK, UNREACHED, TraceError, trace_permutation_spec
 from tasks.science.tracing.check import TOLERANCE, Check, read
-from tests.tasks.science.handwritten_operations import CASES
+from tests.tasks.science import random_operations as random_operations  # Enters its blocks into the table.
+from tests.tasks.science.handwritten import CASES
+from tests.tasks.science.handwritten_operations import OPERATIONS
 from tests.tasks.science.random_networks import Known, RandomNetwork, networks
 
 
@@ -47,9 +49,9 @@ def largest_error(network: nn.Module, inputs: tuple[Tensor, ...], spec: Permutat
     return max(check.error(spec, spec.random(torch.Generator().manual_seed(i))) for i in range(n))
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("name", [*sorted(CASES), *sorted(OPERATIONS)])
 def test_handwritten_network_is_exact_without_the_net_and_every_free_axis_moves(name: str) -> None:
-    build, shape, sizes = CASES[name]
+    build, shape, sizes = (CASES | OPERATIONS)[name]
     torch.manual_seed(0)
     network, inputs = build(), (torch.randn(*shape),)
     spec = trace_permutation_spec(network, inputs, check=False)
