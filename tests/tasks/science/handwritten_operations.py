@@ -281,6 +281,28 @@ class EncoderOfAnyMask(MaskedEncoder):
         return (at[:, None] - at).abs() > 1
 
 
+@case((2, 5, 8), 12, *[2, *[6] * 4, 16] * 2)
+class PaddedEncoder(MaskedEncoder):
+    """Which tokens are padding depends on the example and is the same for all heads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = F.pad(x[:, 1:, 0] > 1, (1, 0))
+        return self.head(self.encoder(self.embed(x), self.mask(x).isinf(), padding))
+
+
+@case((2, 5, 8), 12, *[2, *[6] * 4, 16] * 2)
+class WindowedEncoder(MaskedEncoder):
+    """The mask is no causal one, and is a number for each pair of tokens."""
+
+    def mask(self, x: Tensor) -> Tensor:
+        return self.distance(x).masked_fill(self.distance(x) > 2, float("-inf"))
+
+    def distance(self, x: Tensor) -> Tensor:
+        """How far tokens stand from one another."""
+        at = torch.arange(x.shape[1], dtype=x.dtype)
+        return (at[:, None] - at).abs()
+
+
 @case((2, 5, 8), 12, *[2, *[6] * 4] * 3, 16, 16)
 class MaskedTransformer(Net):
     """Queries of one stream and keys of the other have one packed weight: the streams are one axis."""
@@ -323,6 +345,26 @@ class RotaryPairs(Net):
         def turned(z: Tensor) -> Tensor:
             pairs = torch.view_as_complex(z.view(2, 5, 4, 2, 2))
             return torch.view_as_real(pairs * turn[:, None]).flatten(3).transpose(1, 2)
+
+        q, k = turned(self.q(x)), turned(self.k(x))
+        return self.o((q @ k.transpose(-1, -2)).softmax(-1).transpose(1, 2).flatten(2))
+
+
+@case((2, 5, 8), 4)
+class RotaryNeighbours(Net):
+    """The same on neighbouring channels, without complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.o = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(20, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angle = torch.arange(5, dtype=x.dtype)[:, None] * torch.tensor([1.0, 0.1], dtype=x.dtype)
+        cos, sin = (f(angle).repeat_interleave(2, -1) for f in (torch.cos, torch.sin))
+
+        def turned(z: Tensor) -> Tensor:
+            z = z.view(2, 5, 4, 4).transpose(1, 2)
+            return z * cos + torch.stack([-z[..., 1::2], z[..., ::2]], -1).flatten(-2) * sin
 
         q, k = turned(self.q(x)), turned(self.k(x))
         return self.o((q @ k.transpose(-1, -2)).softmax(-1).transpose(1, 2).flatten(2))
