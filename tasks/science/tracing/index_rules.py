@@ -147,7 +147,7 @@ def _rows(visitor: Visitor, x: Layout, dim: int, reason: str) -> Layout:
     return reduce(visitor.demands, visitor.freeze_dims(x, [dim], reason), [dim], keepdim=True)
 
 
-@rule("index_add", "index_copy", "index_reduce")
+@rule("index_add", "index_copy")
 def _index_add(visitor: Visitor, node: Node) -> Value:
     """Slices written at the positions that an index names, or joined there in any order."""
     x, index = layout_of(visitor, node.args[0]), layout_of(visitor, node.args[2])

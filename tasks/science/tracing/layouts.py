@@ -383,6 +383,11 @@ def _regroup(demands: Demands, layout: Layout, start: int, stop: int, sizes: tup
         return Layout(shape, _shifted(layout.fields, stop, shift))
     rest = [f for f in layout.fields if not any(f is t for t in touched)]
     new_dims = tuple(range(start, start + len(sizes)))
+    uniform = tuple(d for d in block if not any(d in f.dims for f in touched))
+    if uniform and all(f.rigid for f in touched) and math.prod(layout.shape[d] for d in block) <= MAX_JOINT_NODES:
+        # What is the same for all heads stays so where heads are merged with examples.
+        free = Field(uniform, demands.fresh([layout.shape[d] for d in uniform]))
+        touched = demands.register(Layout(layout.shape, (*touched, free))).touching(block)
     if all(f.rigid for f in touched):
         return Layout(shape, (*_shifted(rest, stop, shift), *(Field((d,), None) for d in new_dims)))
     dims = tuple(sorted({d for f in touched for d in f.dims} | set(block)))

@@ -309,10 +309,10 @@ class _Problem:
             return
         columns.sort(key=lambda c: (len(symmetry.families[c[0]].path) if c[0] >= 0 else 99, c[0]))
         names = [f for f, _ in columns]
-        above = {p for f in names if f >= 0 for p in symmetry.families[f].path}
+        outer = {p for f in names if f >= 0 for p in symmetry.families[f].path}
         for family in names:
             # Which of the two a nested family belongs to could not be told.
-            if names.count(family) > 1 and (family < 0 or family in above):
+            if names.count(family) > 1 and (family < 0 or family in outer):
                 raise _Broken(self._units_of(symmetry, family), "meets itself in one dimension")
         coordinates = np.stack([values for _, values in columns], axis=1)
         blocks, block = np.unique(coordinates, axis=0, return_inverse=True)

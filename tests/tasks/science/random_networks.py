@@ -123,7 +123,7 @@ class _Functional(nn.Module):
         return torch.tensordot(x, self.weight, dims=([x.dim() - 1], [0]))
 
 
-class _Apply(nn.Module):
+class Apply(nn.Module):
     """A function with submodules."""
 
     def __init__(self, function: Callable[..., Tensor], **modules: nn.Module | nn.Parameter | Tensor) -> None:
@@ -139,7 +139,8 @@ class _Apply(nn.Module):
         return self.function(self, x)
 
 
-def _channel_dim(x: Tensor) -> int:
+def channel_dim(x: Tensor) -> int:
+    """Where the channels of images, tokens or vectors are."""
     return 1 if x.dim() == 4 else x.dim() - 1
 
 
@@ -163,13 +164,14 @@ def block(function: Block) -> Block:
     return function
 
 
-def _size(draw: Draw, low: int = 3, high: int = 9) -> int:
+def draw_size(draw: Draw, low: int = 3, high: int = 9) -> int:
+    """A number of units."""
     return draw(st.integers(low, high))
 
 
 @block
 def _dense_layer(draw: Draw, plan: Plan) -> bool:
-    n, style = _size(draw), draw(st.integers(0, 5))
+    n, style = draw_size(draw), draw(st.integers(0, 5))
     module, entry, dim = _dense(plan.channels, n, plan.shape, style)
     made = plan.make(f"{plan.here}.{entry}", n, dim)
     plan.replace(made)
@@ -180,13 +182,13 @@ def _dense_layer(draw: Draw, plan: Plan) -> bool:
 @block
 def _activation(draw: Draw, plan: Plan) -> bool:
     f = draw(st.sampled_from(ACTIVATIONS))
-    plan.add(_Apply(lambda _, x: f(x)), "activation")
+    plan.add(Apply(lambda _, x: f(x)), "activation")
     return True
 
 
 @block
 def _residual(draw: Draw, plan: Plan) -> bool:
-    n, style, calls = _size(draw), draw(st.integers(0, 5)), draw(st.integers(1, 2))
+    n, style, calls = draw_size(draw), draw(st.integers(0, 5)), draw(st.integers(1, 2))
     up, entry, dim = _dense(plan.channels, n, plan.shape, style)
     down, _, _ = _dense(n, plan.channels, plan.shape, draw(st.integers(0, 5)))
     f = draw(st.sampled_from(ACTIVATIONS))
@@ -197,7 +199,7 @@ def _residual(draw: Draw, plan: Plan) -> bool:
             x = x + m.down(f(m.up(x)))
         return x
 
-    plan.add(_Apply(run, up=up, down=down), "residual")
+    plan.add(Apply(run, up=up, down=down), "residual")
     return True
 
 
@@ -210,12 +212,12 @@ def _normalise(draw: Draw, plan: Plan) -> bool:
         plan.add(nn.BatchNorm1d(n), "batch norm")
     elif kind <= 2:
         norm = nn.LayerNorm(n)
-        plan.add(_Apply(lambda m, x: m.norm(x.movedim(_channel_dim(x), -1)).movedim(-1, _channel_dim(x)), norm=norm),
+        plan.add(Apply(lambda m, x: m.norm(x.movedim(channel_dim(x), -1)).movedim(-1, channel_dim(x)), norm=norm),
                  "layer norm")  # fmt: skip
     elif kind == 3:
-        plan.add(_Apply(lambda _, x: F.normalize(x, dim=_channel_dim(x)) + 0.1 * x), "unit norm")
+        plan.add(Apply(lambda _, x: F.normalize(x, dim=channel_dim(x)) + 0.1 * x), "unit norm")
     else:
-        plan.add(_Apply(lambda _, x: x - x.amax(_channel_dim(x), keepdim=True) + x.softmax(_channel_dim(x))), "softmax")
+        plan.add(Apply(lambda _, x: x - x.amax(channel_dim(x), keepdim=True) + x.softmax(channel_dim(x))), "softmax")
     return True
 
 
@@ -237,7 +239,7 @@ def _heads_softmax(draw: Draw, plan: Plan) -> bool:
         return False
     groups = draw(st.sampled_from(options))
     plan.group(groups)
-    plan.add(_Apply(lambda _, x: x.unflatten(-1, (groups, -1)).softmax(-1).flatten(-2)), "softmax within groups")
+    plan.add(Apply(lambda _, x: x.unflatten(-1, (groups, -1)).softmax(-1).flatten(-2)), "softmax within groups")
     return True
 
 
@@ -248,16 +250,16 @@ def _channel_parameter(draw: Draw, plan: Plan) -> bool:
         plan.add(nn.PReLU(n), "prelu")
     elif kind == 1:
         scale = nn.Parameter(torch.randn(n))
-        plan.add(_Apply(lambda m, x: x * _spread(m.scale, x) + 1, scale=scale), "scale")
+        plan.add(Apply(lambda m, x: x * _spread(m.scale, x) + 1, scale=scale), "scale")
     else:
         shift = nn.Parameter(torch.randn(1, n, 1, 1) if len(plan.shape) == 3 else torch.randn(n))
-        plan.add(_Apply(lambda m, x: (x + m.shift).relu(), shift=shift), "shift")
+        plan.add(Apply(lambda m, x: (x + m.shift).relu(), shift=shift), "shift")
     return True
 
 
 @block
 def _concatenate(draw: Draw, plan: Plan) -> bool:
-    n, order, style = _size(draw), draw(st.integers(0, 2)), draw(st.integers(0, 5))
+    n, order, style = draw_size(draw), draw(st.integers(0, 2)), draw(st.integers(0, 5))
     if plan.channels > 24:
         return False
     module, entry, dim = _dense(plan.channels, n, plan.shape, style)
@@ -267,7 +269,7 @@ def _concatenate(draw: Draw, plan: Plan) -> bool:
         made.known = []
         plan.streams = plan.streams * 2
         plan.add(
-            _Apply(lambda _, x: torch.cat([x.relu(), (-x).relu()], _channel_dim(x))), "both signs", 2 * plan.channels
+            Apply(lambda _, x: torch.cat([x.relu(), (-x).relu()], channel_dim(x))), "both signs", 2 * plan.channels
         )
         return True
     parts = [*plan.streams, made] if order else [made, *plan.streams]
@@ -275,21 +277,21 @@ def _concatenate(draw: Draw, plan: Plan) -> bool:
 
     def run(m: Any, x: Tensor) -> Tensor:
         y = m.f(x).tanh()
-        return torch.cat([x, y] if order else [y, x], _channel_dim(x))
+        return torch.cat([x, y] if order else [y, x], channel_dim(x))
 
-    plan.add(_Apply(run, f=module), "concatenate", plan.channels + n)
+    plan.add(Apply(run, f=module), "concatenate", plan.channels + n)
     return True
 
 
 @block
 def _gate(draw: Draw, plan: Plan) -> bool:
-    n, kind, style = _size(draw), draw(st.integers(0, 2)), draw(st.integers(0, 5))
+    n, kind, style = draw_size(draw), draw(st.integers(0, 2)), draw(st.integers(0, 5))
     module, entry, dim = _dense(plan.channels, 2 * n, plan.shape, style)
     made = plan.make(f"{plan.here}.f.{entry}", n, dim)
 
     def run(m: Any, x: Tensor) -> Tensor:
         y = m.f(x)
-        d = _channel_dim(y)
+        d = channel_dim(y)
         if kind == 0:
             a, b = y.chunk(2, d)
             return a * b.sigmoid()
@@ -299,7 +301,7 @@ def _gate(draw: Draw, plan: Plan) -> bool:
         return a * b.tanh()
 
     plan.replace(made)
-    plan.add(_Apply(run, f=module), "gate", n)
+    plan.add(Apply(run, f=module), "gate", n)
     return True
 
 
@@ -314,7 +316,7 @@ def _grouped(draw: Draw, plan: Plan) -> bool:
     # The groups flow on with the outputs; the inputs within each group end here.
     inside = [Known(f"{plan.here}.a.weight", 0, a, g), Known(f"{plan.here}.b.bias", 0, b, g)]
     plan.replace(Stream(g * b, [Known(f"{plan.here}.a.weight", 0, g), *inside], plain=False))
-    plan.add(_Apply(lambda m, x: m.b(m.a(x).relu()), a=first, b=second), "grouped", g * b)
+    plan.add(Apply(lambda m, x: m.b(m.a(x).relu()), a=first, b=second), "grouped", g * b)
     return True
 
 
@@ -327,7 +329,7 @@ def _grouped_residual(draw: Draw, plan: Plan) -> bool:
     f = draw(st.sampled_from(ACTIVATIONS))
     plan.group(groups)
     plan.add(
-        _Apply(lambda m, x: x + f(m.g(x)), g=nn.Conv2d(plan.channels, plan.channels, 3, padding=1, groups=groups)),
+        Apply(lambda m, x: x + f(m.g(x)), g=nn.Conv2d(plan.channels, plan.channels, 3, padding=1, groups=groups)),
         "grouped residual",
     )
     return True
@@ -355,7 +357,7 @@ def _pixel_shuffle(draw: Draw, plan: Plan) -> bool:
     made = plan.make(f"{plan.here}.f.weight", n)
     f = nn.Conv2d(plan.channels, 4 * n, 1)
     plan.replace(made)
-    plan.add(_Apply(lambda m, x: F.pixel_shuffle(m.f(x), 2), f=f), "pixel shuffle", n)
+    plan.add(Apply(lambda m, x: F.pixel_shuffle(m.f(x), 2), f=f), "pixel shuffle", n)
     plan.shape = (n, plan.shape[1] * 2, plan.shape[2] * 2)
     return True
 
@@ -365,7 +367,7 @@ def _pool(draw: Draw, plan: Plan) -> bool:
     if len(plan.shape) != 3 or plan.shape[1] < 4:
         return False
     kind = draw(st.sampled_from([F.max_pool2d, F.avg_pool2d]))
-    plan.add(_Apply(lambda _, x: kind(x, 2)), "pool")
+    plan.add(Apply(lambda _, x: kind(x, 2)), "pool")
     plan.shape = (plan.shape[0], plan.shape[1] // 2, plan.shape[2] // 2)
     return True
 
@@ -374,11 +376,11 @@ def _pool(draw: Draw, plan: Plan) -> bool:
 def _flatten(draw: Draw, plan: Plan) -> bool:
     if len(plan.shape) == 1 or math.prod(plan.shape) > 400:
         return False
-    n = _size(draw)
+    n = draw_size(draw)
     f = nn.Linear(math.prod(plan.shape), n)
     made = plan.make(f"{plan.here}.f.weight", n)
     plan.replace(made)
-    plan.add(_Apply(lambda m, x: m.f(x.flatten(1)), f=f), "flatten")
+    plan.add(Apply(lambda m, x: m.f(x.flatten(1)), f=f), "flatten")
     plan.shape = (n,)
     return True
 
@@ -389,7 +391,7 @@ def _to_tokens(draw: Draw, plan: Plan) -> bool:
         return False
     c, h, w = plan.shape
     position = nn.Parameter(torch.randn(1, h * w, c))
-    plan.add(_Apply(lambda m, x: x.flatten(2).transpose(1, 2) + m.position, position=position), "to tokens")
+    plan.add(Apply(lambda m, x: x.flatten(2).transpose(1, 2) + m.position, position=position), "to tokens")
     plan.shape = (h * w, c)
     return True
 
@@ -410,7 +412,7 @@ def _attention(draw: Draw, plan: Plan) -> bool:
             Known(f"{at}.attend.in_proj_weight", 0, heads),
             Known(f"{at}.attend.in_proj_weight", 0, d, 2 * heads),
         ]
-        plan.add(_Apply(lambda m, x: x + m.attend(x, x, x, need_weights=False)[0], attend=attend), "attention")
+        plan.add(Apply(lambda m, x: x + m.attend(x, x, x, need_weights=False)[0], attend=attend), "attention")
         return True
     qkv, out = nn.Linear(n, 3 * heads * d), nn.Linear(heads * d, n)
     bias = nn.Parameter(torch.randn(heads, t, t))
@@ -428,7 +430,7 @@ def _attention(draw: Draw, plan: Plan) -> bool:
             y = torch.einsum("bhij,bhjd->bhid", scores.softmax(-1), v)
         return x + m.out(y.transpose(1, 2).reshape(b, t, -1))
 
-    plan.add(_Apply(run, qkv=qkv, out=out, bias=bias), "attention")
+    plan.add(Apply(run, qkv=qkv, out=out, bias=bias), "attention")
     return True
 
 
@@ -436,10 +438,10 @@ def _attention(draw: Draw, plan: Plan) -> bool:
 def _squeeze_excite(draw: Draw, plan: Plan) -> bool:
     if len(plan.shape) != 3:
         return False
-    n, r = plan.channels, _size(draw, 2, 5)
+    n, r = plan.channels, draw_size(draw, 2, 5)
     down, up = nn.Conv2d(n, r, 1), nn.Conv2d(r, n, 1)
     plan.known.append(Known(f"{plan.here}.down.weight", 0, r))
-    plan.add(_Apply(lambda m, x: x * m.up(m.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid(), down=down, up=up),
+    plan.add(Apply(lambda m, x: x * m.up(m.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid(), down=down, up=up),
              "squeeze-excite")  # fmt: skip
     return True
 
@@ -455,16 +457,16 @@ def _shuffle(draw: Draw, plan: Plan) -> bool:
         plan.streams[0].plain = False
 
         def run(_: Any, x: Tensor) -> Tensor:
-            d = _channel_dim(x)
+            d = channel_dim(x)
             return x.unflatten(d, (2, n // 2)).transpose(d, d + 1).flatten(d, d + 1)
 
-        plan.add(_Apply(run), "channel shuffle")
+        plan.add(Apply(run), "channel shuffle")
         return True
     if kind == 1:
         order = torch.randperm(n, generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))
-        plan.add(_Apply(lambda m, x: x.index_select(_channel_dim(x), m.order), order=order), "index")
+        plan.add(Apply(lambda m, x: x.index_select(channel_dim(x), m.order), order=order), "index")
     else:
-        plan.add(_Apply(lambda _, x: x.flip(_channel_dim(x)).roll(1, _channel_dim(x))), "flip")
+        plan.add(Apply(lambda _, x: x.flip(channel_dim(x)).roll(1, channel_dim(x))), "flip")
     for stream in plan.streams:
         stream.plain = False
     return True
@@ -480,7 +482,7 @@ def _cut(draw: Draw, plan: Plan) -> bool:
     stream.known = [Known(old.key, old.dim, n)]
     stream.size = n
     stream.plain = False
-    plan.add(_Apply(lambda _, x: x.narrow(_channel_dim(x), 0, n)), "cut", n)
+    plan.add(Apply(lambda _, x: x.narrow(channel_dim(x), 0, n)), "cut", n)
     return True
 
 
@@ -496,7 +498,7 @@ def _recurrent(draw: Draw, plan: Plan) -> bool:
             x = torch.tanh(m.step(x)) + x
         return x
 
-    plan.add(_Apply(run, step=step), "recurrent")
+    plan.add(Apply(run, step=step), "recurrent")
     return True
 
 
@@ -505,13 +507,13 @@ def _constant(draw: Draw, plan: Plan) -> bool:
     kind, n = draw(st.integers(0, 3)), plan.channels
     plan.forget()
     if kind == 0:
-        plan.add(_Apply(lambda _, x: x * _spread(torch.linspace(0.5, 2, n), x)), "constant per channel")
+        plan.add(Apply(lambda _, x: x * _spread(torch.linspace(0.5, 2, n), x)), "constant per channel")
     elif kind == 1:
-        plan.add(_Apply(lambda _, x: x.cumsum(_channel_dim(x))), "cumulative sum")
+        plan.add(Apply(lambda _, x: x.cumsum(channel_dim(x))), "cumulative sum")
     elif kind == 2:
-        plan.add(_Apply(lambda _, x: torch.fft.fft(x, dim=_channel_dim(x)).abs()), "fft")
+        plan.add(Apply(lambda _, x: torch.fft.fft(x, dim=channel_dim(x)).abs()), "fft")
     else:
-        plan.add(_Apply(lambda _, x: x + x.sort(_channel_dim(x))[0]), "sort")
+        plan.add(Apply(lambda _, x: x + x.sort(channel_dim(x))[0]), "sort")
     return True
 
 
@@ -520,10 +522,10 @@ def _tied(draw: Draw, plan: Plan) -> bool:
     """A weight that is used forth and back: x + f(x W) W^T."""
     if len(plan.shape) == 3:
         return False
-    n = _size(draw)
+    n = draw_size(draw)
     plan.known.append(Known(f"{plan.here}.w", 1, n))
     w = nn.Parameter(torch.randn(plan.channels, n))
-    plan.add(_Apply(lambda m, x: x + (x @ m.w).relu() @ m.w.T, w=w), "tied")
+    plan.add(Apply(lambda m, x: x + (x @ m.w).relu() @ m.w.T, w=w), "tied")
     return True
 
 
@@ -536,7 +538,7 @@ def _zero_pad(draw: Draw, plan: Plan) -> bool:
     for stream in plan.streams:
         stream.plain = False
     plan.streams = [*plan.streams, Stream(k, [Known(f"{plan.here}.f.weight", 0, k)], plain=False)]
-    plan.add(_Apply(lambda m, x: F.pad(x, (0, k)) + m.f(x).relu(), f=f), "zero pad", n + k)
+    plan.add(Apply(lambda m, x: F.pad(x, (0, k)) + m.f(x).relu(), f=f), "zero pad", n + k)
     return True
 
 

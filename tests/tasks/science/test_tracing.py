@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from torch import Tensor, nn
 
-from tasks.science.permutation import PermutationSpec
+from tasks.science.permutation import Permutation, PermutationSpec
 from tasks.science.tracing import FAILED_CHECK, UNREACHED, TraceError, trace_permutation_spec
 from tasks.science.tracing.check import TOLERANCE, Check, read
+from tests.tasks.science import random_operations as random_operations  # Enters its blocks into the table.
 from tests.tasks.science.handwritten import CASES
+from tests.tasks.science.handwritten_operations import OPERATIONS
 from tests.tasks.science.random_networks import Known, RandomNetwork, networks
 
 
@@ -47,9 +49,9 @@ def largest_error(network: nn.Module, inputs: tuple[Tensor, ...], spec: Permutat
     return max(check.error(spec, spec.random(torch.Generator().manual_seed(i))) for i in range(n))
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("name", [*sorted(CASES), *sorted(OPERATIONS)])
 def test_handwritten_network_is_exact_without_the_net_and_every_free_axis_moves(name: str) -> None:
-    build, shape, sizes = CASES[name]
+    build, shape, sizes = (CASES | OPERATIONS)[name]
     torch.manual_seed(0)
     network, inputs = build(), (torch.randn(*shape),)
     spec = trace_permutation_spec(network, inputs, check=False)
@@ -202,6 +204,19 @@ def test_five_thousand_random_networks_never_get_a_wrong_spec(capsys: pytest.Cap
         print(f"\n{dict(count)}")
     assert count["traced"] >= 0.9 * count["networks"]
     assert count["moving"] >= 0.8 * count["known free"]
+
+
+def test_swapping_key_value_heads_takes_their_query_heads_along() -> None:
+    build, shape, _ = OPERATIONS["SharedHeads"]
+    network, inputs = build(), (torch.randn(*shape),)
+    spec = trace_permutation_spec(network, inputs)
+    groups = next(a for a in spec.axes if a.size == 2 and a.parent is None)
+    permutation = Permutation({**spec.identity(), groups.name: np.array([1, 0])})
+    before = network.state_dict()
+    after = spec.apply(before, permutation)
+    for key, order in {"q.weight": [2, 3, 0, 1], "k.weight": [1, 0], "v.weight": [1, 0]}.items():
+        assert torch.equal(after[key], before[key].view(-1, 4, 8)[order].flatten(0, 1))
+    assert torch.equal(after["o.weight"], before["o.weight"].view(8, 4, 4)[:, [2, 3, 0, 1]].flatten(1))
 
 
 def small() -> nn.Module:
