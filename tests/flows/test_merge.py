@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
@@ -172,6 +174,26 @@ def test_two_networks_of_a_person_are_merged_in_a_process_of_its_own(own: str, t
         0.5, "activation", "repair", [],
     )  # fmt: skip
     assert header["versions"]["repairlab"]
+
+
+def test_checkpoints_of_training_scripts_are_merged_and_what_was_left_is_told(
+    own: str, call: Callable[..., tuple[int, str, str]]
+):
+    state = read_weights("b.pt")
+    ema = {key: tensor + 1 if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    arguments = argparse.Namespace(lr=0.1)
+    torch.save({"state_dict": {f"model.{k}": t for k, t in state.items()}, "best": np.float64(1)}, "p.ckpt")
+    torch.save({"state_dict": state, "state_dict_ema": ema, "args": arguments}, "q.pt")
+    options = {"network": f"{own}:build", "data": f"{own}:load", "out": "m.safetensors"}
+    code, printed, _ = call("p.ckpt", "q.pt", **options, correction="none")
+    printed = " ".join(printed.split())
+    assert code == 0
+    assert "p.ckpt: left out beside the weights: best p.ckpt: model. is taken off the name of every tensor" in printed
+    assert (
+        "q.pt: the weights under state_dict are taken; to take those under state_dict_ema, save them alone" in printed
+    )
+    assert "q.pt: left out beside the weights: args" in printed
+    assert all(torch.allclose(tensor, state[key]) for key, tensor in read_weights("m.safetensors").items())
 
 
 def test_a_network_in_which_nothing_can_move_is_merged_and_told(own: str, call: Callable[..., tuple[int, str, str]]):
