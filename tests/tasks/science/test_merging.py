@@ -612,3 +612,59 @@ def test_a_tied_head_that_one_checkpoint_has_twice_and_the_other_once_merges_and
         network.load_state_dict(read_weights(path), strict=True)
         assert torch.equal(network.head.weight, merged.corrected["first.weight"])
         assert close(outputs(network, dict(network.state_dict())), outputs(TiedHead(), merged.corrected)) < 1e-6
+
+
+class Told(nn.Module):
+    """Does in its forward pass what cannot be followed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.logits = nn.Linear(72, 9), nn.Linear(9, 4)
+        self.recurrent = nn.GRU(12, 9, batch_first=True)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+
+class ReadsNumber(Told):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits(self.hidden(images.flatten(1)).relu() * self.scale.item())
+
+
+class Packs(Told):
+    def forward(self, images: Tensor) -> Tensor:
+        lengths = torch.full((len(images),), 6)
+        _, last = self.recurrent(nn.utils.rnn.pack_padded_sequence(images.reshape(-1, 6, 12), lengths, True))
+        return self.logits(last[-1])
+
+
+class LeavesTorch(Told):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits(torch.from_numpy(np.tanh(self.hidden(images.flatten(1)).numpy())))
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (
+            ReadsNumber,
+            r"ReadsNumber cannot be traced: its forward pass reads a tensor's value as a number \(test_merging\.py:"
+            r"\d+: return .*self\.scale\.item\(\)\)\); let it compute with the tensor itself",
+        ),
+        (
+            Packs,
+            r"Packs cannot be traced: its forward pass packs sequences, whose sizes depend on data, where padded ones "
+            r"are needed \(test_merging\.py:\d+: _, last = self\.recurrent.*\)",
+        ),
+        (
+            LeavesTorch,
+            r"LeavesTorch cannot be traced: its forward pass hands a tensor to NumPy, where it must compute in torch "
+            r"throughout \(test_merging\.py:\d+: return .*numpy\(\)\)\)\)\)",
+        ),
+    ],
+)
+def test_what_cannot_be_followed_is_one_sentence_with_the_line_and_the_way_out(
+    build: Callable[[], nn.Module], sentence: str
+):
+    state = build().state_dict()
+    with pytest.raises(TraceError) as refused:
+        merge_networks(build(), state, state, IMAGES)
+    assert re.fullmatch(sentence, str(refused.value))
