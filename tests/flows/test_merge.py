@@ -41,6 +41,21 @@ def linear():
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
 
 
+class LowRank(nn.Linear):
+    def __init__(self):
+        super().__init__(36, 4)
+        self.a, self.b = nn.Parameter(torch.randn(8, 36)), nn.Parameter(torch.zeros(4, 8))
+
+    def train(self, mode=True):
+        if mode != self.training:
+            self.weight.data += (-1 if mode else 1) * self.b @ self.a
+        return super().train(mode)
+
+
+def low_rank():
+    return nn.Sequential(nn.Flatten(), LowRank())
+
+
 class Branching(nn.Module):
     def __init__(self):
         super().__init__()
@@ -174,6 +189,18 @@ def test_two_networks_of_a_person_are_merged_in_a_process_of_its_own(own: str, t
         0.5, "activation", "repair", [],
     )  # fmt: skip
     assert header["versions"]["repairlab"]
+
+
+def test_a_network_that_rewrites_its_weights_is_refused_and_nothing_is_written(
+    own: str, call: Callable[..., tuple[int, str, str]]
+):
+    state = {"1.weight": torch.ones(4, 36), "1.bias": torch.ones(4), "1.a": torch.ones(8, 36), "1.b": torch.ones(4, 8)}
+    torch.save(state, "p.pt")
+    options = {"network": f"{own}:low_rank", "data": f"{own}:load", "out": "m.safetensors"}
+    code, _, err = call("p.pt", "p.pt", **options)
+    assert code != 0
+    assert "train() and eval() of 1 (LowRank) rewrite its weights" in " ".join(err.split())
+    assert not Path("m.safetensors").exists()
 
 
 def test_checkpoints_of_training_scripts_are_merged_and_what_was_left_is_told(
