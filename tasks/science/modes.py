@@ -81,8 +81,9 @@ def watched(network: nn.Module, state: Mapping[str, Tensor]) -> Generator[Callab
     changed: list[str] = []
 
     def look() -> None:
-        buffers = dict(network.named_buffers(remove_duplicate=False))
-        found = [k for k, t in before.items() if k in buffers and t.is_floating_point() and not _same(t, buffers[k])]
+        changed.extend(k for k, t in network.named_parameters() if k in before and not _same(before[k], t.detach()))
+        floats = [(k, t) for k, t in network.named_buffers() if k in before and t.is_floating_point()]
+        found = [k for k, t in floats if not _same(before[k], t.detach())]
         if found and _reads(network, {key: before[key] for key in found}, shown[:1]):
             changed.extend(found)
 

@@ -60,6 +60,16 @@ class Late(LowRank):
         return super().forward(input)
 
 
+class Exchanging(Late):
+    """The same, by another parameter."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.merged:
+            self.weight = nn.Parameter((self.weight + self.b @ self.a).detach())
+            self.merged = True
+        return super().forward(input)
+
+
 class Careful(nn.Linear):
     """A layer with a `train` of its own that leaves weights alone."""
 
@@ -153,8 +163,11 @@ def test_weights_that_a_change_of_mode_rewrites_are_refused_by_module_and_left_a
 
 
 @pytest.mark.parametrize("name", ["merge", "evaluate", "logits", "layout", "moments", "side"])
-def test_weights_that_a_forward_pass_rewrites_are_refused_by_module_and_left_alone(name: str):
-    network = network_of(Late).eval()
+@pytest.mark.parametrize("kind", [Late, Exchanging])
+def test_weights_that_a_forward_pass_rewrites_are_refused_by_module_and_left_alone(
+    name: str, kind: Callable[[int, int], nn.Module]
+):
+    network = network_of(kind).eval()
     state = trained(network)
     given = copy.deepcopy(state)
     with pytest.raises((NetworkError, MergeError), match=r"forward pass of 1\.0 changes weight in evaluation mode"):
