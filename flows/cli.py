@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -430,8 +431,10 @@ def import_endpoints(
         options = ImportOptions(tuple(files), network, data, study, _facts(known), seed_from)
         target = _find_store(settings)
         target.check_writable()
-        trained = import_files(options, target, settings.data_dir)
-    print_imports(trained, options, Console())
+        console = Console()
+        tell = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+        trained = import_files(options, target, settings.data_dir, tell)
+    print_imports(trained, options, console)
 
 
 def _facts(texts: list[str] | None) -> dict[str, str]:

@@ -13,12 +13,13 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from flows.merge import naming_notes
 from flows.options import StudyOptions
 from flows.presets import PRESETS
 from flows.presets.preset import Preset
 from infra.paths import requests_prefix
 from infra.storage import Store
-from infra.weights import read_weights
+from infra.weights import open_weights, read_weights
 from tasks.artifacts import read_endpoint
 from tasks.columns import RECIPE
 from tasks.datasets import UNKNOWN_FINGERPRINT, load_dataset
@@ -138,9 +139,11 @@ def _positive(name: str, word: str) -> int:
     return int(word)
 
 
-def import_files(options: ImportOptions, store: Store, data_dir: Path) -> dict[int, Training]:
+def import_files(
+    options: ImportOptions, store: Store, data_dir: Path, tell: Callable[[str], None]
+) -> dict[int, Training]:
     """Stores every file as an endpoint, by seed, measured on both splits; every one is read and fits the network before
-    any is stored.
+    any is stored. What a file holds beside the weights that are taken, `tell` is told.
 
     Raises ValueError for words that cannot be, WeightsError for files, MergeError for weights that do not fit,
     OwnCodeError and TraceError for a person's own code, StoreError where a seed is there with other weights.
@@ -153,7 +156,10 @@ def import_files(options: ImportOptions, store: Store, data_dir: Path) -> dict[i
     found = {endpoint: record for endpoint, record in _records(store, options.study) if endpoint.cell == cell}
     digests = {record["weights_sha256"]: f"seed {endpoint.seed}" for endpoint, record in found.items()}
     for seed, path in files.items():
-        state, endpoint = _read(network, path), Endpoint(cell, seed)
+        file, endpoint = open_weights(path), Endpoint(cell, seed)
+        state = in_float32(fit_state(network, file.weights, str(path)))
+        for note in naming_notes(network, path, file):
+            tell(note)
         check_classes(network, state, next(dataset.test.batches(16))[0], dataset.spec, str(path))
         digest = weights_digest(state)
         check_import(store, options.study, endpoint, digest)

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from flows.merge_notes import explain, explain_correction
-from infra.weights import SUFFIX, check_target, read_weights, write_weights
+from infra.weights import SUFFIX, WeightsFile, check_target, open_weights, write_weights
 from tasks.datasets import load_dataset
 from tasks.science.checks import is_own
 from tasks.science.correction_table import find_correction
@@ -23,7 +24,7 @@ from tasks.science.examples import Dataset, subset
 from tasks.science.identity import weights_digest
 from tasks.science.layout import LeftOut
 from tasks.science.matchers import parse_matcher
-from tasks.science.merging import Merged, check_classes, fit_state, in_float32, merge_networks
+from tasks.science.merging import Merged, check_classes, fit_state, in_float32, merge_networks, renamed
 from tasks.science.own import build_own_network, find_function
 
 MOST_REASONS = 4
@@ -75,12 +76,13 @@ class Sources:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What came of a merge: `evaluations` on the test split by what they are of."""
+    """What came of a merge: `evaluations` on the test split by what they are of; `notes` on the files."""
 
     merged: Merged
     evaluations: dict[str, Evaluation]
     data: Dataset
     n_statistics: int
+    notes: tuple[str, ...] = ()
 
 
 def merge_files(options: MergeOptions, sources: Sources) -> MergeReport:
@@ -90,8 +92,10 @@ def merge_files(options: MergeOptions, sources: Sources) -> MergeReport:
     networks and weights that do not go together.
     """
     check_target(options.out)
-    read_a, read_b = read_weights(options.a), read_weights(options.b)
+    files = {path: open_weights(path) for path in (options.a, options.b)}
+    read_a, read_b = files[options.a].weights, files[options.b].weights
     network = build_own_network(sources.build, options.network)
+    notes = [note for path, file in files.items() for note in naming_notes(network, path, file)]
     data = sources.load()
     ends = {"A": in_float32(fit_state(network, read_a, "A")), "B": in_float32(fit_state(network, read_b, "B"))}
     check_classes(network.eval(), ends["A"], data.test.images, data.spec, "A")
@@ -128,7 +132,13 @@ def merge_files(options: MergeOptions, sources: Sources) -> MergeReport:
         "versions": {"repairlab": importlib.metadata.version("repairlab"), "torch": torch.__version__},
     }
     write_weights(options.out, merged.corrected, header)
-    return MergeReport(merged, evaluations, data, len(images))
+    return MergeReport(merged, evaluations, data, len(images), tuple(notes))
+
+
+def naming_notes(network: nn.Module, path: Path, file: WeightsFile) -> tuple[str, ...]:
+    """What a person is told of a weights file: what was left out of it, and how its names were made to fit."""
+    _, how = renamed(network, file.weights)
+    return (*file.notes, f"{path}: {how}") if how else file.notes
 
 
 def print_merge(report: MergeReport, options: MergeOptions, console: Console) -> None:
@@ -176,6 +186,7 @@ def _sentences(report: MergeReport, options: MergeOptions) -> list[str]:
     direct, aligned, *corrected = list(report.evaluations.values())[2:]
     lines += explain(merged, [report.evaluations["A"], report.evaluations["B"]], direct, aligned)
     lines += [line for one in corrected for line in explain_correction(aligned, one)]
+    lines += report.notes
     lines.append(f"written: {options.out}, {len(merged.corrected)} tensors")
     lines += [f"not corrected: {text}" for text in _by_reason(merged.left_out)]
     if merged.extra:

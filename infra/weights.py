@@ -2,6 +2,7 @@
 
 What a file is, is told by its content, never by its name. A torch file is a pickle, and a pickle is a program: torch's
 weights-only loader, which knows tensors and plain containers and refuses everything else, is the only one used here.
+What training scripts often keep beside weights, such as their arguments, becomes an empty stand-in of our own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import pickle
 import re
 import stat
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,11 +27,23 @@ from infra.storage import write_file
 
 SUFFIX = ".safetensors"
 
-CONTAINERS = ("state_dict", "model_state_dict", "model")
-"""Under which names training scripts keep a state dict in a larger checkpoint."""
+CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema")
+"""Under which names training scripts keep a state dict in a larger checkpoint; the first that is there is taken."""
 
-PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put in front of every name."""
+PREFIX = "module."
+"""What DataParallel puts in front of every name."""
+
+COMPILED = "_orig_mod"
+"""The part of a name that torch.compile adds wherever a module was compiled."""
+
+HARMLESS = (
+    "argparse.Namespace", "builtins.frozenset", "builtins.range", "builtins.slice", "datetime.date",
+    "datetime.datetime", "datetime.timedelta", "numpy._core.multiarray._reconstruct", "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar", "numpy.dtype", "numpy.ndarray",
+    "pathlib.Path", "pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib.PureWindowsPath", "pathlib.WindowsPath",
+    "pathlib._local.PosixPath", "pathlib._local.WindowsPath", "types.SimpleNamespace",
+)  # fmt: skip
+"""What a file may ask for beside tensors and plain containers. Nothing of it is made: each is left out."""
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
@@ -41,12 +55,43 @@ class WeightsError(Exception):
     """A weights file cannot be read or written; the message says which, why, and the way out."""
 
 
+@dataclass(frozen=True)
+class WeightsFile:
+    """A state dict, and sentences that say what else the file has and how names were changed."""
+
+    weights: dict[str, Tensor]
+    notes: tuple[str, ...]
+
+
+class _LeftOut:
+    """Stands for what a file holds beside weights: takes whatever it is given and does nothing with it."""
+
+    def __new__(cls, *_: object) -> _LeftOut:
+        return object.__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        return
+
+    def __setstate__(self, _: object) -> None:
+        return
+
+
+_STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (type(name.rpartition(".")[2], (_LeftOut,), {}), name) for name in HARMLESS
+]
+
+
 def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The weights of `open_weights`."""
+    return open_weights(path).weights
+
+
+def open_weights(path: str | Path) -> WeightsFile:
     """The state dict in `path`, on the CPU. Nothing in the file is run.
 
-    A state dict in a larger checkpoint is found under its usual names, and a prefix that DataParallel or torch.compile
-    put before every name is taken off. Raises WeightsError for a file that is missing, damaged, of another kind, or
-    that would have to be run to be read.
+    A state dict in a larger checkpoint is found under its usual names; a prefix that DataParallel put before every name
+    is taken off, and so is what torch.compile puts into any. Raises WeightsError for a file that is missing, damaged,
+    of another kind, or that would have to be run to be read.
     """
     path = Path(path)
     try:
@@ -120,7 +165,7 @@ def _read_torch(path: Path) -> Any:
             # What it warns of (an archive of TorchScript, an old kind of storage) is refused or harmless.
             warnings.simplefilter("ignore")
             # As an open file: given a name, torch goes by its suffix.
-            with path.open("rb") as file:
+            with path.open("rb") as file, torch.serialization.safe_globals(_STAND_INS):
                 return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # Its text is long, and in part the file's own: only a name is taken from it.
@@ -137,14 +182,19 @@ def _read_torch(path: Path) -> Any:
         raise _damaged(path, error) from error
 
 
-def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+def _unwrapped(content: Any, path: Path) -> WeightsFile:
     """The dict of tensors in a checkpoint."""
     found = content
+    trail: list[str] = []
+    left: dict[str, Any] = {}
     while isinstance(found, Mapping) and not _is_state_dict(found):
-        inner = next((found[name] for name in CONTAINERS if isinstance(found.get(name), Mapping)), None)
-        if inner is None:
+        inner = [name for name in CONTAINERS if isinstance(found.get(name), Mapping)]
+        if not inner:
             break
-        found = inner
+        taken = next((name for name in inner if _is_state_dict(found[name])), inner[0])
+        left |= {_shown([*trail, name]): value for name, value in found.items() if name != taken}
+        trail.append(taken)
+        found = found[taken]
     if not isinstance(found, Mapping) or len(found) == 0:
         kind = "nothing" if isinstance(found, Mapping) else type(content).__name__
         raise WeightsError(f"{path} holds {kind} where a state dict is expected: save network.state_dict()")
@@ -155,9 +205,36 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
             f"under one of {', '.join(CONTAINERS)}"
         )
     weights = cast(dict[str, Tensor], dict(found))
-    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in weights)), None):
-        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
-    return weights
+    notes: list[str] = []
+    if others := [name for name, value in left.items() if isinstance(value, Mapping) and _is_state_dict(value)]:
+        notes.append(
+            f"{path}: the weights under {_shown(trail)} are taken; to take those under {_some(others)}, save them alone"
+        )
+    if rest := [name for name in left if name not in others]:
+        notes.append(f"{path}: left out beside the weights: {_some(rest)}")
+    return _plainly_named(weights, path, notes)
+
+
+def _plainly_named(weights: dict[str, Tensor], path: Path, notes: list[str]) -> WeightsFile:
+    """`weights` without what wrappers add to names, and `notes` with what was taken off."""
+    plain = {".".join(part for part in name.split(".") if part != COMPILED): t for name, t in weights.items()}
+    if len(plain) == len(weights) and plain.keys() != weights.keys() and "" not in plain:
+        notes.append(f"{path}: {COMPILED}. is taken out of the names of tensors")
+        weights = plain
+    if all(name.startswith(PREFIX) for name in weights):
+        notes.append(f"{path}: {PREFIX} is taken off the name of every tensor")
+        while all(name.startswith(PREFIX) for name in weights):
+            weights = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
+    return WeightsFile(weights, tuple(notes))
+
+
+def _shown(names: Sequence[object]) -> str:
+    """Names that a file gives, as they can be printed."""
+    return ".".join(re.sub(r"[^\x20-\x7e]", "?", str(name))[:40] for name in names)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def _is_state_dict(content: Mapping[Any, Any]) -> bool:

@@ -4,7 +4,7 @@ all of it of logits averaged over each image and its mirror image, or computed i
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -142,8 +142,16 @@ def within(network: nn.Module, state: State, work: Callable[[nn.Module], T], *, 
         path, _, name = key.rpartition(".")
         once.setdefault((id(modules[path]) if path in modules else path, name), key)
     weights = {f"network.{key}": state[key] for key in once.values()}
-    with nullcontext() if writes else watched(network, state):
+    if writes:
         return functional_call(_Within(network), weights, (work,), tie_weights=False)
+    with watched(network, state) as look:
+
+        def looked(loaded: nn.Module) -> T:
+            made = work(loaded)
+            look()
+            return made
+
+        return functional_call(_Within(network), weights, (looked,), tie_weights=False)
 
 
 class _Within(nn.Module):

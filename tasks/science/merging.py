@@ -35,6 +35,9 @@ from tasks.science.tracing import trace_permutation_spec
 
 FLOAT_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
+WRAPPERS = ("module.", "model.", "net.", "network.")
+"""What wrappers (DataParallel, Lightning's modules) put in front of every name."""
+
 CHECK_EXAMPLES = 16
 """Images on which a spec is proved before it is used; the permutation that was found is proved on 128."""
 
@@ -172,11 +175,13 @@ def _layout_for(correction: str, network: nn.Module, state: State, images: Tenso
 def fit_state(network: nn.Module, state: Mapping[str, Tensor], owner: str) -> State:
     """`state` as `network` names and orders its tensors, on the CPU, in its own type; `owner` is whose it is (A, B).
 
-    A tensor that the network has under several names may be there under one alone, as some writers leave it.
+    A tensor that the network has under several names may be there under one alone, as some writers leave it; names may
+    be those of a wrapped network, as `renamed` says.
     Raises MergeError for a tensor that is missing, unknown, of another shape, not of numbers, or not finite.
     """
     expected = _entries(network)
     groups = shared_tensors(network)
+    state, _ = renamed(network, state)
     filled = dict(state)
     for group in groups:
         present = [key for key in group if key in state]
@@ -213,6 +218,39 @@ def fit_state(network: nn.Module, state: Mapping[str, Tensor], owner: str) -> St
                 raise MergeError(f"{first} and {other} are one tensor in the network, and differ in {owner}: {way_out}")
             fitted[other] = fitted[first]
     return fitted
+
+
+def renamed(network: nn.Module, state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
+    """`state` under the names of `network`, and what was done to its own: empty where they are left alone.
+
+    What wrappers put before every name is taken off or put there, where that alone makes the names fit.
+    """
+    expected = _entries(network)
+    twins = {key: set(group) for group in shared_tensors(network) for key in group}
+
+    def fit(names: Sequence[str]) -> bool:
+        given = set(names)
+        return given <= expected.keys() and all(key in given or twins.get(key, set()) & given for key in expected)
+
+    plain = {_plain(key): key for key in expected}
+    bare = [_plain(key) for key in state]
+    if fit(list(state)) or len(plain) < len(expected) or len(set(bare)) < len(bare):
+        return state, ""
+    trials = [("", bare), *((f"{p} is put before", [p + name for name in bare]) for p in WRAPPERS)]
+    stripped, names = "", bare
+    while prefix := next((p for p in WRAPPERS if names and all(name.startswith(p) for name in names)), None):
+        stripped, names = stripped + prefix, [name.removeprefix(prefix) for name in names]
+        trials.append((f"{stripped} is taken off", names))
+    for what, names in trials:
+        found = [plain.get(name, name) for name in names]
+        if fit(found):
+            return dict(zip(found, state.values(), strict=True)), f"{what} the name of every tensor" if what else ""
+    return state, ""
+
+
+def _plain(key: str) -> str:
+    """A name without what torch.compile puts into it."""
+    return ".".join(part for part in key.split(".") if part != "_orig_mod")
 
 
 def in_float32(state: Mapping[str, Tensor]) -> State:

@@ -8,8 +8,9 @@ added may be 0 in the network's own weights; forward passes are watched the firs
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -26,18 +27,26 @@ _KNOWN_PACKAGES = ("torch.", "tasks.science.")
 """Whose modules write in evaluation mode into nothing."""
 
 
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
+
+
 class NetworkError(ValueError):
     """A network that nothing can be computed with here; the message says why, and the way out."""
 
 
 def check_modes(network: nn.Module) -> None:
     """NetworkError where `train()` or `eval()` of `network` changes its parameters or buffers, or where it holds
-    TorchScript, whose tensors cannot be exchanged. It is left as it was, and tried once."""
+    TorchScript or quantized modules, whose tensors cannot be exchanged. It is left as it was, and tried once."""
     if network in _STEADY:
         return
     for path, module in network.named_modules():
+        where = f"{path} of the network" if path else "the network"
+        if type(module).__module__.startswith(_QUANTIZED):
+            raise NetworkError(
+                f"{where} is quantized, and weights in whole numbers cannot be merged: give the network as it was "
+                "before, in floats, and quantize what comes out"
+            )
         if isinstance(module, torch.jit.ScriptModule):
-            where = f"{path} of the network" if path else "the network"
             raise NetworkError(
                 f"{where} is TorchScript, whose weights cannot be exchanged: give the nn.Module that was scripted or "
                 "traced"
@@ -56,26 +65,41 @@ def check_modes(network: nn.Module) -> None:
 
 
 @contextmanager
-def watched(network: nn.Module, state: Mapping[str, Tensor]) -> Generator[None]:
+def watched(network: nn.Module, state: Mapping[str, Tensor]) -> Generator[Callable[[], None]]:
     """While open, `network` computes with the tensors of `state`, in evaluation mode; afterwards they are as they were.
 
-    Raises NetworkError where a forward pass has changed one that is not of whole numbers. The first pass that ends is
-    watched, and each one of a network that counts its passes; it costs a copy of the weights.
+    What it yields is called while the tensors are in the network's own, after the last pass.
+    Raises NetworkError where a pass has changed or replaced a parameter, or a buffer that it reads and that is not of
+    whole numbers. The first passes that end are watched, and all of a network that writes; that costs a copy of the
+    weights.
     """
     if network in _READING or all(type(m).__module__.startswith(_KNOWN_PACKAGES) for m in network.modules()):
-        yield
+        yield lambda: None
         return
     before = {key: tensor.clone() for key, tensor in state.items()}
+    shown: list[tuple[Any, ...]] = []
+    changed: list[str] = []
+
+    def look() -> None:
+        changed.extend(k for k, t in network.named_parameters() if k in before and not _same(before[k], t.detach()))
+        floats = [(k, t) for k, t in network.named_buffers() if k in before and t.is_floating_point()]
+        found = [k for k, t in floats if not _same(before[k], t.detach())]
+        if found and _reads(network, {key: before[key] for key in found}, shown[:1]):
+            changed.extend(found)
+
+    handle = network.register_forward_pre_hook(lambda _, inputs: shown.append(inputs) if not shown else None)
     written: list[str] = []
     try:
-        yield
+        yield look
     finally:
+        handle.remove()
         for key, tensor in before.items():
             if not _same(tensor, state[key]):
                 written.append(key)
                 with torch.no_grad():
                     state[key].copy_(tensor)
-    if changed := [key for key in written if state[key].is_floating_point()]:
+    changed += [key for key in written if key in dict(network.named_parameters(remove_duplicate=False))]
+    if changed:
         path, _, name = changed[0].rpartition(".")
         raise NetworkError(
             f"the forward pass of {path or 'the network'} changes {name} in evaluation mode, so what it puts out "
@@ -83,6 +107,38 @@ def watched(network: nn.Module, state: Mapping[str, Tensor]) -> Generator[None]:
         )
     if not written:
         _READING.add(network)
+
+
+@torch.no_grad()
+def _reads(network: nn.Module, buffers: Mapping[str, Tensor], shown: Sequence[tuple[Any, ...]]) -> bool:
+    """Whether what `network` puts out for `shown` depends on these values of its buffers; hooks of this package, which
+    observe it, are not called."""
+    outputs: list[Any] = []
+    with kept_attributes(network), ExitStack() as hooks:
+        for module in network.modules():
+            module.training = False
+            for held in (module._forward_hooks, module._forward_pre_hooks):  # pyright: ignore[reportPrivateUsage]
+                hooks.enter_context(_without_ours(held))
+        for shift in (0.0, 1.0):
+            for key, tensor in buffers.items():
+                path, _, name = key.rpartition(".")
+                network.get_submodule(path)._buffers[name] = tensor + shift  # pyright: ignore[reportPrivateUsage]
+            outputs += [network(*inputs) for inputs in shown]
+    known = len(outputs) == 2 and all(isinstance(one, Tensor) for one in outputs)
+    return not (known and _same(outputs[0], outputs[1]))
+
+
+@contextmanager
+def _without_ours(hooks: dict[int, Any]) -> Generator[None]:
+    before = dict(hooks)
+    for number, hook in before.items():
+        if str(getattr(hook, "__module__", "")).startswith("tasks.science."):
+            del hooks[number]
+    try:
+        yield
+    finally:
+        hooks.clear()
+        hooks.update(before)
 
 
 @contextmanager

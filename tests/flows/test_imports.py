@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import io
 import json
@@ -191,6 +192,19 @@ def test_checkpoints_from_elsewhere_are_a_study_that_trains_nothing(own: str, ca
     assert call("import", "run_*.pt", *words(own), *known, "--seed-from", "name", "--study", "mine")[0] == 0
     assert call("run", "mine", *words(own), "--alphas", "3", "--correction", "none,repair,reset")[0] == 0
     assert {path: path.stat().st_mtime_ns for path in Path("runs/rows").rglob("*.parquet")} == before
+
+
+@pytest.mark.usefixtures("prefect_server", "trained")
+def test_checkpoints_with_more_than_weights_are_imported_and_what_was_left_is_told(own: str, call):
+    for number in (10, 11):
+        state = {f"model.{key}": tensor for key, tensor in torch.load(f"run_{number}.pt").items()}
+        torch.save({"net": state, "args": argparse.Namespace(lr=0.1)}, f"more_{number}.pt")
+    code, out, err = call("import", "more_*.pt", *words(own))
+    assert code == 0, err
+    assert "more_10.pt: left out beside the weights: args\n" in out
+    assert "more_11.pt: model. is taken off the name of every tensor\n" in out
+    (first, second) = read_imports(Store("./runs"), "imported")
+    assert (first.seed, second.seed) == (0, 1)
 
 
 @pytest.mark.usefixtures("prefect_server")

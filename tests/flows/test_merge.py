@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
@@ -46,6 +48,21 @@ class Recurrent(nn.Module):
 
     def forward(self, images):
         return self.logits(self.gru(images[:, 0])[0][:, -1])
+
+
+class LowRank(nn.Linear):
+    def __init__(self):
+        super().__init__(36, 4)
+        self.a, self.b = nn.Parameter(torch.randn(8, 36)), nn.Parameter(torch.zeros(4, 8))
+
+    def train(self, mode=True):
+        if mode != self.training:
+            self.weight.data += (-1 if mode else 1) * self.b @ self.a
+        return super().train(mode)
+
+
+def low_rank():
+    return nn.Sequential(nn.Flatten(), LowRank())
 
 
 class Branching(nn.Module):
@@ -181,6 +198,38 @@ def test_two_networks_of_a_person_are_merged_in_a_process_of_its_own(own: str, t
         0.5, "activation", "repair", [],
     )  # fmt: skip
     assert header["versions"]["repairlab"]
+
+
+def test_a_network_that_rewrites_its_weights_is_refused_and_nothing_is_written(
+    own: str, call: Callable[..., tuple[int, str, str]]
+):
+    state = {"1.weight": torch.ones(4, 36), "1.bias": torch.ones(4), "1.a": torch.ones(8, 36), "1.b": torch.ones(4, 8)}
+    torch.save(state, "p.pt")
+    options = {"network": f"{own}:low_rank", "data": f"{own}:load", "out": "m.safetensors"}
+    code, _, err = call("p.pt", "p.pt", **options)
+    assert code != 0
+    assert "train() and eval() of 1 (LowRank) rewrite its weights" in " ".join(err.split())
+    assert not Path("m.safetensors").exists()
+
+
+def test_checkpoints_of_training_scripts_are_merged_and_what_was_left_is_told(
+    own: str, call: Callable[..., tuple[int, str, str]]
+):
+    state = read_weights("b.pt")
+    ema = {key: tensor + 1 if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    arguments = argparse.Namespace(lr=0.1)
+    torch.save({"state_dict": {f"model.{k}": t for k, t in state.items()}, "best": np.float64(1)}, "p.ckpt")
+    torch.save({"state_dict": state, "state_dict_ema": ema, "args": arguments}, "q.pt")
+    options = {"network": f"{own}:build", "data": f"{own}:load", "out": "m.safetensors"}
+    code, printed, _ = call("p.ckpt", "q.pt", **options, correction="none")
+    printed = " ".join(printed.split())
+    assert code == 0
+    assert "p.ckpt: left out beside the weights: best p.ckpt: model. is taken off the name of every tensor" in printed
+    assert (
+        "q.pt: the weights under state_dict are taken; to take those under state_dict_ema, save them alone" in printed
+    )
+    assert "q.pt: left out beside the weights: args" in printed
+    assert all(torch.allclose(tensor, state[key]) for key, tensor in read_weights("m.safetensors").items())
 
 
 def test_a_network_in_which_nothing_can_move_is_merged_and_told(own: str, call: Callable[..., tuple[int, str, str]]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -10,13 +11,14 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
-from infra.weights import WeightsError, check_target, read_weights, write_weights
+from infra.weights import HARMLESS, WeightsError, check_target, open_weights, read_weights, write_weights
 
 STATE = {name: tensor.clone() for name, tensor in nn.Linear(3, 2).state_dict().items()}
 
@@ -46,6 +48,10 @@ def prefixed(prefix: str) -> dict[str, torch.Tensor]:
         lambda path: torch.save({"model": {"state_dict": STATE}, "optimizer": {"lr": 0.1}}, path),
         lambda path: torch.save({"model_state_dict": prefixed("module."), "epoch": 3}, path),
         lambda path: torch.save(prefixed("module._orig_mod."), path),
+        lambda path: torch.save({"net": STATE, "args": argparse.Namespace(lr=0.1, at=Path("a"))}, path),
+        lambda path: torch.save({"net": STATE, "acc": np.float64(0.9), "seen": np.arange(3)}, path),
+        lambda path: torch.save({"state_dict_ema": prefixed("_orig_mod.module."), "epoch": np.int64(3)}, path),
+        lambda path: torch.save({"model": {"width": 3}, "net": STATE, "done": {1, 2}, "at": range(3)}, path),
         lambda path: safetensors.torch.save_file(prefixed("module."), path),
     ],
 )
@@ -58,6 +64,53 @@ def test_a_prefix_stays_where_not_every_name_has_it():
     state = prefixed("module.") | {"head": torch.zeros(1)}
     torch.save(state, "w.pt")
     assert same(read_weights("w.pt"), state)
+
+
+def test_what_was_taken_and_left_is_told():
+    beside = {"args": argparse.Namespace(lr=0.1), "best": np.float32(1), "epoch": 3, "optimizer": {"lr": 0.1}}
+    torch.save({"state_dict": prefixed("module."), "state_dict_ema": {"w": torch.zeros(1)}, **beside}, "w.pt")
+    found = open_weights("w.pt")
+    assert same(found.weights)
+    assert found.notes == (
+        "w.pt: the weights under state_dict are taken; to take those under state_dict_ema, save them alone",
+        "w.pt: left out beside the weights: args, best, epoch, optimizer",
+        "w.pt: module. is taken off the name of every tensor",
+    )
+    torch.save(STATE, "alone.pt")
+    assert open_weights("alone.pt").notes == ()
+    torch.save({"net": STATE, "a\x1b[31m" + "b" * 99: 1}, "odd.pt")
+    assert open_weights("odd.pt").notes == ("odd.pt: left out beside the weights: a?[31m" + "b" * 34,)
+
+
+def test_what_compiling_adds_is_taken_out_of_the_middle_of_names():
+    torch.save({f"block._orig_mod.{name}": tensor for name, tensor in STATE.items()} | {"head": torch.zeros(1)}, "w.pt")
+    expected = {f"block.{name}": tensor for name, tensor in STATE.items()} | {"head": torch.zeros(1)}
+    found = open_weights("w.pt")
+    assert same(found.weights, expected)
+    assert found.notes == ("w.pt: _orig_mod. is taken out of the names of tensors",)
+
+
+class Posing:
+    """Asks for a harmless type, to which it would have code given."""
+
+    def __reduce__(self):
+        return argparse.Namespace, (), {"harm": Payload()}
+
+
+def test_a_file_cannot_use_a_harmless_type_to_run_anything(monkeypatch: pytest.MonkeyPatch):
+    called: list[object] = []
+    monkeypatch.setattr(argparse.Namespace, "__init__", lambda *given, **_: called.append(given))
+    torch.save({"net": STATE, "args": Posing()}, "w.pt")
+    with pytest.raises(WeightsError, match=r"asks for posix\.mkdir to be called"):
+        read_weights("w.pt")
+    torch.save({"net": STATE, "args": argparse.Namespace.__new__(argparse.Namespace)}, "plain.pt")
+    assert same(read_weights("plain.pt"))
+    assert called == []
+    assert not Path("executed").exists()
+    assert not any(name.startswith(("os.", "sys.", "posix.", "builtins.eval", "builtins.exec")) for name in HARMLESS)
+    # The list holds while a file of weights is read, and no longer.
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load("plain.pt", weights_only=True)
 
 
 def test_a_header_whose_length_begins_as_a_pickle_does_is_no_pickle():
@@ -159,8 +212,8 @@ def test_a_payload_can_run_where_it_is_unpickled():
             "w is no state dict: 'epoch' in it is no tensor; save netw",
         ),
         (
-            lambda path: torch.save({"net": STATE}, path),
-            "'net' in it is no tensor; save network.state_dict() alone, or",
+            lambda path: torch.save({"nets": STATE}, path),
+            "'nets' in it is no tensor; save network.state_dict() alone, or",
         ),
         (lambda path: torch.save({3: torch.zeros(1)}, path), "w is no state dict: '3' in it is no tensor"),
     ],

@@ -13,6 +13,7 @@ import dataclasses
 
 from torch import Tensor, nn
 
+from tasks.science.modes import NetworkError
 from tasks.science.permutation import Axis, FixedAxis, PermutationSpec
 
 # Each enters its rules into the one table of operations.py.
@@ -52,8 +53,11 @@ def trace_permutation_spec(
         raise TypeError(f"example_inputs must be a tuple of tensors, got {type(example_inputs).__name__}")
     # Held throughout: the modes of the network, which threads may share, change until the check is done.
     with TRACING:
-        spec = _traced(network, example_inputs)
-        return _checked(spec, network, example_inputs) if check else spec
+        try:
+            spec = _traced(network, example_inputs)
+            return _checked(spec, network, example_inputs) if check else spec
+        except NetworkError as error:
+            raise TraceError(str(error)) from error
 
 
 def _traced(network: nn.Module, example_inputs: tuple[Tensor, ...]) -> PermutationSpec:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import io
 import logging
+import re
 import sys
 import threading
 import traceback
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.modules import transformer
+from torch.nn.utils.rnn import PackedSequence
 
 from tasks.science.modes import NetworkError, check_modes, kept_attributes
 
@@ -179,6 +181,11 @@ def _name(operation: Any) -> str:
 
 def _check_node(network: str, node: Node) -> None:
     values: Any = node.meta.get("val")
+    if operation_name(node) in ("item", "_local_scalar_dense"):
+        raise TraceError(
+            f"{network} cannot be traced: its forward pass reads a tensor's value as a number{_line_of(node)}; let it "
+            "compute with the tensor itself"
+        )
     for value in cast(Sequence[Any], values if isinstance(values, tuple | list) else [values]):
         if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool) or (
             isinstance(value, Tensor) and any(isinstance(n, torch.SymInt) for n in value.shape)
@@ -188,19 +195,39 @@ def _check_node(network: str, node: Node) -> None:
         raise TraceError(f"{network} cannot be traced: control flow inside the graph ({place_of(node)})")
 
 
+def _line_of(node: Node) -> str:
+    """The last line of the user's own code that an operation comes from."""
+    lines = re.findall(r'File "(.+)", line (\d+), in .*\n\s*(.*)', node.meta.get("stack_trace") or "")
+    own = [(file, number, text) for file, number, text in lines if _is_own_code(file)]
+    return f" ({Path(own[-1][0]).name}:{own[-1][1]}: {own[-1][2].strip()})" if own else f" ({place_of(node)})"
+
+
 def _summary(error: Exception) -> str:
+    if _meets_packed(error):
+        return "its forward pass packs sequences, whose sizes depend on data, where padded ones are needed"
+    if ".numpy() is not supported" in str(error):
+        return "its forward pass hands a tensor to NumPy, where it must compute in torch throughout"
     if "data-dependent" in str(error) or "DataDependent" in type(error).__name__:
         return "its forward pass branches on data or reads a tensor's value"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
+def _meets_packed(error: Exception) -> bool:
+    """Whether the error passed through something that was given packed sequences."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(isinstance(value, PackedSequence) for frame in frames for value in frame.f_locals.values())
+
+
+def _is_own_code(file: str) -> bool:
+    library, here, standard = (str(Path(module).parent) for module in (torch.__file__, __file__, traceback.__file__))
+    return not file.startswith((library, here, "<")) and ("-packages" in file or not file.startswith(standard))
+
+
 def _where(error: Exception) -> str:
     """The last line of the user's own code that the error passed through."""
-    library = str(Path(torch.__file__).parent)
-    here = str(Path(__file__).parent)
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith((library, here, "<")):
+        if _is_own_code(frame.filename):
             return f" ({Path(frame.filename).name}:{frame.lineno}: {frame.line})"
     return ""
 

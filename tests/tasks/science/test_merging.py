@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from infra.weights import read_weights, write_weights
 from tasks.science.correction import correct
 from tasks.science.correction_table import CORRECTIONS
 from tasks.science.curves import measure_side
 from tasks.science.evaluation import compute
 from tasks.science.matching import FUNCTION_TOLERANCE
-from tasks.science.merging import MergeError, in_float32, merge_networks
+from tasks.science.merging import MergeError, fit_state, in_float32, merge_networks, renamed
 from tasks.science.permutation import Axis, PermutationSpec, Reading, Slot
 from tasks.science.specs import State
 from tasks.science.tracing import TraceError, trace_permutation_spec
@@ -259,10 +261,13 @@ def without(state: State, key: str) -> State:
             lambda s: without(s, "stem.weight"),
             "B lacks stem.weight of the network's tensors: give weights of this very",
         ),
-        (lambda s: {f"net.{k}": t for k, t in s.items()}, "B lacks stem.weight, norm.weight, norm.bias and 19 more of"),
         (
-            lambda s: {f"net.{k}": t for k, t in s.items()},
-            "and has net.stem.weight, net.norm.weight, net.norm.bias and",
+            lambda s: {f"old.{k}": t for k, t in s.items()},
+            "B lacks stem.weight, norm.weight, norm.bias and 19 more of",
+        ),
+        (
+            lambda s: {f"old.{k}": t for k, t in s.items()},
+            "and has old.stem.weight, old.norm.weight, old.norm.bias and",
         ),
         (lambda s: s | {"head.bias": torch.zeros(3)}, "B has head.bias, which the network lacks: give weights of this"),
         (
@@ -551,3 +556,121 @@ def test_what_was_given_is_left_as_it_was():
     merge_networks(with_norm(), a, b, IMAGES, spec=spec_of(with_norm))
     for state, was in zip((a, b), before, strict=True):
         assert all(torch.equal(state[key], was[key]) for key in was)
+
+
+class TiedHead(nn.Module):
+    """A head whose weight is also the first layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 9, bias=False), nn.Linear(4, 9, bias=False)
+        self.inner, self.back = nn.Linear(9, 4), nn.Linear(72, 4)
+        self.head.weight = self.first.weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.inner(self.first(self.back(images.flatten(1))).relu()))
+
+
+WRAPPED = ["module.", "model.", "net.", "_orig_mod.", "module._orig_mod.", "model.net.", "network.module."]
+
+
+@pytest.mark.parametrize("prefix", WRAPPED)
+def test_names_of_a_wrapped_network_are_made_to_fit(prefix: str):
+    network = TiedHead()
+    state = dict(network.state_dict())
+    alone = {prefix + key: tensor for key, tensor in state.items() if key != "head.weight"}
+    assert all(torch.equal(tensor, state[key]) for key, tensor in fit_state(network, alone, "A").items())
+    whole, how = renamed(network, {prefix + key: tensor for key, tensor in state.items()})
+    assert list(whole) == list(state)
+    plain = prefix.replace("_orig_mod.", "")
+    assert how == (f"{plain} is taken off the name of every tensor" if plain else "")
+
+
+def test_names_are_left_alone_where_they_fit_and_where_nothing_would_make_them_fit():
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = nn.Linear(3, 2)
+
+    state = Wrapper().state_dict()
+    assert renamed(Wrapper(), state) == (state, "")
+    bare = nn.Linear(3, 2).state_dict()
+    assert list(renamed(Wrapper(), bare)[0]) == list(state)
+    assert renamed(Wrapper(), bare)[1] == "module. is put before the name of every tensor"
+    other = {"model.weight": torch.zeros(2, 3), "model.other": torch.zeros(2)}
+    assert renamed(nn.Linear(3, 2), other) == (other, "")
+    with pytest.raises(MergeError, match=r"^A lacks weight, bias .* and has model\.weight, model\.other, which"):
+        fit_state(nn.Linear(3, 2), other, "A")
+    middle = nn.Sequential(nn.Linear(3, 2))
+    compiled = {"0._orig_mod.weight": torch.zeros(2, 3), "0._orig_mod.bias": torch.zeros(2)}
+    assert list(renamed(middle, compiled)[0]) == ["0.weight", "0.bias"]
+
+
+def test_a_tied_head_that_one_checkpoint_has_twice_and_the_other_once_merges_and_loads(tmp_path: Path):
+    torch.manual_seed(0)
+    a, b = ({key: tensor.clone() for key, tensor in TiedHead().state_dict().items()} for _ in range(2))
+    del b["head.weight"]
+    for correction in ("none", "repair"):
+        merged = merge_networks(TiedHead(), a, b, IMAGES, correction=correction)
+        path = tmp_path / f"{correction}.safetensors"
+        write_weights(path, merged.corrected)
+        network = TiedHead()
+        network.load_state_dict(read_weights(path), strict=True)
+        assert torch.equal(network.head.weight, merged.corrected["first.weight"])
+        assert close(outputs(network, dict(network.state_dict())), outputs(TiedHead(), merged.corrected)) < 1e-6
+
+
+class Told(nn.Module):
+    """Does in its forward pass what cannot be followed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.logits = nn.Linear(72, 9), nn.Linear(9, 4)
+        self.recurrent = nn.GRU(12, 9, batch_first=True)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+
+class ReadsNumber(Told):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits(self.hidden(images.flatten(1)).relu() * self.scale.item())
+
+
+class Packs(Told):
+    def forward(self, images: Tensor) -> Tensor:
+        lengths = torch.full((len(images),), 6)
+        _, last = self.recurrent(nn.utils.rnn.pack_padded_sequence(images.reshape(-1, 6, 12), lengths, True))
+        return self.logits(last[-1])
+
+
+class LeavesTorch(Told):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits(torch.from_numpy(np.tanh(self.hidden(images.flatten(1)).numpy())))
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (
+            ReadsNumber,
+            r"ReadsNumber cannot be traced: its forward pass reads a tensor's value as a number \(test_merging\.py:"
+            r"\d+: return .*self\.scale\.item\(\)\)\); let it compute with the tensor itself",
+        ),
+        (
+            Packs,
+            r"Packs cannot be traced: its forward pass packs sequences, whose sizes depend on data, where padded ones "
+            r"are needed \(test_merging\.py:\d+: _, last = self\.recurrent.*\)",
+        ),
+        (
+            LeavesTorch,
+            r"LeavesTorch cannot be traced: its forward pass hands a tensor to NumPy, where it must compute in torch "
+            r"throughout \(test_merging\.py:\d+: return .*numpy\(\)\)\)\)\)",
+        ),
+    ],
+)
+def test_what_cannot_be_followed_is_one_sentence_with_the_line_and_the_way_out(
+    build: Callable[[], nn.Module], sentence: str
+):
+    state = build().state_dict()
+    with pytest.raises(TraceError) as refused:
+        merge_networks(build(), state, state, IMAGES)
+    assert re.fullmatch(sentence, str(refused.value))

@@ -60,6 +60,16 @@ class Late(LowRank):
         return super().forward(input)
 
 
+class Exchanging(Late):
+    """The same, by another parameter."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.merged:
+            self.weight = nn.Parameter((self.weight + self.b @ self.a).detach())
+            self.merged = True
+        return super().forward(input)
+
+
 class Careful(nn.Linear):
     """A layer with a `train` of its own that leaves weights alone."""
 
@@ -90,6 +100,22 @@ class Averaging(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         self.seen.mul_(0.9).add_(0.1 * input.mean(0))
         return super().forward(input - self.seen)
+
+
+class Replacing(Averaging):
+    """The same, by a new tensor each time."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.seen = 0.9 * self.seen + 0.1 * input.mean(0)
+        return nn.Linear.forward(self, input - self.seen)
+
+
+class Caching(Averaging):
+    """A layer that keeps in a buffer what it makes anew in each pass, and reads nothing of it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.seen.copy_(self.weight.mean(0))
+        return nn.Linear.forward(self, input - self.seen)
 
 
 def network_of(layer: Callable[[int, int], nn.Module]) -> nn.Module:
@@ -137,8 +163,11 @@ def test_weights_that_a_change_of_mode_rewrites_are_refused_by_module_and_left_a
 
 
 @pytest.mark.parametrize("name", ["merge", "evaluate", "logits", "layout", "moments", "side"])
-def test_weights_that_a_forward_pass_rewrites_are_refused_by_module_and_left_alone(name: str):
-    network = network_of(Late).eval()
+@pytest.mark.parametrize("kind", [Late, Exchanging])
+def test_weights_that_a_forward_pass_rewrites_are_refused_by_module_and_left_alone(
+    name: str, kind: Callable[[int, int], nn.Module]
+):
+    network = network_of(kind).eval()
     state = trained(network)
     given = copy.deepcopy(state)
     with pytest.raises((NetworkError, MergeError), match=r"forward pass of 1\.0 changes weight in evaluation mode"):
@@ -146,15 +175,32 @@ def test_weights_that_a_forward_pass_rewrites_are_refused_by_module_and_left_alo
     assert all(torch.equal(state[key], given[key]) for key in given)
 
 
-def test_a_float_buffer_that_is_updated_in_evaluation_mode_is_one_sentence():
-    network = network_of(Averaging)
+@pytest.mark.parametrize("kind", [Averaging, Replacing])
+@pytest.mark.parametrize(("name", "error"), [("merge", MergeError), ("trace", TraceError), ("evaluate", NetworkError)])
+def test_a_float_buffer_that_is_updated_in_evaluation_mode_is_one_sentence(
+    kind: Callable[[int, int], nn.Module], name: str, error: type[Exception]
+):
+    network = network_of(kind)
     state = trained(network)
-    with pytest.raises(MergeError) as refused:
-        merge_networks(network, state, state, IMAGES)
+    with pytest.raises(error) as refused:
+        WORKS[name](network, state)
     assert str(refused.value) == (
         "the forward pass of 1.0 changes seen in evaluation mode, so what it puts out depends on what it saw before: "
         "let it write in training mode alone"
     )
+
+
+def test_a_buffer_that_is_written_before_it_is_read_is_taken_and_left_alone():
+    network = network_of(Caching)
+    state = trained(network)
+    given = copy.deepcopy(state)
+    spec = trace_permutation_spec(network, (IMAGES[:2],))
+    assert [axis.size for axis in spec.axes] == [8]
+    for _ in range(2):
+        wanted = nn.functional.linear(IMAGES - given["1.0.weight"].mean(0), given["1.0.weight"], given["1.0.bias"])
+        logits = nn.functional.linear(wanted.relu(), given["2.weight"], given["2.bias"])
+        assert torch.allclose(logits_of(network, state, EXAMPLES), logits, atol=1e-4)
+        assert all(torch.equal(state[key], given[key]) for key in given)
 
 
 def test_passes_that_are_counted_are_counted_in_no_state_of_the_caller():
@@ -194,3 +240,14 @@ def test_a_matching_of_such_a_network_is_refused():
     state, spec = trained(network), trace_permutation_spec(network_of(nn.Linear), (IMAGES[:2],))
     with pytest.raises(NetworkError, match=r"1\.0 \(LowRank\)"):
         match(network, spec, [state, state], [(0, 1)], "activation", IMAGES)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantized_modules_are_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.quantized, "engine", torch.backends.quantized.supported_engines[-1])
+    network = torch.ao.quantization.quantize_dynamic(network_of(nn.Linear), {nn.Linear}, dtype=torch.qint8)
+    for name, kind in (("merge", MergeError), ("trace", TraceError), ("own", OwnCodeError), ("evaluate", NetworkError)):
+        with pytest.raises(
+            kind, match=r"1\.0 of the network is quantized, and weights in whole numbers cannot be merge"
+        ):
+            WORKS[name](network, {})
