@@ -26,6 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from tasks.science.outputs import logits_in
+
 # Operations that are not taken apart; each has a rule of its own.
 KEPT_WHOLE = frozenset(
     [
@@ -99,6 +101,7 @@ def trace_graph(network: nn.Module, example_inputs: tuple[Tensor, ...], training
     name = type(network).__name__
     with TRACING, _unchanged(network), kept_random_state(), torch.no_grad(), _quiet(), _plain_attention():
         network.train(training)
+        _return_logits(network)
         try:
             exported = torch.export.export(network, example_inputs, strict=False)
             exported = exported.run_decompositions(dict(_decompositions()))  # pyright: ignore[reportUnknownMemberType]
@@ -213,6 +216,17 @@ def _unchanged(network: nn.Module) -> Generator[None]:
             if list(holder) != list(content) or any(holder.get(k) is not v for k, v in content.items()):
                 holder.clear()
                 holder.update(content)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def _return_logits(network: nn.Module) -> None:
+    """Lets the forward pass return its logits alone: what a model's output holds beside them may be no tensor."""
+    forward = network.forward
+
+    @functools.wraps(forward)
+    def logits_alone(*args: Any, **kwargs: Any) -> Any:
+        return logits_in(forward(*args, **kwargs))
+
+    network.forward = logits_alone
 
 
 @contextmanager
