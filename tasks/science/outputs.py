@@ -29,7 +29,8 @@ def logits_in(output: Any) -> Any:
 
 def way_to_logits(output: Any) -> str:
     """What lets a network put out logits alone, where `logits_in` cannot tell them from the rest of `output`."""
-    holds_cache = hasattr(output, "past_key_values") or (
+    names = output if isinstance(output, Mapping) else dir(output)
+    holds_cache = "past_key_values" in names or (
         isinstance(output, list | tuple) and any("Cache" in type(part).__name__ for part in output)
     )
     return "call it with use_cache=False" if holds_cache else "let its forward pass return the logits alone"

@@ -145,7 +145,8 @@ class GraphReader:
         shape = tuple(batch.shape)
         if shape not in self.graphs:
             # Traced in float32 whatever the batch is: the names of the operations are those of the spec.
-            self.graphs[shape] = trace_graph(self.network, (batch.float(),), training=False)
+            shown = batch.float() if batch.is_floating_point() else batch
+            self.graphs[shape] = trace_graph(self.network, (shown,), training=False)
         graph = self.graphs[shape]
         of_node: dict[str, list[tuple[Key, Reading]]] = {}
         for key, reading in wanted:
@@ -174,7 +175,9 @@ class GraphReader:
                 return state[graph.state[node.name]]
             if node.name in graph.constants:
                 constant = graph.constants[node.name]
-                return constant.to(batch.dtype) if constant.is_floating_point() else constant
+                # Token ids say nothing of the type that is computed in.
+                fits = constant.is_floating_point() and batch.is_floating_point()
+                return constant.to(batch.dtype) if fits else constant
             return batch
         arguments = torch.fx.map_arg((node.args, node.kwargs), lambda source: values[source])
         args, kwargs = arguments  # pyright: ignore[reportGeneralTypeIssues]
