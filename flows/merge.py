@@ -167,6 +167,12 @@ def _sentences(report: MergeReport, options: MergeOptions) -> list[str]:
         f"{sum(n > 0 for n in moved)} of {len(moved)} axes; B's outputs differ by {merged.function_error:.1e} of the "
         "largest (float64)"
     ]
+    if merged.casts:
+        more = f" and {len(merged.casts) - 1} more" if len(merged.casts) > 1 else ""
+        lines.append(
+            f"proof: in float64 throughout, without the casts to fewer digits in {merged.casts[0]}{more}, whose "
+            "rounding depends on the order of units"
+        )
     reasons: dict[str, int] = {}
     for fixed in spec.fixed:
         reasons[fixed.reason] = reasons.get(fixed.reason, 0) + fixed.size

@@ -117,7 +117,7 @@ def forward_flops(cell: Cell) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def _count_forward(network: tuple[tuple[str, Any], ...], shape: tuple[int, int, int], n_classes: int) -> int:
+def _count_forward(network: tuple[tuple[str, Any], ...], shape: tuple[int, ...], n_classes: int) -> int:
     data = DataSpec("", "", 1, 1, n_classes, shape)
     cell = Cell(data, recipe=Recipe("", 1, 1, 1.0, 0.0), **dict(network))
     counter = FlopCounterMode(display=False)

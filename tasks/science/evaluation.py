@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tasks.science.calibration import Halves, calibrate
 from tasks.science.examples import Examples
 from tasks.science.modes import check_modes, watched
+from tasks.science.outputs import logits_in
 from tasks.science.specs import PLAINLY, State, Viewing
 
 T = TypeVar("T")
@@ -81,12 +82,14 @@ def _batches(network: nn.Module, examples: Examples, viewing: Viewing) -> Iterat
 
     def run(images: Tensor) -> Tensor:
         if viewing.evaluated_in == "float32":
-            return network(lay_out(network, images))
+            return logits_in(network(lay_out(network, images)))
         with torch.autocast(images.device.type, torch.bfloat16):
-            return network(lay_out(network, images)).float()
+            return logits_in(network(lay_out(network, images))).float()
 
     with mode(network, training=False):
         for images, labels in examples.batches(batch_size):
+            if viewing.flip_averaged and images.ndim == 2:
+                raise ValueError("token ids have no mirror image: evaluate them with flip_averaged=False")
             logits = run(images)
             if viewing.flip_averaged:
                 logits = (logits + run(images.flip(-1))) / 2
@@ -182,7 +185,7 @@ def mode(network: nn.Module, *, training: bool) -> Generator[None]:
 def lay_out(network: nn.Module, images: Tensor) -> Tensor:
     """`images` (n, channels, height, width) as `network` reads them fastest: for convolutions with the channels
     innermost in memory, which every later map then keeps (ResNet20 trains 1.3 times as fast on one thread)."""
-    if not _is_convolutional(network):
+    if images.ndim != 4 or not _is_convolutional(network):
         return images
     # `contiguous` would leave images of one channel alone: both layouts are theirs, and later maps would get the other.
     return torch.empty_like(images, memory_format=torch.channels_last).copy_(images)

@@ -43,15 +43,18 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Examples:
-    """`images` (n_examples, channels, height, width) float32, normalised; `labels` (n_examples,) int64. With a
-    `scaling` images are bytes (uint8), which it normalises batch by batch."""
+    """`images` (n_examples, channels, height, width) float32, normalised, or token ids (n_examples, length) int64;
+    `labels` (n_examples,) int64. With a `scaling` images are bytes (uint8), which it normalises batch by batch."""
 
     images: Tensor
     labels: Tensor
     scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or self.labels.shape != self.images.shape[:1]:
+        if (
+            self.images.ndim != (2 if self.images.dtype == torch.int64 else 4)
+            or self.labels.shape != self.images.shape[:1]
+        ):
             raise ValueError(
                 "images must have shape (n, channels, height, width) and labels (n,), "
                 f"got {tuple(self.images.shape)} and {tuple(self.labels.shape)}"

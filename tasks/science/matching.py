@@ -35,7 +35,9 @@ from tasks.science.moments import (
     readable_families,
     unit_correlations,
 )
+from tasks.science.outputs import logits_in
 from tasks.science.permutation import Permutation, PermutationSpec
+from tasks.science.precision import CastsKept
 from tasks.science.specs import State
 from tasks.science.weight_matching import match_weights, unit_cosines
 
@@ -376,14 +378,19 @@ def _describe(
 
 
 @torch.no_grad()
-def function_error(network: nn.Module, state: State, permuted: State, images: Tensor) -> float:
+def function_error(
+    network: nn.Module, state: State, permuted: State, images: Tensor, kept: CastsKept | None = None
+) -> float:
     """Largest difference between the outputs of `state` and `permuted`, over the largest absolute output of `state`.
 
-    In float64 and evaluation mode, on the first 128 of `images`. A permutation that is no symmetry of the network
-    shows here. Infinite where an output is not finite, or where all outputs are 0 and the others are not.
+    In float64 and evaluation mode, on the first 128 of `images`; casts to fewer digits are left out, and recorded in
+    `kept`. A permutation that is no symmetry of the network shows here. Infinite where an output is not finite, or
+    where all outputs are 0 and the others are not.
     """
-    batches = images[:FUNCTION_EXAMPLES].double().split(FUNCTION_BATCH_SIZE)
-    logits, moved = (_outputs_in_double(network, weights, batches) for weights in (state, permuted))
+    shown = images[:FUNCTION_EXAMPLES]
+    batches = (shown.double() if shown.is_floating_point() else shown).split(FUNCTION_BATCH_SIZE)
+    kept = kept or CastsKept(network)
+    logits, moved = (_outputs_in_double(network, weights, batches, kept) for weights in (state, permuted))
     if not bool(torch.isfinite(logits).all() and torch.isfinite(moved).all()):
         return float("inf")
     difference, largest = float((logits - moved).abs().max()), float(logits.abs().max())
@@ -392,9 +399,9 @@ def function_error(network: nn.Module, state: State, permuted: State, images: Te
     return difference / largest if largest > 0 else float("inf")
 
 
-def _outputs_in_double(network: nn.Module, state: State, batches: Sequence[Tensor]) -> Tensor:
-    with mode(network, training=False), _InDouble(state):
-        outputs = [compute(network, state, batch) for batch in batches]
+def _outputs_in_double(network: nn.Module, state: State, batches: Sequence[Tensor], kept: CastsKept) -> Tensor:
+    with mode(network, training=False), _InDouble(state), kept:
+        outputs = [logits_in(compute(network, state, batch)) for batch in batches]
     return torch.cat(outputs)
 
 

@@ -28,8 +28,10 @@ from tasks.science.layout import Layout, LeftOut, find_layout
 from tasks.science.matchers import parse_matcher
 from tasks.science.matching import FUNCTION_TOLERANCE, Match, function_error, match
 from tasks.science.modes import NetworkError, check_modes
-from tasks.science.own import one_line
+from tasks.science.outputs import logits_in, way_to_logits
+from tasks.science.own import are_ids, one_line
 from tasks.science.permutation import Axis, Permutation, PermutationSpec, Slot
+from tasks.science.precision import CastsKept
 from tasks.science.specs import DataSpec, State
 from tasks.science.tracing import trace_permutation_spec
 
@@ -42,9 +44,6 @@ CHECK_EXAMPLES = 16
 """Images on which a spec is proved before it is used; the permutation that was found is proved on 128."""
 
 TRACE_EXAMPLES = 2
-
-ROUNDING_ERROR = 1e-4
-"""A function error below this may come from a forward pass that goes through float32 on its way."""
 
 
 class MergeError(ValueError):
@@ -59,6 +58,7 @@ class Merged:
     that between A and B permuted, and the latter corrected. The first two have the network's keys; `corrected` has the
     tensors `extra` beside them, and `network` computes with it: the one that was given, or a copy with these tensors.
     `function_error`: what `permutation` does to B's outputs (float64, largest difference over largest output).
+    `casts`: modules whose casts to fewer digits that proof left out.
     `n_layers`: how many layers were corrected. `left_out`: those that the correction does not reach, and why.
     `averaged`: buffers that are no weights, differ, and were interpolated although nothing is known of them.
     """
@@ -75,6 +75,7 @@ class Merged:
     n_layers: int
     left_out: tuple[LeftOut, ...] = ()
     averaged: tuple[str, ...] = ()
+    casts: tuple[str, ...] = ()
 
     @property
     def permutation(self) -> Permutation:
@@ -97,7 +98,8 @@ def merge_networks(
 ) -> Merged:
     """Merges the state dicts `a` and `b` of `network`, which lends its forward pass and is left as it was.
 
-    `images` (n_examples, ...) float, as the network takes them: the samples that all is measured on. `spec` says what
+    `images` (n_examples, ...) float, as the network takes them, or token ids (n_examples, length), whole numbers: the
+    samples that all is measured on. `spec` says what
     may be permuted; where it is not given it is traced. Weights of half precision are computed with in float32; what
     comes out is rounded to the wider of the two endpoints' types, tensor by tensor.
     Raises MergeError for weights that do not fit the network or are not finite, a network that does not compute these
@@ -126,7 +128,7 @@ def merge_networks(
         layout = None if correction == "none" else _layout_for(correction, working, state_a, images, allow_extra_layers)
         with _explained():
             (found,) = match(working, spec, [state_a, state_b], [(0, 1)], matcher, images)
-        error = _prove(working, spec, state_b, found.permutation, images, "the permutation that was found")
+        error, casts = _prove(working, spec, state_b, found.permutation, images, "the permutation that was found")
         permuted = spec.apply(given_b, found.permutation)
         with _explained():
             direct, aligned = (
@@ -135,7 +137,7 @@ def merge_networks(
             )
         averaged = averaged_buffers(working, given_a, permuted)
         if layout is None:
-            return Merged(alpha, direct, aligned, aligned, network, (), spec, found, error, 0, (), averaged)
+            return Merged(alpha, direct, aligned, aligned, network, (), spec, found, error, 0, (), averaged, casts)
         side_a, side_b = (measure_side(working, state, images, blocks=chosen.blocks) for state in (state_a, state_b))
         path = CorrectedPath(working, (side_a, side_b.permuted(spec, found.permutation)), correction, images)
         result = path.at(alpha)
@@ -156,6 +158,7 @@ def merge_networks(
         n_layers=len(layout.layers) if chosen.layers else 0,
         left_out=layout.left_out if chosen.layers else (),
         averaged=averaged,
+        casts=casts,
     )
 
 
@@ -268,14 +271,17 @@ def _explained() -> Generator[None]:
 
 
 def _checked_images(images: Tensor) -> Tensor:
-    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2:
+    if not isinstance(images, Tensor) or not (are_ids(images) or (images.is_floating_point() and images.ndim > 1)):
         got = f"{_word(images.dtype)} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise MergeError(f"images must be a tensor of floats (n_examples, ...), normalised as in training, got {got}")
+        raise MergeError(
+            "images must be a tensor of floats (n_examples, ...), normalised as in training, or of token ids "
+            f"(n_examples, length), got {got}"
+        )
     if len(images) < 2:
         raise MergeError(f"statistics need at least 2 images, got {len(images)}")
     if not bool(torch.isfinite(images).all()):
         raise MergeError("the images have values that are not finite")
-    return images.detach().cpu().float()
+    return images.detach().cpu().long() if are_ids(images) else images.detach().cpu().float()
 
 
 def _entries(network: nn.Module) -> State:
@@ -322,10 +328,12 @@ def check_outputs(network: nn.Module, state: State, images: Tensor, owner: str) 
     Raises MergeError where that is not one finite tensor with a row per image, in float32 as in float64.
     """
     shown = images[:CHECK_EXAMPLES]
-    _outputs(network, state, shown, owner, "")
-    return _outputs(
-        network, _in_double(network, state), shown.double(), owner, " in float64, in which permutations are proved"
-    )
+    _outputs(network, state, shown, torch.float32, owner, "")
+    if shown.is_floating_point():
+        shown = shown.double()
+    with CastsKept(network):
+        where = " in float64, in which permutations are proved"
+        return _outputs(network, _in_double(network, state), shown, torch.float64, owner, where)
 
 
 def check_classes(network: nn.Module, state: State, images: Tensor, data: DataSpec, owner: str) -> None:
@@ -340,9 +348,9 @@ def check_classes(network: nn.Module, state: State, images: Tensor, data: DataSp
         )
 
 
-def _outputs(network: nn.Module, weights: State, batch: Tensor, owner: str, where: str) -> Tensor:
+def _outputs(network: nn.Module, weights: State, batch: Tensor, dtype: torch.dtype, owner: str, where: str) -> Tensor:
     try:
-        outputs = compute(network, weights, batch)
+        outputs = logits_in(compute(network, weights, batch))
     except NetworkError as error:
         raise MergeError(str(error)) from error
     except Exception as error:  # Whatever a user's forward pass raises.
@@ -351,10 +359,13 @@ def _outputs(network: nn.Module, weights: State, batch: Tensor, owner: str, wher
         ) from error
     if not isinstance(outputs, Tensor) or outputs.shape[:1] != batch.shape[:1]:
         got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise MergeError(f"the network must put out one tensor with a row per image, got {got} of {len(batch)} images")
-    if outputs.dtype != batch.dtype:
+        way_out = "" if isinstance(outputs, Tensor) else f": {way_to_logits(outputs)}"
         raise MergeError(
-            f"the network puts out {_word(outputs.dtype)} for images of {_word(batch.dtype)}{where}: let its forward "
+            f"the network must put out one tensor with a row per image, got {got} of {len(batch)} images{way_out}"
+        )
+    if outputs.dtype != dtype:
+        raise MergeError(
+            f"the network puts out {_word(outputs.dtype)} for weights of {_word(dtype)}{where}: let its forward "
             "pass keep to the type of its input"
         )
     if not bool(torch.isfinite(outputs).all()):
@@ -396,27 +407,27 @@ def _fault(axis: Axis, slot: Slot, state: State) -> str | None:
 
 def _prove(
     network: nn.Module, spec: PermutationSpec, state: State, permutation: Permutation, images: Tensor, what: str
-) -> float:
-    """The function error of `permutation` on `state`; MergeError where it is one, naming the axes that make it."""
-    double = _in_double(network, state)
+) -> tuple[float, tuple[str, ...]]:
+    """The function error of `permutation` on `state`, and the modules whose casts were left out; MergeError where it is
+    one, naming the axes that make it."""
+    double, kept = _in_double(network, state), CastsKept(network)
 
     def error_of(some: Permutation) -> float:
         try:
-            return function_error(network, double, spec.apply(double, some), images)
+            return function_error(network, double, spec.apply(double, some), images, kept)
         except (ValueError, KeyError, IndexError) as error:
             raise MergeError(f"{what} does not fit the network: {one_line(error)}") from error
 
     error = error_of(permutation)
     if error <= FUNCTION_TOLERANCE:
-        return error
+        return error, kept.places
     identity = spec.identity()
     alone = {name: Permutation({**identity, name: vector}) for name, vector in permutation.items()}
     guilty = [repr(name) for name, one in alone.items() if not error_of(one) <= FUNCTION_TOLERANCE]
     axes = f"axis {_some(guilty)}" if guilty else "no axis alone, but all together,"
-    hint = ", or let the forward pass keep to the type of its input" if error < ROUNDING_ERROR else ""
     raise MergeError(
         f"{what} is not used, for it changes what the network computes: {axes} at fault (error {error:.2g}, at most "
-        f"{FUNCTION_TOLERANCE:g}); correct the spec, or give none and have it traced{hint}"
+        f"{FUNCTION_TOLERANCE:g}); correct the spec, or give none and have it traced"
     )
 
 

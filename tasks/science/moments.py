@@ -152,6 +152,8 @@ def readable_families(
     avoid: set[str] = set()
     while True:
         families = observed_families(spec, reading, avoid, published)
+        if not families:
+            return families, {}
         try:
             one, two = (read_activations(network, state, images[:n], families) for n in (1, 2))
         except MisreadError as error:

@@ -97,9 +97,9 @@ def build_own_network(build: Callable[..., Any], place: str, **arguments: Any) -
 def load_own_data(load: Callable[[], Any], place: str) -> Dataset:
     """The data that a person's function returns: ((train images, labels), (test images, labels)).
 
-    Images (n, channels, height, width) are of floats, normalised; labels (n,) whole numbers from 0. OwnCodeError
-    where they are not. There are as many classes as the largest label says, and black is a channel's smallest value
-    among the train images.
+    Images (n, channels, height, width) are of floats, normalised, or token ids (n, length) in their place, whole
+    numbers; labels (n,) whole numbers from 0. OwnCodeError where they are not. There are as many classes as the
+    largest label says, and black is a channel's smallest value among the train images, of ids 0.
     """
     found = _call(load, place)
     try:
@@ -120,9 +120,10 @@ def load_own_data(load: Callable[[], Any], place: str) -> Dataset:
     n_classes = int(torch.cat([train.labels, test.labels]).max()) + 1
     if n_classes < 2:
         raise OwnCodeError(f"{place}: all labels are 0, and a network tells classes apart: there must be at least 2")
-    n_channels, height, width = train.images.shape[1:]
-    spec = DataSpec(place, weights_digest(tensors), len(train), len(test), n_classes, (n_channels, height, width))
-    return Dataset(spec, train, test, black=tuple(train.images.amin((0, 2, 3)).tolist()))
+    shape = tuple(train.images.shape[1:])
+    spec = DataSpec(place, weights_digest(tensors), len(train), len(test), n_classes, shape)
+    black = 0.0 if spec.holds_ids else tuple(train.images.amin((0, 2, 3)).tolist())
+    return Dataset(spec, train, test, black)
 
 
 def _call(function: Callable[[], Any], place: str) -> Any:
@@ -132,11 +133,17 @@ def _call(function: Callable[[], Any], place: str) -> Any:
         raise OwnCodeError(f"{place} raised {one_line(error)}") from error
 
 
+def are_ids(images: Tensor) -> bool:
+    """Whether these are token ids (n, length), whole numbers, and no images."""
+    return images.dtype in (torch.int32, torch.int64) and images.ndim == 2 and images.numel() > 0
+
+
 def _examples(images: Any, labels: Any, what: str) -> Examples:
-    if not _is_plain(images) or not images.is_floating_point() or images.ndim != 4 or not images.numel():
+    is_image = _is_plain(images) and images.is_floating_point() and images.ndim == 4 and images.numel() > 0
+    if not is_image and not (_is_plain(images) and are_ids(images)):
         raise OwnCodeError(
-            f"{what} images must be a tensor of floats, normalised, of shape (n, channels, height, width), "
-            f"got {_described(images)}"
+            f"{what} images must be a tensor of floats, normalised, of shape (n, channels, height, width), or of token "
+            f"ids (n, length), got {_described(images)}"
         )
     if not _is_plain(labels) or labels.dtype not in _WHOLE or labels.shape != images.shape[:1]:
         raise OwnCodeError(
@@ -146,7 +153,8 @@ def _examples(images: Any, labels: Any, what: str) -> Examples:
         raise OwnCodeError(f"{what} labels must be at least one, counted from 0")
     if not bool(torch.isfinite(images).all()):
         raise OwnCodeError(f"{what} images have values that are not finite")
-    return Examples(images.detach().cpu().float(), labels.detach().cpu().long())
+    images = images.detach().cpu()
+    return Examples(images.float() if is_image else images.long(), labels.detach().cpu().long())
 
 
 def _is_plain(value: Any) -> bool:

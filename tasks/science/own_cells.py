@@ -42,6 +42,11 @@ def describe_own(
     traced.
     """
     given = {"width": width, "depth": depth, "normalization": normalization}
+    if data.holds_ids:
+        raise ValueError(
+            f"{data.name} holds token ids, and studies flip, shift and train on images: merge networks of ids by "
+            "`repairlab merge`"
+        )
     taken = factors_of(place)
     arguments: dict[str, Any] = {}
     for name, value in given.items():
@@ -119,7 +124,7 @@ def normalization_of(network: nn.Module) -> str:
     return "layer" if any(isinstance(module, others) for module in modules) else "none"
 
 
-def graph_digest(network: nn.Module, shape: tuple[int, int, int]) -> str:
+def graph_digest(network: nn.Module, shape: tuple[int, ...]) -> str:
     """sha256 (64 hex digits) over what a network computes, whatever its weights: the operations of a pass of two images
     of `shape` in evaluation mode, the shapes of its tensors, the constants among them, and what its modules say of
     themselves, such as how much is dropped out in training.

@@ -132,7 +132,8 @@ class PermutationSpec:
 
     `shapes`: shape of every entry of the state dict. `tied`: groups of keys that are one tensor. `unreached`:
     parameters that no traced forward pass reads; `training` says whether the training mode, where auxiliary heads
-    live, was traced as well: "same" (nothing more to trace), "traced", or "unverified: reason".
+    live, was traced as well: "same" (nothing more to trace), "traced", or "unverified: reason". `casts`:
+    modules that cast to fewer digits than float64, which the numerical check left out: by their paths.
     """
 
     axes: tuple[Axis, ...]
@@ -141,6 +142,7 @@ class PermutationSpec:
     tied: tuple[tuple[str, ...], ...] = ()
     unreached: tuple[str, ...] = ()
     training: str = "same"
+    casts: tuple[str, ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, Axis]:
@@ -337,7 +339,7 @@ def _spec_to_json(spec: PermutationSpec) -> dict[str, Any]:
         for a in spec.axes
     ]
     fixed = [[f.size, f.reason, f.slots] for f in spec.fixed]
-    return {
+    written: dict[str, Any] = {
         "version": 1,
         "axes": axes,
         "fixed": fixed,
@@ -346,6 +348,8 @@ def _spec_to_json(spec: PermutationSpec) -> dict[str, Any]:
         "unreached": spec.unreached,
         "training": spec.training,
     }
+    # Left out where there are none: a spec's text enters digests.
+    return written | ({"casts": spec.casts} if spec.casts else {})
 
 
 def _spec_from_json(data: dict[str, Any]) -> PermutationSpec:
@@ -372,7 +376,8 @@ def _spec_from_json(data: dict[str, Any]) -> PermutationSpec:
     fixed = tuple(FixedAxis(n, reason, tuple((k, d) for k, d in slots)) for n, reason, slots in data["fixed"])
     shapes = {key: tuple(shape) for key, shape in data["shapes"].items()}
     tied = tuple(tuple(group) for group in data["tied"])
-    return PermutationSpec(axes, fixed, shapes, tied, tuple(data["unreached"]), data["training"])
+    unreached, casts = tuple(data["unreached"]), tuple(data.get("casts", ()))
+    return PermutationSpec(axes, fixed, shapes, tied, unreached, data["training"], casts)
 
 
 def _table(spec: PermutationSpec) -> str:
@@ -403,6 +408,8 @@ def _table(spec: PermutationSpec) -> str:
         lines.append(f"not read by a forward pass: {', '.join(spec.unreached)}")
     if spec.training != "same":
         lines.append(f"training mode: {spec.training}")
+    if spec.casts:
+        lines.append(f"checked in float64, without the casts in: {', '.join(spec.casts)}")
     return "\n".join(lines)
 
 

@@ -33,8 +33,8 @@ class DataSpec:
     n_train: int
     n_test: int
     n_classes: int
-    shape: tuple[int, int, int]
-    """(channels, height, width) of one image."""
+    shape: tuple[int, ...]
+    """(channels, height, width) of one image; (length,) of token ids."""
     halves: bool = False
     """Whether an endpoint is trained on one of two disjoint halves of the train split, and pairs lie across them. Its
     seed says which: even seeds have the first, odd seeds the second. So every seed stands for one training, with its
@@ -42,6 +42,11 @@ class DataSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
+
+    @property
+    def holds_ids(self) -> bool:
+        """Whether an example is a row of token ids and no image."""
+        return len(self.shape) == 1
 
     def train_subset(self, seed: int) -> TrainSubset:
         """What an endpoint of this seed is trained on."""
@@ -122,7 +127,12 @@ class Cell:
         # The last epoch is the end: one identity for one thing.
         if self.epoch == self.recipe.epochs:
             object.__setattr__(self, "epoch", None)
-        side = min(self.data.shape[1:])
+        if self.data.holds_ids and self.recipe.augments:
+            raise ValueError(
+                f"recipe {self.recipe.name} flips, shifts, cuts or crops images, and {self.data.name} holds token ids: "
+                "take a recipe with flip=False and translate, cutout and resized_crop of 0"
+            )
+        side = min(self.data.shape[1:], default=0)
         if self.recipe.cutout > side:
             raise ValueError(
                 f"recipe {self.recipe.name}: cutout must be at most {side} pixels for the images of {self.data.name}, "

@@ -149,7 +149,7 @@ def _checked(spec: PermutationSpec, network: nn.Module, example_inputs: tuple[Te
         )
         for a in spec.axes
     )
-    return dataclasses.replace(spec, axes=axes)
+    return dataclasses.replace(spec, axes=axes, casts=check.kept.places)
 
 
 def _as_fixed(axis: Axis) -> FixedAxis:

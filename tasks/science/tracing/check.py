@@ -7,6 +7,7 @@ forgotten axis. The traced rules are meant to make this check redundant; tests c
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tasks.science.evaluation import compute, mode
+from tasks.science.outputs import logits_in
 from tasks.science.permutation import Axis, Permutation, PermutationSpec, Reading
+from tasks.science.precision import CastsKept
 from tasks.science.tracing.graph import kept_random_state
 
 TOLERANCE = 1e-9
@@ -97,18 +100,28 @@ def relative_error(before: list[Tensor], after: list[Tensor]) -> float:
     return worst
 
 
-def outputs(network: nn.Module, state: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Every tensor that the network returns in eval mode with this state; the network is left as it was."""
-    with mode(network, training=False), kept_random_state(), torch.no_grad():
-        dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+def outputs(
+    network: nn.Module, state: dict[str, Tensor], inputs: tuple[Tensor, ...], kept: CastsKept | None = None
+) -> list[Tensor]:
+    """Every tensor that the network returns in eval mode with this state; the network is left as it was.
+
+    A float64 state is computed with in float64 throughout; `kept` records the casts that this leaves out.
+    """
+    dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+    kept_casts = (kept or CastsKept(network)) if dtype == torch.float64 else nullcontext()
+    with mode(network, training=False), kept_random_state(), torch.no_grad(), kept_casts:
         loose = {k: b.to(dtype) for k, b in network.named_buffers() if k not in state and b.is_floating_point()}
         # Copies, since a forward pass may write to what it is given.
         result = compute(network, {**loose, **state}, *(x.clone() for x in inputs))
-    return list(_tensors(result))
+    return list(_tensors(logits_in(result)))
 
 
 def module_outputs(
-    network: nn.Module, state: dict[str, Tensor], inputs: tuple[Tensor, ...], wanted: set[tuple[str, int]]
+    network: nn.Module,
+    state: dict[str, Tensor],
+    inputs: tuple[Tensor, ...],
+    wanted: set[tuple[str, int]],
+    kept: CastsKept | None = None,
 ) -> tuple[list[Tensor], dict[tuple[str, int], Tensor]]:
     """`outputs`, and those of the named calls of modules, copied before anything can write to them."""
     seen: dict[tuple[str, int], Tensor] = {}
@@ -127,7 +140,7 @@ def module_outputs(
     for path in {p for p, _ in wanted}:
         handles.append(network.get_submodule(path).register_forward_hook(observer(path)))
     try:
-        return outputs(network, state, inputs), seen
+        return outputs(network, state, inputs, kept), seen
     finally:
         for handle in handles:
             handle.remove()
@@ -162,6 +175,7 @@ class Check:
         self.generator = torch.Generator().manual_seed(0)
         self.wanted = {(r.module, r.call) for a in axes for r in a.readings if r.module is not None}
         self.tolerance = TOLERANCE
+        self.kept = CastsKept(network)
         try:
             self._prepare(torch.float64, inputs)
         except (RuntimeError, TypeError) as error:
@@ -176,7 +190,7 @@ class Check:
         step = 1e-8 if dtype == torch.float64 else 1e-4
         for gain in GAINS:
             self.state = randomised_state(self.network, self.generator, dtype, gain)
-            self.before, self.seen = module_outputs(self.network, self.state, self.inputs, self.wanted)
+            self.before, self.seen = module_outputs(self.network, self.state, self.inputs, self.wanted, self.kept)
             nudged = tuple(x * (1 + step) if x.is_floating_point() else x for x in self.inputs)
             amplified = relative_error(self.before, outputs(self.network, self.state, nudged))
             # Not a number where the output is not finite.

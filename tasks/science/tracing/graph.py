@@ -30,6 +30,7 @@ from torch.nn.modules import transformer
 from torch.nn.utils.rnn import PackedSequence
 
 from tasks.science.modes import NetworkError, check_modes, kept_attributes
+from tasks.science.outputs import logits_in
 
 # Operations that are not taken apart; each has a rule of its own.
 KEPT_WHOLE = frozenset(
@@ -108,6 +109,7 @@ def trace_graph(network: nn.Module, example_inputs: tuple[Tensor, ...], training
         raise TraceError(str(error)) from error
     with TRACING, kept_attributes(network), kept_random_state(), torch.no_grad(), _quiet(), _plain_attention():
         network.train(training)
+        _return_logits(network)
         try:
             exported = torch.export.export(network, example_inputs, strict=False)
             exported = exported.run_decompositions(dict(_decompositions()))  # pyright: ignore[reportUnknownMemberType]
@@ -230,6 +232,17 @@ def _where(error: Exception) -> str:
         if _is_own_code(frame.filename):
             return f" ({Path(frame.filename).name}:{frame.lineno}: {frame.line})"
     return ""
+
+
+def _return_logits(network: nn.Module) -> None:
+    """Lets the forward pass return its logits alone: what a model's output holds beside them may be no tensor."""
+    forward = network.forward
+
+    @functools.wraps(forward)
+    def logits_alone(*args: Any, **kwargs: Any) -> Any:
+        return logits_in(forward(*args, **kwargs))
+
+    network.forward = logits_alone
 
 
 @contextmanager

@@ -342,7 +342,9 @@ class Visitor:
         if getattr(node.target, "namespace", "aten") not in NAMESPACES:
             raise _NotCovered
         shape = _shapes(node.meta["val"])[0]
-        if 0 in shape or any(0 in self._layout(n).shape for n in node.all_input_nodes):
+        empty = any(0 in self._layout(n).shape for n in node.all_input_nodes)
+        # What is concatenated to nothing, as the first entry of a cache is, stays what it is.
+        if 0 in shape or (empty and name != "cat"):
             raise _NotCovered
         if name in ELEMENTWISE:
             return combine(self.demands, self._tensors([*node.args, *node.kwargs.values()]), shape)

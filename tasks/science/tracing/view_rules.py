@@ -222,7 +222,7 @@ def _roll(visitor: Visitor, node: Node) -> Value:
 @rule("cat")
 def _cat(visitor: Visitor, node: Node) -> Value:
     demands = visitor.demands
-    parts = [p for a in cast(Sequence[Node], node.args[0]) if (p := layout_of(visitor, a)).shape != (0,)]
+    parts = [p for a in cast(Sequence[Node], node.args[0]) if 0 not in (p := layout_of(visitor, a)).shape]
     dim = dimension(node, 1, 0, len(parts[0].shape))
     shape = result_shape(node)
     if len(parts) == 1:

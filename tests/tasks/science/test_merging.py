@@ -476,11 +476,13 @@ def test_a_forward_pass_that_branches_on_data_is_named_with_its_place():
         (lambda x: x.sum(), "the network must put out one tensor with a row per image, got shape () of 16 images"),
         (lambda x: x @ torch.zeros(3, 3), "the network cannot compute images of shape (2, 6, 6): RuntimeError: mat1"),
         (lambda x: x / 0, "A puts out values that are not finite on these images: are they normalised?"),
-        (lambda x: x.float(), "the network puts out float32 for images of float64 in float64, in which permutations"),
+        (lambda x: x.half(), "the network puts out float16 for weights of float32: let its forward pass keep to the"),
         (
-            lambda x: x @ torch.zeros(4, 4),
+            lambda x: x * len(torch.empty(0 if x.dtype == torch.float32 else -1)),
             "the network cannot compute images of shape (2, 6, 6) in float64, in which permutations are proved: Run",
         ),
+        (lambda x: {"first": x, "second": x}, "let its forward pass return the logits alone"),
+        (lambda x: {"first": x, "second": x, "past_key_values": None}, "call it with use_cache=False"),
     ],
 )
 def test_a_network_that_does_not_do_its_part_is_refused_in_a_sentence(then: Callable[[Tensor], object], sentence: str):
@@ -500,7 +502,7 @@ def test_a_network_without_shapes_is_refused_in_a_sentence():
         (IMAGES[:1], "statistics need at least 2 images, got 1"),
         (
             IMAGES.byte(),
-            "images must be a tensor of floats (n_examples, ...), normalised as in training, got uint8 (120,",
+            "images must be a tensor of floats (n_examples, ...), normalised as in training, or of token ids",
         ),
         (IMAGES / 0, "the images have values that are not finite"),
     ],
