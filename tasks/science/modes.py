@@ -9,7 +9,7 @@ added may be 0 in the network's own weights; forward passes are watched the firs
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from weakref import WeakSet
 
@@ -76,16 +76,19 @@ def watched(network: nn.Module, state: Mapping[str, Tensor]) -> Generator[Callab
     if network in _READING or all(type(m).__module__.startswith(_KNOWN_PACKAGES) for m in network.modules()):
         yield lambda: None
         return
-    before = {key: tensor.clone() for key, tensor in state.items()}
+    # What is done here is none of the work that a caller's mode of torch's functions is for.
+    with _plainly():
+        before = {key: tensor.clone() for key, tensor in state.items()}
     shown: list[tuple[Any, ...]] = []
     changed: list[str] = []
 
     def look() -> None:
-        changed.extend(k for k, t in network.named_parameters() if k in before and not _same(before[k], t.detach()))
-        floats = [(k, t) for k, t in network.named_buffers() if k in before and t.is_floating_point()]
-        found = [k for k, t in floats if not _same(before[k], t.detach())]
-        if found and _reads(network, {key: before[key] for key in found}, shown[:1]):
-            changed.extend(found)
+        with _plainly():
+            changed.extend(k for k, t in network.named_parameters() if k in before and not _same(before[k], t.detach()))
+            floats = [(k, t) for k, t in network.named_buffers() if k in before and t.is_floating_point()]
+            found = [k for k, t in floats if not _same(before[k], t.detach())]
+            if found and _reads(network, {key: before[key] for key in found}, shown[:1]):
+                changed.extend(found)
 
     handle = network.register_forward_pre_hook(lambda _, inputs: shown.append(inputs) if not shown else None)
     written: list[str] = []
@@ -93,10 +96,10 @@ def watched(network: nn.Module, state: Mapping[str, Tensor]) -> Generator[Callab
         yield look
     finally:
         handle.remove()
-        for key, tensor in before.items():
-            if not _same(tensor, state[key]):
-                written.append(key)
-                with torch.no_grad():
+        with _plainly(), torch.no_grad():
+            for key, tensor in before.items():
+                if not _same(tensor, state[key]):
+                    written.append(key)
                     state[key].copy_(tensor)
     changed += [key for key in written if key in dict(network.named_parameters(remove_duplicate=False))]
     if changed:
@@ -119,11 +122,15 @@ def _reads(network: nn.Module, buffers: Mapping[str, Tensor], shown: Sequence[tu
             module.training = False
             for held in (module._forward_hooks, module._forward_pre_hooks):  # pyright: ignore[reportPrivateUsage]
                 hooks.enter_context(_without_ours(held))
+        dtype = next(iter(buffers.values())).dtype
         for shift in (0.0, 1.0):
             for key, tensor in buffers.items():
                 path, _, name = key.rpartition(".")
                 network.get_submodule(path)._buffers[name] = tensor + shift  # pyright: ignore[reportPrivateUsage]
-            outputs += [network(*inputs) for inputs in shown]
+            outputs += [
+                network(*(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs))
+                for inputs in shown
+            ]
     known = len(outputs) == 2 and all(isinstance(one, Tensor) for one in outputs)
     return not (known and _same(outputs[0], outputs[1]))
 
@@ -218,6 +225,11 @@ def _tensors(network: nn.Module) -> dict[tuple[str, str], Tensor]:
         for name, tensor in held
         if tensor is not None and not is_lazy(tensor) and not tensor.is_meta
     }
+
+
+def _plainly() -> AbstractContextManager[None]:
+    """While open, no mode or subclass sees what torch is asked for."""
+    return torch._C.DisableTorchFunction()  # pyright: ignore[reportPrivateUsage]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

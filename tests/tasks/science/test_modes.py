@@ -203,6 +203,15 @@ def test_a_buffer_that_is_written_before_it_is_read_is_taken_and_left_alone():
         assert all(torch.equal(state[key], given[key]) for key in given)
 
 
+@pytest.mark.parametrize("kind", [Caching, Counting, Careful])
+def test_a_function_error_is_measured_in_float64_the_first_time_too(kind: Callable[[int, int], nn.Module]):
+    network = network_of(kind)
+    state = trained(network)
+    spec = trace_permutation_spec(network_of(nn.Linear), (IMAGES[:2],))
+    moved = spec.apply(state, spec.random(torch.Generator().manual_seed(1)))
+    assert function_error(network, state, moved, IMAGES) < 1e-12
+
+
 def test_passes_that_are_counted_are_counted_in_no_state_of_the_caller():
     network = network_of(Counting)
     state = trained(network)
