@@ -153,10 +153,11 @@ def _sentences(report: MergeReport, options: MergeOptions) -> list[str]:
         "largest (float64)"
     ]
     if merged.casts:
-        more = f" and {len(merged.casts) - 1} more" if len(merged.casts) > 1 else ""
+        first, *others = merged.casts
+        more = f" and {len(others)} more" if others else ""
         lines.append(
-            f"proof: in float64 throughout, without the casts to fewer digits in {merged.casts[0]}{more}, whose "
-            "rounding depends on the order of units"
+            f"proof: in float64 throughout, without the casts to fewer digits in {first}{more}, whose rounding depends "
+            "on the order of units"
         )
     reasons: dict[str, int] = {}
     for fixed in spec.fixed:
