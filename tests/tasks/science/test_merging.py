@@ -491,7 +491,7 @@ def test_a_network_without_shapes_is_refused_in_a_sentence():
         (IMAGES[:1], "statistics need at least 2 images, got 1"),
         (
             IMAGES.byte(),
-            "images must be a tensor of floats (n_examples, ...), normalised as in training, or of token ids (n_examples",
+            "images must be a tensor of floats (n_examples, ...), normalised as in training, or of token ids (n_ex",
         ),
         (IMAGES / 0, "the images have values that are not finite"),
     ],
