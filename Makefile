@@ -25,7 +25,9 @@ test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 test-thorough: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[zoo]'
 	$(BIN)/python docs/networks.py --all --fresh
+	$(BIN)/python docs/networks.py --zoo --fresh
 	$(BIN)/python -m pytest -m "thorough and not gpu"
 
 check-cluster: .venv/installed-dev

@@ -1,6 +1,7 @@
-"""Writes docs/networks.md: for every torchvision classification network, the axes that should move and those that do.
+"""Writes docs/networks.md: for every torchvision classification network, and for networks of timm and transformers
+(zoo.py), the axes that should move and those that do.
 
-    python docs/networks.py [--all] [--fresh] [name ...]
+    python docs/networks.py [--all] [--zoo] [--fresh] [name ...]
 
 Each network is examined in a process of its own, which returns its memory, the smallest first. Its row is written to
 networks.json as soon as it is done, and what has a row is not examined again: a run that was stopped goes on where it
@@ -50,6 +51,8 @@ from torchvision.ops.misc import SqueezeExcitation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from docs.zoo import FAMILIES, ZOO, Expected, family_of
+from docs.zoo import build as build_zoo
 from tasks.science.permutation import PermutationSpec
 from tasks.science.tracing import FAILED_CHECK, TraceError, trace_permutation_spec
 from tasks.science.tracing.check import TOLERANCE, Check
@@ -109,20 +112,14 @@ RULES = {
 }
 
 
-@dataclass(frozen=True)
-class Expected:
-    """`copies` axes of this size with slots in dimension `dim` of `key`."""
-
-    what: str
-    key: str
-    size: int
-    copies: int = 1
-    dim: int = 0
-
-
 def expected(network: nn.Module) -> list[Expected]:
-    """The axes that should move, from the architecture alone."""
+    """The axes that should move in a network of torchvision, from the architecture alone."""
     return list(_WALKERS[type(network).__name__](network))
+
+
+def rules() -> dict[str, str]:
+    """What is expected of each kind of network, in words."""
+    return RULES | {name: family.rule for name, family in FAMILIES.items()}
 
 
 def _rows(network: nn.Module, key: str, what: str) -> Expected:
@@ -315,6 +312,8 @@ def every_network() -> list[str]:
 
 def n_parameters(name: str) -> int:
     """How large a network is, without building it; 0 where torchvision does not say."""
+    if name in ZOO:
+        return 0
     return models.get_model_weights(name)["DEFAULT"].meta.get("num_params", 0)
 
 
@@ -337,7 +336,9 @@ def _distinct(slots: Any) -> list[Any]:
 
 
 def build(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-    """A network of torchvision at random initialisation and a batch of two images, as small as it allows."""
+    """A network at random initialisation and a batch of two examples, as small as it allows."""
+    if name in ZOO:
+        return build_zoo(name)
     options: dict[str, Any] = {}
     side = 64
     if name.startswith("vit"):
@@ -358,7 +359,8 @@ def build(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
 @dataclass(frozen=True)
 class Row:
     """What was found for one network, or why it could not be examined (`failure`); a refusal by the tracer is a
-    finding. `tracer` and `torch` say what examined it; `peak_gb` is the memory that its process took."""
+    finding. `held`: the tracer's reasons for what it misses. `tracer` and `torch` say what examined it; `peak_gb` is
+    the memory that its process took."""
 
     name: str
     rule: str = ""
@@ -369,6 +371,7 @@ class Row:
     seconds: float = 0.0
     caught: int = 0
     misses: list[Expected] = dataclasses.field(default_factory=list[Expected])
+    held: list[str] = dataclasses.field(default_factory=list[str])
     refusal: str = ""
     failure: str = ""
     tracer: str = ""
@@ -379,7 +382,8 @@ class Row:
 def tracer_state() -> str:
     """Digest of the tracer's sources: rows of another state say nothing certain about this one."""
     science = Path(__file__).resolve().parents[1] / "tasks" / "science"
-    sources = [science / "permutation.py", *sorted((science / "tracing").glob("*.py"))]
+    sources = [science / f"{name}.py" for name in ("permutation", "precision", "outputs")]
+    sources += sorted((science / "tracing").glob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:7]
 
 
@@ -402,6 +406,8 @@ def write_rows(path: Path, rows: Mapping[str, Row]) -> None:
         values = dataclasses.asdict(rows[name])
         for key in ("error", "peak_gb"):
             values[key] = None if math.isnan(values[key]) else values[key]
+        if not values["held"]:
+            del values["held"]
         lines.append(f"{json.dumps(name)}: {json.dumps(values)}")
     beside = path.with_suffix(".new")
     beside.write_text("{\n" + ",\n".join(lines) + "\n}\n")
@@ -414,9 +420,10 @@ def examine(name: str) -> Row:
     Raises RuntimeError where the outputs cannot be compared in float64.
     """
     network, inputs = build(name)
-    wanted = expected(network)
+    in_zoo = name in ZOO
+    wanted = list(FAMILIES[family_of(name)].walk(network)) if in_zoo else expected(network)
     total = sum(w.copies for w in wanted)
-    kind = type(network).__name__
+    kind = family_of(name) if in_zoo else type(network).__name__
     start = time.perf_counter()
     try:
         spec = trace_permutation_spec(network, inputs)
@@ -432,7 +439,9 @@ def examine(name: str) -> Row:
     error = check.error(spec, spec.random(torch.Generator().manual_seed(1)))
     caught = sum(f.reason == FAILED_CHECK for f in spec.fixed)
     found = total - sum(m.copies for m in misses)
-    return Row(name, kind, total, found, len(spec.axes), error, seconds, caught, misses)
+    keys = {miss.key for miss in misses}
+    held = sorted({f.reason for f in spec.fixed if keys.intersection(key for key, _ in f.slots)})
+    return Row(name, kind, total, found, len(spec.axes), error, seconds, caught, misses, held)
 
 
 def examine_apart(name: str, memory_gb: float | None = None) -> Row:
@@ -461,48 +470,48 @@ def examine_apart(name: str, memory_gb: float | None = None) -> Row:
 def page(rows: Mapping[str, Row]) -> str:
     """The text of docs/networks.md."""
     done = [rows[name] for name in sorted(rows) if not rows[name].failure]
-    left = [name for name in every_network() if name not in rows or rows[name].failure]
-    total, found = sum(r.n_expected for r in done), sum(r.n_found for r in done)
-    errors = [r.error for r in done if not math.isnan(r.error)]
+    known = [*every_network(), *ZOO]
+    left = [name for name in known if name not in rows or rows[name].failure]
     states = Counter(r.tracer or "not recorded" for r in done)
     versions = sorted({r.torch.partition("+")[0] for r in done if r.torch})
+    zoo = [r for r in done if r.name in ZOO]
+    others = [r for r in done if r.name not in ZOO]
     lines = [
         "# Networks whose permutations are found",
         "",
-        "Generated by `docs/networks.py`. Each network of torchvision is built at random initialisation and traced;",
-        "its parameters and float buffers are then all drawn at random, a random permutation of all axes is applied,",
-        "and the outputs are compared in float64: *error* is the largest difference over the largest output. *Caught*",
-        "counts axes that the numerical check at the end of tracing had to take back. *Seconds*: one CPU thread, from",
-        "network to checked spec, on two cores shared with other work (quiet, a third to a tenth of it). *GB*: the",
-        "most memory that the process took, where it was measured.",
-        "",
-        f"{len(done)} of {len(every_network())} networks are examined; {found} of {total} expected axes move; largest "
-        f"error {max(errors, default=0):.1e}; caught {sum(r.caught for r in done)}.",
+        "Generated by `docs/networks.py`. Each network is built at random initialisation and traced; its parameters",
+        "and float buffers are then all drawn at random, a random permutation of all axes is applied, and the outputs",
+        "are compared in float64, without the casts that some networks make to float32: *error* is the largest",
+        "difference over the largest output. *Caught* counts axes that the numerical check at the end of tracing had",
+        "to take back. *Seconds*: one CPU thread, from network to checked spec, on two cores shared with other work",
+        "(quiet, a third to a tenth of it). *GB*: the most memory that the process took, where it was measured.",
         "",
         f"PyTorch {', '.join(versions) or 'unknown'}. Digest of the tracer's sources when a network was examined: "
         f"{', '.join(f'{state} ({n})' for state, n in states.most_common())}.",
         "",
         "## What is expected",
         "",
-        *(f"- **{k}**: {RULES[k]}." for k in RULES if any(r.rule == k for r in done)),
+        *(f"- **{k}**: {rule}." for k, rule in rules().items() if any(r.rule == k for r in done)),
         "",
         "An axis counts once per head or group that it is nested in. Inputs, logits and kernel positions never move.",
         "",
-        "## What is found",
+        "## What is found in torchvision",
         "",
-        "| network | expected | of these found | axes in all | error | caught | seconds | GB |",
-        "|---|---|---|---|---|---|---|---|",
-        *(
-            f"| {r.name} | {r.n_expected} | {r.n_found} | {r.n_axes} | {r.error:.1e} | {r.caught} | {r.seconds:.1f} | "
-            f"{'' if math.isnan(r.peak_gb) else f'{r.peak_gb:g}'} |"
-            for r in done
-        ),
+        *_found(others, len(every_network())),
+        "",
+        "## What is found in timm and transformers",
+        "",
+        "Networks of timm as they are, or with fewer blocks; those of transformers with two blocks of 32 channels, the",
+        "causal ones with their cache, on token ids. Both packages come with `pip install 'repairlab[zoo]'`.",
+        "",
+        *_found(zoo, len(ZOO)),
         "",
         "## Misses",
         "",
     ]
     misses = [
         f"- {r.name}: {r.refusal or ', '.join(f'{m.what} {m.key} ({m.copies} x {m.size})' for m in r.misses)}"
+        + (f"; held: {'; '.join(r.held)}" if r.held else "")
         for r in done
         if r.misses or r.refusal
     ]
@@ -511,11 +520,30 @@ def page(rows: Mapping[str, Row]) -> str:
     return "\n".join([*lines, ""])
 
 
+def _found(done: list[Row], n_known: int) -> list[str]:
+    """How many axes of how many networks are found, and a table with a line for each network."""
+    total, found = sum(r.n_expected for r in done), sum(r.n_found for r in done)
+    errors = [r.error for r in done if not math.isnan(r.error)]
+    return [
+        f"{len(done)} of {n_known} networks are examined; {found} of {total} expected axes move; largest error "
+        f"{max(errors, default=0):.1e}; caught {sum(r.caught for r in done)}.",
+        "",
+        "| network | kind | expected | of these found | axes in all | error | caught | seconds | GB |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {r.name} | {r.rule} | {r.n_expected} | {r.n_found} | {r.n_axes} | {r.error:.1e} | {r.caught} | "
+            f"{r.seconds:.1f} | {'' if math.isnan(r.peak_gb) else f'{r.peak_gb:g}'} |"
+            for r in done
+        ),
+    ]
+
+
 def main() -> None:
     """Examine the named networks; or of one per family, or of all, those that were not examined before."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", help="examined whether they have a row or not")
     parser.add_argument("--all", action="store_true", help="every classification network of torchvision")
+    parser.add_argument("--zoo", action="store_true", help="every network of docs/zoo.py: timm and transformers")
     parser.add_argument("--fresh", action="store_true", help="also what another state of the tracer has examined")
     parser.add_argument("--memory", type=float, help="GB that one network may take before it is given up")
     parser.add_argument("--rows", type=Path, default=ROWS)
@@ -532,7 +560,7 @@ def main() -> None:
     rows, state = read_rows(options.rows), tracer_state()
     names = options.names or [
         name
-        for name in (every_network() if options.all else REPRESENTATIVES)
+        for name in (ZOO if options.zoo else every_network() if options.all else REPRESENTATIVES)
         if name not in rows or rows[name].failure or (options.fresh and rows[name].tracer != state)
     ]
     for name in sorted(names, key=n_parameters):

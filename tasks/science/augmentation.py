@@ -175,7 +175,8 @@ def statistics_images(dataset: Dataset, recipe: Recipe, samples: Samples = EVERY
     chosen = subset(dataset.spec.fingerprint, "train", len(examples), samples.statistics, draw)
     if not (recipe.augments and samples.augmented):
         return (examples if chosen is None else examples.chosen(chosen)).images
-    size = (dataset.spec.shape[1], dataset.spec.shape[2]) if recipe.resized_crop else examples.size
+    _, height, width = dataset.spec.shape
+    size = (height, width) if recipe.resized_crop else examples.size
     rng = stream("statistics", dataset.spec.fingerprint, *([draw] if draw else []))
     views = draw_views(rng, len(examples), size, recipe)
     if chosen is None:

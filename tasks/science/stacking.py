@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from tasks.science.checks import is_own
 from tasks.science.evaluation import lay_out
 from tasks.science.networks.mlp import MLP
+from tasks.science.outputs import logits_in
 from tasks.science.recipe import Recipe
 from tasks.science.specs import Cell, State
 
@@ -93,7 +94,7 @@ def bind(network: nn.Module, weights: State, scheme: Scheme, *, own: bool = Fals
 
 
 def _exchanging(network: nn.Module, part: State) -> Forward:
-    return lambda images: functional_call(network, part, (lay_out(network, images),))
+    return lambda images: logits_in(functional_call(network, part, (lay_out(network, images),)))
 
 
 def _holding(network: nn.Module, part: State) -> nn.Module:

@@ -79,6 +79,23 @@ def seven():
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
 
 
+class Casting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.hidden, self.head = nn.Embedding(9, 6), nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, ids):
+        stream = self.embedding(ids).mean(1)
+        scale = torch.rsqrt(stream.float().pow(2).mean(-1, keepdim=True) + 1e-6)
+        return {"logits": self.head(torch.relu(self.hidden(stream * scale.to(stream.dtype)))), "cache": None}
+
+
+def token_ids():
+    (images, labels), _ = load()
+    ids = (images.flatten(1)[:, :5].abs() * 3).long().clamp(max=8)
+    return (ids, labels), (ids, labels)
+
+
 def load():
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(90, 1, 6, 6, generator=generator), torch.arange(90) % 4
@@ -244,6 +261,19 @@ def test_a_network_in_which_nothing_can_move_is_merged_and_told(own: str, call: 
     assert torch.allclose(read_weights("m.safetensors")["1.weight"], middle)
 
 
+def test_networks_of_token_ids_are_merged_and_told_which_casts_the_proof_left_out(own: str, call):
+    scope: dict = {}
+    exec(MODULE, scope)  # noqa: S102
+    for name in ("one.pt", "two.pt"):
+        torch.save(scope["Casting"]().state_dict(), name)
+    words = {"network": f"{own}:Casting", "data": f"{own}:token_ids", "out": "ids.safetensors"}
+    code, out, err = call("one.pt", "two.pt", correction="none", **words)
+    assert code == 0, err
+    told = out.replace("\n", " ")
+    assert "of 14 units moved, on 2 of 2 axes" in told
+    assert "proof: in float64 throughout, without the casts to fewer digits in forward," in told
+
+
 def test_merging_brings_in_no_prefect(own: str, tmp_path: Path):
     code = (
         "import sys; from flows.cli import merge; from pathlib import Path\n"
@@ -335,7 +365,7 @@ def test_without_a_correction_there_is_no_corrected_row(own: str, call):
             1,
             "OWN:bytes_of: train images must be a tensor of floats, normalised, of shape",
         ),
-        ({"data": "OWN:flat"}, 1, "of shape (n, channels, height, width), got float32 of shape (60, 36)"),
+        ({"data": "OWN:flat"}, 1, "height, width), or of token ids (n, length), got float32 of shape (60, 36)"),
         (
             {"data": "OWN:short"},
             1,
