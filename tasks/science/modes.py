@@ -9,13 +9,14 @@ added may be 0 in the network's own weights; forward passes are watched the firs
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
 
 _STEADY: WeakSet[nn.Module] = WeakSet()
 """Networks whose changes of mode leave their tensors alone."""
@@ -227,9 +228,11 @@ def _tensors(network: nn.Module) -> dict[tuple[str, str], Tensor]:
     }
 
 
-def _plainly() -> AbstractContextManager[None]:
+@contextmanager
+def _plainly() -> Generator[None]:
     """While open, no mode or subclass sees what torch is asked for."""
-    return torch._C.DisableTorchFunction()  # pyright: ignore[reportPrivateUsage]
+    with torch._C.DisableTorchFunction(), _disable_current_modes():  # pyright: ignore[reportPrivateUsage]
+        yield
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
