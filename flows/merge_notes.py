@@ -10,7 +10,7 @@ from torch import nn
 from tasks.science.evaluation import Evaluation
 from tasks.science.merging import Merged
 
-HELPED = 0.1
+HELPED = 0.25
 """Share of the accuracy lost on the direct path that alignment must win back to have helped."""
 
 LOST = 0.02
@@ -32,7 +32,7 @@ _CORRECTION = (
 
 
 def explain(merged: Merged, ends: Sequence[Evaluation], direct: Evaluation, aligned: Evaluation) -> list[str]:
-    """Return what is known where alignment won back less than a tenth of what the direct path loses; else nothing.
+    """Return what is known where alignment won back less than a quarter of what the direct path loses; else nothing.
 
     `ends`, `direct` and `aligned` are evaluations on the same examples.
     """
@@ -40,9 +40,9 @@ def explain(merged: Merged, ends: Sequence[Evaluation], direct: Evaluation, alig
     lost = reached - direct.accuracy
     if not merged.permutation or lost < LOST or aligned.accuracy - direct.accuracy >= HELPED * lost:
         return []
-    lines = [
-        f"alignment did not help: accuracy {100 * direct.accuracy:.1f} % before, {100 * aligned.accuracy:.1f} % after"
-    ]
+    before, after = (f"{100 * one.accuracy:.1f} %" for one in (direct, aligned))
+    how_much = "did not help" if aligned.accuracy <= direct.accuracy + LOST else "helped little"
+    lines = [f"alignment {how_much}: accuracy {before} before, {after} after, {100 * reached:.1f} % at the ends"]
     axes = [axis for axis in merged.match.axes if not np.isnan(axis.matched_correlation)]
     if axes:
         sizes = [axis.size for axis in axes]

@@ -25,7 +25,9 @@ from flows.cli import app
 from flows.presets import PRESETS
 from tasks import schema
 from tasks.columns import CELL
+from tasks.datasets import load_dataset
 from tasks.science.correction_table import CORRECTIONS
+from tasks.science.layout import find_layout
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -361,3 +363,17 @@ def test_the_page_of_corrections_is_the_table():
     page = _text("docs/corrections.md")
     for name, row in CORRECTIONS.items():
         assert f"| `{name}` | {row.does} | {row.touches} |" in page
+
+
+def test_the_page_of_merges_has_a_row_for_every_network_that_its_script_merges():
+    spec = importlib.util.spec_from_file_location("merges", ROOT / "docs/merges.py")
+    assert spec is not None
+    assert spec.loader is not None
+    merges = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(merges)
+    rows = re.findall(r"^\| (.+?) \| \d", (ROOT / "docs/merges.md").read_text(), flags=re.MULTILINE)
+    assert rows == list(merges.NETWORKS)
+    data = load_dataset("digits", Path())
+    for build in merges.NETWORKS.values():
+        layout = find_layout(network := build().eval(), network.state_dict(), data.train.images)
+        assert layout.layers
