@@ -184,7 +184,7 @@ def main() -> None:
         merged, seen = merge(build, data)
         text += row(name, merged, seen)
         notes = explain(merged, seen[:2], seen[2], seen[3]) + explain_correction(seen[3], seen[4])
-        told += [f"- {name}: {'. '.join(notes)}.\n"] if notes else []
+        told += [f"- {name}: {'; '.join(notes)}.\n"] if notes else []
         print(row(name, merged, seen).strip(), f"({time.perf_counter() - started:.0f} s)", flush=True)
     text += """
 A layer that rewrites its own weights when the mode changes, as LoRA layers that merge their update on `eval()` do, is \
