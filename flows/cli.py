@@ -498,7 +498,7 @@ def _guarded(command: Callable[[], Any]) -> int:
 def _is_for_a_person(error: Exception) -> bool:
     """Whether an error's message is a sentence with the way out, to be shown without a traceback."""
     from infra.weights import WeightsError
-    from tasks.science.merging import MergeError
+    from tasks.science.fitting import MergeError
     from tasks.science.own import OwnCodeError
     from tasks.science.tracing import TraceError
 

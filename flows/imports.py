@@ -25,8 +25,9 @@ from tasks.columns import RECIPE
 from tasks.datasets import UNKNOWN_FINGERPRINT, load_dataset
 from tasks.imports import MOST, check_import, read_imports, save_import
 from tasks.science.checks import check_choice, is_own
+from tasks.science.fitting import fit_state, in_float32
 from tasks.science.identity import safe_name, weights_digest
-from tasks.science.merging import check_classes, fit_state, in_float32
+from tasks.science.merging import check_classes
 from tasks.science.networks import build_network, find_architecture
 from tasks.science.networks.own import factors_of
 from tasks.science.own_cells import describe_own

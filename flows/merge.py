@@ -21,10 +21,11 @@ from tasks.science.checks import is_own
 from tasks.science.correction_table import find_correction
 from tasks.science.evaluation import Evaluation, evaluate
 from tasks.science.examples import Dataset, subset
+from tasks.science.fitting import fit_state, in_float32, renamed
 from tasks.science.identity import weights_digest
 from tasks.science.layout import LeftOut
 from tasks.science.matchers import parse_matcher
-from tasks.science.merging import Merged, check_classes, fit_state, in_float32, merge_networks, renamed
+from tasks.science.merging import Merged, check_classes, merge_networks
 from tasks.science.own import build_own_network, find_function
 
 MOST_REASONS = 4

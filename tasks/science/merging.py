@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from tasks.science.checks import is_own
 from tasks.science.correction import check_layout, extra_tensors
@@ -24,6 +23,14 @@ from tasks.science.correction_table import find_correction
 from tasks.science.curves import CorrectedPath, measure_side
 from tasks.science.derived import averaged_buffers, interpolate_network
 from tasks.science.evaluation import compute, mode
+from tasks.science.fitting import (
+    MergeError,
+    fit_state,
+    in_float32,
+    shared_tensors,
+    some,
+    word_of,
+)
 from tasks.science.layout import Layout, LeftOut, find_layout
 from tasks.science.matchers import parse_matcher
 from tasks.science.matching import FUNCTION_TOLERANCE, Match, function_error, match
@@ -35,19 +42,10 @@ from tasks.science.precision import CastsKept
 from tasks.science.specs import DataSpec, State
 from tasks.science.tracing import trace_permutation_spec
 
-FLOAT_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-WRAPPERS = ("module.", "model.", "net.", "network.")
-"""What wrappers (DataParallel, Lightning's modules) put in front of every name."""
-
 CHECK_EXAMPLES = 16
 """Images on which a spec is proved before it is used; the permutation that was found is proved on 128."""
 
 TRACE_EXAMPLES = 2
-
-
-class MergeError(ValueError):
-    """These weights, this network or this spec cannot be merged; the message says why, and the way out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,96 +167,10 @@ def _layout_for(correction: str, network: nn.Module, state: State, images: Tenso
         check_layout(layout, correction)
     if not allow_extra_layers and (extra := extra_tensors(layout, correction)):
         raise MergeError(
-            f"correction {correction} needs tensors that the network's own class lacks ({_some(extra)}): take "
+            f"correction {correction} needs tensors that the network's own class lacks ({some(extra)}): take "
             "another correction, or allow extra layers and load the result into a class that has them"
         )
     return layout
-
-
-def fit_state(network: nn.Module, state: Mapping[str, Tensor], owner: str) -> State:
-    """`state` as `network` names and orders its tensors, on the CPU, in its own type; `owner` is whose it is (A, B).
-
-    A tensor that the network has under several names may be there under one alone, as some writers leave it; names may
-    be those of a wrapped network, as `renamed` says.
-    Raises MergeError for a tensor that is missing, unknown, of another shape, not of numbers, or not finite.
-    """
-    expected = _entries(network)
-    groups = shared_tensors(network)
-    state, _ = renamed(network, state)
-    filled = dict(state)
-    for group in groups:
-        present = [key for key in group if key in state]
-        filled |= {key: state[present[0]] for key in group if present and key not in state}
-    missing, unknown = [k for k in expected if k not in filled], [k for k in filled if k not in expected]
-    way_out = "give weights of this very network, or the function that builds theirs"
-    if missing:
-        more = f" and has {_some(unknown)}, which the network lacks" if unknown else ""
-        raise MergeError(f"{owner} lacks {_some(missing)} of the network's tensors{more}: {way_out}")
-    if unknown:
-        raise MergeError(f"{owner} has {_some(unknown)}, which the network lacks: {way_out}")
-    fitted: State = {}
-    for key, place in expected.items():
-        tensor = filled[key]
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
-            raise MergeError(
-                f"{key} of {owner} is no plain tensor: give the network's state dict, dense, not quantized"
-            )
-        if tensor.shape != place.shape:
-            raise MergeError(
-                f"{key} has shape {tuple(tensor.shape)} in {owner} and {tuple(place.shape)} in the network: {way_out}"
-            )
-        if place.is_floating_point() != (tensor.dtype in FLOAT_TYPES) or tensor.is_complex():
-            wanted = "float64, float32, bfloat16 or float16" if place.is_floating_point() else "whole numbers"
-            raise MergeError(f"{key} of {owner} is {_word(tensor.dtype)}, and the network has {wanted} there")
-        if not bool(torch.isfinite(tensor).all()):
-            raise MergeError(
-                f"{key} of {owner} has values that are not finite: its training has diverged, take other weights"
-            )
-        fitted[key] = tensor.detach().cpu()
-    for first, *others in groups:
-        for other in others:
-            if not torch.equal(fitted[first], fitted[other]):
-                raise MergeError(f"{first} and {other} are one tensor in the network, and differ in {owner}: {way_out}")
-            fitted[other] = fitted[first]
-    return fitted
-
-
-def renamed(network: nn.Module, state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
-    """`state` under the names of `network`, and what was done to its own: empty where they are left alone.
-
-    What wrappers put before every name is taken off or put there, where that alone makes the names fit.
-    """
-    expected = _entries(network)
-    twins = {key: set(group) for group in shared_tensors(network) for key in group}
-
-    def fit(names: Sequence[str]) -> bool:
-        given = set(names)
-        return given <= expected.keys() and all(key in given or twins.get(key, set()) & given for key in expected)
-
-    plain = {_plain(key): key for key in expected}
-    bare = [_plain(key) for key in state]
-    if fit(list(state)) or len(plain) < len(expected) or len(set(bare)) < len(bare):
-        return state, ""
-    trials = [("", bare), *((f"{p} is put before", [p + name for name in bare]) for p in WRAPPERS)]
-    stripped, names = "", bare
-    while prefix := next((p for p in WRAPPERS if names and all(name.startswith(p) for name in names)), None):
-        stripped, names = stripped + prefix, [name.removeprefix(prefix) for name in names]
-        trials.append((f"{stripped} is taken off", names))
-    for what, names in trials:
-        found = [plain.get(name, name) for name in names]
-        if fit(found):
-            return dict(zip(found, state.values(), strict=True)), f"{what} the name of every tensor" if what else ""
-    return state, ""
-
-
-def _plain(key: str) -> str:
-    """A name without what torch.compile puts into it."""
-    return ".".join(part for part in key.split(".") if part != "_orig_mod")
-
-
-def in_float32(state: Mapping[str, Tensor]) -> State:
-    """`state` as it is computed with: every number with a fraction in float32."""
-    return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
 
 
 @contextmanager
@@ -272,7 +184,7 @@ def _explained() -> Generator[None]:
 
 def _checked_images(images: Tensor) -> Tensor:
     if not isinstance(images, Tensor) or not (are_ids(images) or (images.is_floating_point() and images.ndim > 1)):
-        got = f"{_word(images.dtype)} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        got = f"{word_of(images.dtype)} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise MergeError(
             "images must be a tensor of floats (n_examples, ...), normalised as in training, or of token ids "
             f"(n_examples, length), got {got}"
@@ -282,25 +194,6 @@ def _checked_images(images: Tensor) -> Tensor:
     if not bool(torch.isfinite(images).all()):
         raise MergeError("the images have values that are not finite")
     return images.detach().cpu().long() if are_ids(images) else images.detach().cpu().float()
-
-
-def _entries(network: nn.Module) -> State:
-    """The network's parameters and buffers themselves, by name."""
-    entries = network.state_dict(keep_vars=True)
-    for key, value in entries.items():
-        if not isinstance(value, Tensor):
-            raise MergeError(f"the network keeps {key} in its state dict, which is no tensor and cannot be merged")
-        if is_lazy(value):
-            raise MergeError(f"{key} of the network has no shape yet: let the function that builds it run it once")
-    return dict(entries)
-
-
-def shared_tensors(network: nn.Module) -> list[list[str]]:
-    """Groups of names that are one tensor."""
-    groups: dict[int, list[str]] = {}
-    for key, tensor in _entries(network).items():
-        groups.setdefault(id(tensor), []).append(key)
-    return [keys for keys in groups.values() if len(keys) > 1]
 
 
 def _agreed(network: nn.Module, state: State) -> State:
@@ -365,7 +258,7 @@ def _outputs(network: nn.Module, weights: State, batch: Tensor, dtype: torch.dty
         )
     if outputs.dtype != dtype:
         raise MergeError(
-            f"the network puts out {_word(outputs.dtype)} for weights of {_word(dtype)}{where}: let its forward "
+            f"the network puts out {word_of(outputs.dtype)} for weights of {word_of(dtype)}{where}: let its forward "
             "pass keep to the type of its input"
         )
     if not bool(torch.isfinite(outputs).all()):
@@ -424,7 +317,7 @@ def _prove(
     identity = spec.identity()
     alone = {name: Permutation({**identity, name: vector}) for name, vector in permutation.items()}
     guilty = [repr(name) for name, one in alone.items() if not error_of(one) <= FUNCTION_TOLERANCE]
-    axes = f"axis {_some(guilty)}" if guilty else "no axis alone, but all together,"
+    axes = f"axis {some(guilty)}" if guilty else "no axis alone, but all together,"
     raise MergeError(
         f"{what} is not used, for it changes what the network computes: {axes} at fault (error {error:.2g}, at most "
         f"{FUNCTION_TOLERANCE:g}); correct the spec, or give none and have it traced"
@@ -441,14 +334,5 @@ def _stored(state: State, types: Mapping[str, torch.dtype]) -> State:
     stored = {key: tensor.to(types[key]) for key, tensor in state.items()}
     for key, tensor in stored.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise MergeError(f"{key} of the merged network has values that {_word(tensor.dtype)} cannot hold")
+            raise MergeError(f"{key} of the merged network has values that {word_of(tensor.dtype)} cannot hold")
     return stored
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first names of many."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -12,9 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
 
 from tasks.science.checks import is_whole
+from tasks.science.fitting import shared_tensors
 from tasks.science.identity import weights_digest
 from tasks.science.layout import find_layout
-from tasks.science.merging import check_classes, shared_tensors
+from tasks.science.merging import check_classes
 from tasks.science.networks.own import build_at, factors_of
 from tasks.science.specs import DataSpec
 from tasks.science.tracing.graph import trace_graph

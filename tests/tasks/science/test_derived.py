@@ -16,7 +16,8 @@ from tasks.science.curves import CorrectedPath, measure_side
 from tasks.science.derived import averaged_buffers, interpolate_network
 from tasks.science.evaluation import Evaluation, evaluate, logits_of
 from tasks.science.examples import Dataset, Examples
-from tasks.science.merging import MergeError, merge_networks
+from tasks.science.fitting import MergeError
+from tasks.science.merging import merge_networks
 from tasks.science.permutation import PermutationSpec
 from tasks.science.specs import PLAINLY, DataSpec, State
 from tasks.science.tracing import trace_permutation_spec

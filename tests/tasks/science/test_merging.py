@@ -20,8 +20,9 @@ from tasks.science.correction import correct
 from tasks.science.correction_table import CORRECTIONS
 from tasks.science.curves import measure_side
 from tasks.science.evaluation import compute
+from tasks.science.fitting import MergeError, fit_state, in_float32, renamed
 from tasks.science.matching import FUNCTION_TOLERANCE
-from tasks.science.merging import MergeError, fit_state, in_float32, merge_networks, renamed
+from tasks.science.merging import merge_networks
 from tasks.science.permutation import Axis, PermutationSpec, Reading, Slot
 from tasks.science.specs import State
 from tasks.science.tracing import TraceError, trace_permutation_spec

@@ -14,9 +14,10 @@ from tasks.science.correction import preactivation_moments
 from tasks.science.curves import measure_side
 from tasks.science.evaluation import compute, evaluate, logits_of
 from tasks.science.examples import Examples
+from tasks.science.fitting import MergeError
 from tasks.science.layout import find_layout
 from tasks.science.matching import function_error, match
-from tasks.science.merging import MergeError, merge_networks
+from tasks.science.merging import merge_networks
 from tasks.science.modes import NetworkError, check_modes
 from tasks.science.own import OwnCodeError, build_own_network
 from tasks.science.specs import State

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from tasks.science.evaluation import evaluate, lay_out, logits_of
 from tasks.science.examples import Examples
+from tasks.science.fitting import MergeError
 from tasks.science.matching import FUNCTION_TOLERANCE, function_error
-from tasks.science.merging import MergeError, merge_networks
+from tasks.science.merging import merge_networks
 from tasks.science.outputs import logits_in
 from tasks.science.own import OwnCodeError, load_own_data
 from tasks.science.own_cells import describe_own
