@@ -77,7 +77,8 @@ def find_entries(graph: Graph, one: LinearMap, parameters: set[str], state: Stat
 
 
 def _viewed(graph: Graph, node: Node, units: Tensor, parameters: set[str]) -> UnitEntries | None:
-    """The entries of the one parameter that `node` is a view of; None where it is none of one."""
+    """The entries of the one parameter that `node` is a view of; None where it is of none, or where units share
+    entries."""
     chain = [node]
     while chain[-1].op == "call_function":
         if operation_name(chain[-1]) not in VIEWS or len(chain[-1].all_input_nodes) != 1:
@@ -93,7 +94,10 @@ def _viewed(graph: Graph, node: Node, units: Tensor, parameters: set[str]) -> Un
     if units.ndim == 1 and seen.ndim != 1:
         units = units.view([n if n == len(units) else 1 for n in seen.shape])
     owner = torch.full((shape.numel(),), -1)
-    owner[seen.reshape(-1)] = units.expand(seen.shape).reshape(-1)
+    places, unit = seen.reshape(-1), units.expand(seen.shape).reshape(-1)
+    owner[places] = unit
+    if bool((owner[places] != unit).any()):
+        return None  # Expanded: one entry belongs to several units.
     return UnitEntries(key, _narrowed(owner.view(shape)))
 
 

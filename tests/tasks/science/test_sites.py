@@ -113,6 +113,22 @@ class LowRank(nn.Module):
         return self.logits(F.relu(F.linear(images.flatten(1), weight, self.full.bias)))
 
 
+class Shared(nn.Module):
+    """Units that share a row or a bias, in front of layers that are as usual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row, self.bias = nn.Parameter(torch.randn(1, 192) / 14), nn.Parameter(torch.randn(8))
+        self.weight, self.level = nn.Parameter(torch.randn(8, 192) / 14), nn.Parameter(torch.randn(1))
+        self.hidden, self.logits = nn.Linear(16, 8), nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        one = F.linear(flat, self.row.expand(8, 192), self.bias)
+        other = F.linear(flat, self.weight, self.level.expand(8))
+        return self.logits(F.relu(self.hidden(F.relu(torch.cat([one, other], 1)))))
+
+
 @dataclass(frozen=True)
 class Case:
     build: Callable[[], nn.Module]
@@ -142,6 +158,7 @@ CASES = [
     ),
     Case(Functional, ("first", "packed", "packed:2", "packed:3"), ("mixed",)),
     Case(LowRank, ("full",)),
+    Case(Shared, ("hidden",), ("row", "weight")),
 ]
 by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case.build.__name__)
 IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
