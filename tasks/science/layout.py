@@ -121,7 +121,7 @@ def site_values(graph: Graph, network: nn.Module, sites: Sequence[Site]) -> dict
     """Return the operations of `graph`, a graph of `network`, whose results are the values of `sites`."""
     maps = {one.name: one.result for one in find_linear_maps(graph, network)}
     last = last_of_calls(graph)
-    norms = _norms(graph)
+    norms = _norms(graph, network)
     found: dict[Node, list[Site]] = {}
     for site in sites:
         if site.kind == "norm":
@@ -136,15 +136,18 @@ def site_values(graph: Graph, network: nn.Module, sites: Sequence[Site]) -> dict
     return found
 
 
-def _norms(graph: Graph) -> dict[str, list[Node]]:
+def _norms(graph: Graph, network: nn.Module) -> dict[str, list[Node]]:
     """Every BatchNorm with running statistics, by the place of these in the state dict, with its operations."""
+    tensors = network.state_dict(keep_vars=True)
     found: dict[str, list[Node]] = {}
     for node in graph.nodes:
         if operation_name(node) == _BATCH_NORM:
             mean = node.args[3]
             key = graph.state.get(mean.name, "") if isinstance(mean, Node) else ""
             if key.endswith(".running_mean"):
-                found.setdefault(key.removesuffix(".running_mean"), []).append(node)
+                # Of several names of one BatchNorm the first is written.
+                key = next(name for name, tensor in tensors.items() if tensor is tensors[key])
+            found.setdefault(key.removesuffix(".running_mean"), []).append(node)
     return found
 
 
@@ -156,7 +159,7 @@ class _Finder:
         self.inner = reached(graph, frozenset())
         self.parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
         self.maps = find_linear_maps(graph, network)
-        self.norms = _norms(graph)
+        self.norms = _norms(graph, network)
         self.last = last_of_calls(graph)
         self.outputs = _module_outputs(network, state, images)
         entries = {one.name: find_entries(graph, one, self.parameters, state) for one in self.maps if not one.fault}
@@ -176,7 +179,9 @@ class _Finder:
         placed = [(order[one.op], layers[one.name]) for one in self.maps if one.name in layers]
         followers = {site.norm for site in layers.values()}
         for name, nodes in self.norms.items():
-            if name not in followers:
+            if fault := self._norm_fault(name):
+                left_out.append(LeftOut(name or nodes[0].name, shape_of(nodes[0])[1], fault))
+            elif name not in followers:
                 module = name if isinstance(self._module(name), _BatchNorm) else None
                 placed.append((order[nodes[0]], Site(name, "norm", 1, shape_of(nodes[0])[1], module)))
         placed += [(order[self.last[site.name, 0]], site) for site in self._blocks(layers)]
@@ -192,6 +197,8 @@ class _Finder:
     def _layer(self, one: LinearMap) -> Site | str:
         """The site of a linear map, or why there is none."""
         entries = self.entries[one.name]
+        if any(self.names[part.key] > 1 for part in entries.scaled):
+            return "its weight has more than one place in the state dict"
         if any(not self._is_own(one, part, one.op) for part in entries.scaled):
             return "it shares its weight with another operation"
         if entries.order is None:
@@ -203,13 +210,15 @@ class _Finder:
         site = Site(
             one.name, "layer", one.dim, one.n_units, module, entries.scaled, shift, entries.order, norm, epsilon
         )
-        if site.scaled and (shift or norm):
+        if site.scaled and (shift or (norm and one.bias is None)):
             return site
+        if norm:
+            return "its parameters cannot take a scale and a shift, and the BatchNorm behind it makes up for both"
         if site.scaled and module and one.bias is None and _takes_bias(self.network.get_submodule(module)):
             return replace(site, extra="bias")
         if module:
             return replace(site, extra="affine")
-        lacking = "no bias to take a shift" if site.scaled else "no parameter to take a scale"
+        lacking = "no bias of its own to take a shift" if site.scaled else "no parameter to take a scale"
         return f"it has {lacking}, and is not the output of a module"
 
     def _is_own(self, one: LinearMap, part: UnitEntries, reader: Node) -> bool:
@@ -231,7 +240,8 @@ class _Finder:
     def _readers(self) -> dict[str, set[Node]]:
         """By entry of the state dict, the operations on the way from the input that read it, in whatever form."""
         tensors = self.network.state_dict(keep_vars=True)
-        same = {key: id(tensor) for key, tensor in tensors.items()}
+        # Parameters may share memory without being one.
+        same = {key: id(t) if t.is_meta else t.untyped_storage().data_ptr() for key, t in tensors.items()}
         uses = Counter(same.values())
         self.names = {key: uses[number] for key, number in same.items()}
         roots = roots_of(self.graph)
@@ -244,6 +254,8 @@ class _Finder:
 
     def _follower(self, one: LinearMap) -> tuple[str | None, float]:
         """The BatchNorm that alone reads a layer's result, and its epsilon."""
+        if one.dim % len(shape_of(one.result)) != 1:
+            return None, 0.0  # BatchNorm has its units in dimension 1.
         for name, nodes in self.norms.items():
             node = nodes[0]
             alone = len(nodes) == 1 and node.args[0] is one.result and list(one.result.users) == [node]
@@ -252,6 +264,14 @@ class _Finder:
                 return name, float(epsilon)
         return None, 0.0
 
+    def _norm_fault(self, name: str) -> str:
+        """Why the statistics of a BatchNorm cannot be taken anew, "" where they can."""
+        if len(self.norms[name]) > 1:
+            return "it runs more than once, so its statistics stay interpolated"
+        if f"{name}.running_var" not in self.state:
+            return "its statistics are no running_mean and running_var of a module, so they stay interpolated"
+        return ""
+
     def _module(self, path: str) -> nn.Module | None:
         return dict(self.network.named_modules(remove_duplicate=False)).get(path)
 
@@ -259,6 +279,7 @@ class _Finder:
         """Modules that add two maps of one shape and put out one tensor."""
         ran: str | None = None
         of_op = {one.op: one.name for one in self.maps}
+        of_name = {one.name: one for one in self.maps}
         last_layer: dict[str, str | None] = {}
         for node in self.graph.nodes:
             ran = of_op.get(node, ran)
@@ -273,7 +294,8 @@ class _Finder:
             shapes, last = self.outputs.get(path, []), layers.get(name or "")
             if last is None or len(shapes) != 1 or shapes[0] is None:
                 continue
-            dim = _units_dim(shapes[0], last.n_units)
+            alike = len(shapes[0]) == len(shape_of(of_name[last.name].result)) and shapes[0][last.dim] == last.n_units
+            dim = last.dim if alike else _units_dim(shapes[0], last.n_units)
             if dim is not None:
                 sites.append(Site(path, "block", dim, last.n_units, path, order=last.order, extra="affine"))
         return sites

@@ -116,7 +116,8 @@ def matched_covariances(network: nn.Module, layout: Layout, a: State, b: State, 
     outputs: dict[str, Tensor] = {}
 
     def keep(site: Site, values: Tensor) -> None:
-        outputs[site.name] = values.movedim(site.dim, -1)
+        # A copy: an activation in place may overwrite the values before the other network's are seen.
+        outputs[site.name] = values.movedim(site.dim, -1).clone()
 
     def compare(site: Site, values: Tensor) -> None:
         one = outputs.pop(site.name).reshape(-1, values.shape[site.dim])

@@ -9,9 +9,8 @@ not at all.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +23,10 @@ from tasks.science.tracing.linear_maps import VIEWS, LinearMap
 
 TOLERANCE = 1e-9
 """Relative error below which float64 is held to have computed the same weight."""
+
+NOISE = (0.1, 1.0, 10.0)
+"""Sizes of the parameters that a computed weight is tried with, beside their own: what holds for some need not hold for
+others, such as an update of low rank that is still 0, or a norm below its bound."""
 
 MAX_TRIALS = 64
 """Ways to scale a computed weight that are tried; few parameters make it, so that there are seldom more than four."""
@@ -70,9 +73,9 @@ def find_entries(graph: Graph, one: LinearMap, parameters: set[str], state: Stat
     weight = _viewed(graph, one.weight, one.units, parameters)
     if weight is not None:
         return Entries((weight,), weight, shift)
-    trial = _Trial(graph, one, state)
-    scaled = next(trial.scalings(parameters), ())
-    order = scaled[0] if scaled else next(trial.orders(parameters), None)
+    trial = _Trial(graph, one, parameters, state)
+    scaled = next(trial.scalings(), ())
+    order = scaled[0] if scaled else next(trial.orders(), None)
     return Entries(scaled, order, shift)
 
 
@@ -113,69 +116,80 @@ def _narrowed(owner: Tensor) -> Tensor:
 class _Trial:
     """A computed weight, and what becomes of it when the tensors that it is made of are changed."""
 
-    def __init__(self, graph: Graph, one: LinearMap, state: State) -> None:
-        self.graph, self.one = graph, one
+    def __init__(self, graph: Graph, one: LinearMap, parameters: set[str], state: State) -> None:
+        self.graph, self.one, self.parameters = graph, one, parameters
         needed = _placeholders(one.weight)
         self.keys = {node: graph.state[node.name] for node in needed if node.name in graph.state}
-        self.inputs: dict[Node, Any] = {}
-        for node in needed:
-            value = state[self.keys[node]] if node in self.keys else graph.constants[node.name]
-            value = value.detach().cpu()
-            self.inputs[node] = value.double() if value.is_floating_point() else value
         self.generator = torch.Generator().manual_seed(0)
-        self.weight = self._weight({})
+        own: dict[Node, Tensor] = {}
+        for node in needed:
+            value = (state[self.keys[node]] if node in self.keys else graph.constants[node.name]).detach().cpu()
+            own[node] = value.double() if value.is_floating_point() else value
+        self.inputs = [own, *({node: self._noise(node, value, size) for node, value in own.items()} for size in NOISE)]
+        self.weights = [self._weight(inputs) for inputs in self.inputs]
 
-    def _weight(self, changed: Mapping[Node, Tensor]) -> Tensor | None:
+    def _noise(self, node: Node, value: Tensor, size: float) -> Tensor:
+        if self.keys.get(node) not in self.parameters or not value.is_floating_point():
+            return value
+        return size * torch.randn(value.shape, dtype=torch.float64, generator=self.generator)
+
+    def _weight(self, inputs: Mapping[Node, Tensor]) -> Tensor | None:
         try:
-            weight = evaluate_nodes(self.graph, [self.one.weight], {**self.inputs, **changed})[self.one.weight]
+            return evaluate_nodes(self.graph, [self.one.weight], inputs)[self.one.weight].double()
         except RuntimeError:  # An operation that does not take float64, or not these values.
             return None
-        return weight.double()
 
-    def _same(self, changed: Mapping[Node, Tensor], expected: Tensor) -> bool:
-        found = self._weight(changed)
-        if found is None or found.shape != expected.shape:
-            return False
-        return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
+    def _holds(self, change: Callable[[Node, Tensor], Tensor], on_weight: Callable[[Tensor], Tensor]) -> bool:
+        """Whether changing the inputs changes the weight as `on_weight` does, whatever their values."""
+        for inputs, weight in zip(self.inputs, self.weights, strict=True):
+            found = self._weight({node: change(node, value) for node, value in inputs.items()})
+            if weight is None or found is None or found.shape != weight.shape:
+                return False
+            expected = on_weight(weight)
+            if not bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max()):
+                return False
+        return True
 
     def _choices(self, keys: set[str] | None) -> Iterator[dict[Node, int]]:
         """Dimensions of the size of the units, of one tensor or more, few tensors first."""
         options: list[Sequence[tuple[Node, int] | None]] = []
         for node, key in self.keys.items():
-            if self.inputs[node].is_floating_point() and (keys is None or key in keys):
-                options.append(
-                    [None, *((node, d) for d, n in enumerate(self.inputs[node].shape) if n == self.one.n_units)]
-                )
+            value = self.inputs[0][node]
+            if value.is_floating_point() and (keys is None or key in keys):
+                options.append([None, *((node, d) for d, n in enumerate(value.shape) if n == self.one.n_units)])
         every = [[c for c in combination if c] for combination in itertools.product(*options)]
         for chosen in itertools.islice(sorted(filter(None, every), key=len), MAX_TRIALS):
             yield dict(chosen)
 
-    def scalings(self, parameters: set[str]) -> Iterator[tuple[UnitEntries, ...]]:
+    def scalings(self) -> Iterator[tuple[UnitEntries, ...]]:
         """Parameters that scale the weight unit by unit when they are scaled so."""
-        if self.weight is None:
-            return
-        factors = 0.5 + torch.rand(self.one.n_units, dtype=torch.float64, generator=self.generator)
-        expected = self.weight * factors[self.one.units]
-        for chosen in self._choices(parameters):
-            changed = {node: self.inputs[node] * _along(factors, self.inputs[node], d) for node, d in chosen.items()}
-            if self._same(changed, expected):
+        # From a twentieth to twenty times.
+        factors = 20 ** (2 * torch.rand(self.one.n_units, dtype=torch.float64, generator=self.generator) - 1)
+        for chosen in self._choices(self.parameters):
+
+            def scale(node: Node, value: Tensor, chosen: dict[Node, int] = chosen) -> Tensor:
+                return value * _along(factors, value, chosen[node]) if node in chosen else value
+
+            if self._holds(scale, lambda weight: weight * factors[self.one.units]):
                 yield tuple(self._entries(node, d) for node, d in chosen.items())
 
-    def orders(self, parameters: set[str]) -> Iterator[UnitEntries]:
+    def orders(self) -> Iterator[UnitEntries]:
         """Parameters whose order is that of the weight's units."""
         sizes = [d for d, n in enumerate(self.one.units.shape) if n == self.one.n_units]
-        if self.weight is None or len(sizes) != 1 or self.one.units.numel() != self.one.n_units:
+        if len(sizes) != 1 or self.one.units.numel() != self.one.n_units:
             return
         order = torch.randperm(self.one.n_units, generator=self.generator).roll(1)
-        expected = self.weight.index_select(sizes[0], order)
         for chosen in self._choices(None):
-            named = [node for node in chosen if self.keys[node] in parameters]
-            changed = {node: self.inputs[node].index_select(d, order) for node, d in chosen.items()}
-            if named and self._same(changed, expected):
+            named = [node for node in chosen if self.keys[node] in self.parameters]
+
+            def move(node: Node, value: Tensor, chosen: dict[Node, int] = chosen) -> Tensor:
+                return value.index_select(chosen[node], order) if node in chosen else value
+
+            if named and self._holds(move, lambda weight: weight.index_select(sizes[0], order)):
                 yield self._entries(named[0], chosen[named[0]])
 
     def _entries(self, node: Node, dim: int) -> UnitEntries:
-        like = self.inputs[node]
+        like = self.inputs[0][node]
         return UnitEntries(self.keys[node], _along(torch.arange(self.one.n_units), like, dim))
 
 

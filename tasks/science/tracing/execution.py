@@ -25,8 +25,7 @@ def graph_for(network: nn.Module, batch: Tensor) -> Graph:
     It is traced in the network's own type, whatever the type of `batch`, so that operations keep their names.
     Raises TraceError for a network that cannot be traced.
     """
-    modules = tuple((id(m), len(m._forward_hooks)) for m in network.modules())  # pyright: ignore[reportPrivateUsage]
-    key = tuple(batch.shape), batch.is_floating_point(), batch.device, modules
+    key = tuple(batch.shape), batch.is_floating_point(), batch.device, tuple(map(_described, network.modules()))
     with TRACING:
         graphs = _GRAPHS.setdefault(network, {})
         if key not in graphs:
@@ -40,6 +39,29 @@ def graph_for(network: nn.Module, batch: Tensor) -> Graph:
                 example = example.to(tensors[0].device)
             graphs[key] = trace_graph(traced, (example,), training=False)
         return graphs[key]
+
+
+def _described(module: nn.Module) -> tuple[Any, ...]:
+    """What a forward pass of a module may depend on: its hooks and attributes, plain values by value."""
+    attributes = vars(module)
+    hooks = len(attributes["_forward_hooks"]), len(attributes["_forward_pre_hooks"])
+    own = (item for item in attributes.items() if item[0] != "training" and item[0] not in _HELD)
+    return id(module), *hooks, *((name, _plain(value)) for name, value in own)
+
+
+_HELD = frozenset(vars(nn.Module()))
+"""What every module has: its tensors, modules and hooks."""
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def _plain(value: Any) -> Any:
+    """A value that tells whether an attribute is what it was."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, list | tuple | set | frozenset) and all(isinstance(item, _PLAIN) for item in value):
+        return repr(value)
+    return id(value)
 
 
 def run_graph(graph: Graph, state: Mapping[str, Tensor], batch: Tensor, see: See) -> None:

@@ -152,17 +152,34 @@ def _linear_map(node: Node, inner: set[Node]) -> LinearMap | None:
         other = right if right in inner else left
         shape = shape_of(weight)
         if len(shape) < 2 or len(shape_of(other)) < 2:
-            return None
+            units, n_units = torch.zeros([1] * len(shape), dtype=torch.int64), 1
+            return LinearMap("", node, node, -1, n_units, weight, units, None, (), None, "its product is with a vector")
         if any(n > 1 for n in shape[:-2]):
             fault = "its weight is a batch of matrices"
         dim = -1 if weight is right else -2
         units, n_units = _units_along(weight, len(shape) + dim)
     else:
-        return None
+        return _written_out(node, inner)
     if isinstance(bias, Node) and bias in inner:
         bias, fault = None, fault or "it is added to another value in one operation"
     result, bias = (node, bias) if isinstance(bias, Node) else _with_added_bias(node, dim, n_units, inner)
     return LinearMap("", node, result, dim, n_units, weight, units, bias, (), None, fault)
+
+
+def _written_out(node: Node, inner: set[Node]) -> LinearMap | None:
+    """A product that is summed value by value, or of two inputs at once; None for anything else."""
+    name = operation_name(node)
+    product = node if name in ("bilinear", "_trilinear") else None
+    if name == "sum" and operation_name(source := cast(Node, node.args[0])) == "mul":
+        product = source
+    if product is None or product not in inner:
+        return None
+    weight = next((a for a in product.args if isinstance(a, Node) and a not in inner), None)
+    if weight is None or shape_of(weight).numel() < 2:
+        return None
+    n_units = shape_of(node)[-1] if shape_of(node) else 1
+    units = torch.zeros([1] * len(shape_of(weight)), dtype=torch.int64)
+    return LinearMap("", node, node, -1, n_units, weight, units, None, (), None, "its product is written out")
 
 
 def _units_along(weight: Node, dim: int) -> tuple[Tensor, int]:

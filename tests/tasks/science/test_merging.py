@@ -327,7 +327,7 @@ def test_tied_tensors_stay_tied_and_are_found_under_either_name():
         state["second.weight"] = state["first.weight"].clone()
     merged = merge_networks(Tied(), a, b, IMAGES)
     assert {one.name: one.reason for one in merged.left_out} == dict.fromkeys(
-        ("first", "second"), "it shares its weight with another operation"
+        ("first", "second"), "its weight has more than one place in the state dict"
     )
     assert torch.equal(merged.corrected["first.weight"], merged.corrected["second.weight"])
     fresh = Tied()
