@@ -677,3 +677,23 @@ def test_what_cannot_be_followed_is_one_sentence_with_the_line_and_the_way_out(
     with pytest.raises(TraceError) as refused:
         merge_networks(build(), state, state, IMAGES)
     assert re.fullmatch(sentence, str(refused.value))
+
+
+class InTwoPlaces(nn.Module):
+    """A layer of a container and of an attribute, taken from the latter before the container is looked into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(72, 16), nn.ReLU(), nn.Linear(16, 9))
+        self.last = self.layers[2]
+        self.logits = nn.Linear(9, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits(torch.relu(self.last(torch.relu(self.layers[0](images.flatten(1))))))
+
+
+def test_a_layer_of_a_container_and_of_an_attribute_is_merged():
+    a, b = InTwoPlaces().state_dict(), InTwoPlaces().state_dict()
+    merged = merge_networks(InTwoPlaces(), a, b, IMAGES)
+    assert {axis.axis for axis in merged.match.axes} == {"layers.0", "layers.2"}
+    assert torch.equal(merged.corrected["layers.2.weight"], merged.corrected["last.weight"])
