@@ -309,11 +309,11 @@ def _own_paths() -> Generator[None]:
     tracer = proxy_tensor._ModuleStackTracer  # pyright: ignore[reportPrivateUsage]
     told = tracer.path_of_module
 
-    def path_of_module(self: Any, module: nn.Module) -> str:
-        path = told(self, module)
-        if not isinstance(module, proxy_tensor._AttrProxy):  # pyright: ignore[reportPrivateUsage]
+    def path_of_module(self: Any, mod: Any) -> str:
+        path = told(self, mod)
+        if not isinstance(mod, proxy_tensor._AttrProxy):  # pyright: ignore[reportPrivateUsage]
             return path
-        base: nn.Module = cast(Any, module).get_base()
+        base: nn.Module = cast(Any, mod).get_base()
         own = [name.removeprefix("_export_root.") for name in self.module_id_cache.get(id(base), ())]
         return own[0] if own and path.removeprefix("_export_root.") not in own else path
 

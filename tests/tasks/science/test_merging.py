@@ -697,3 +697,21 @@ def test_a_layer_of_a_container_and_of_an_attribute_is_merged():
     merged = merge_networks(InTwoPlaces(), a, b, IMAGES)
     assert {axis.axis for axis in merged.match.axes} == {"layers.0", "layers.2"}
     assert torch.equal(merged.corrected["layers.2.weight"], merged.corrected["last.weight"])
+
+
+class Squeezed(nn.Module):
+    """Drops the batch itself where it is of a single image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.logits = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits(torch.relu(self.hidden(images))).mean((2, 3), keepdim=True).squeeze()
+
+
+@pytest.mark.parametrize("n", [2, 17, 33])
+def test_a_network_that_ends_in_a_squeeze_is_never_given_one_image_alone(n: int):
+    merged = merge_networks(Squeezed(), drawn(Squeezed, 0), drawn(Squeezed, 1), IMAGES[:n])
+    assert merged.function_error < FUNCTION_TOLERANCE
+    assert [axis.axis for axis in merged.match.axes] == ["hidden"]
