@@ -306,15 +306,19 @@ def _own_paths() -> Generator[None]:
     that one was looked into after the module was taken from its attribute and before it ran, as in
     `self.last(self.layers[0](x))`, where `self.last` is among `self.layers` too.
     """
-    tracer = proxy_tensor._ModuleStackTracer  # pyright: ignore[reportPrivateUsage]
+    tracer: Any = getattr(proxy_tensor, "_ModuleStackTracer", None)
+    proxy: Any = getattr(proxy_tensor, "_AttrProxy", None)
+    if not (hasattr(tracer, "path_of_module") and isinstance(proxy, type)):
+        yield  # Another version of torch: what it takes for no module's path is dropped all the same.
+        return
     told = tracer.path_of_module
 
     def path_of_module(self: Any, mod: Any) -> str:
         path = told(self, mod)
-        if not isinstance(mod, proxy_tensor._AttrProxy):  # pyright: ignore[reportPrivateUsage]
+        names: Any = getattr(self, "module_id_cache", {})
+        if not (isinstance(mod, proxy) and hasattr(mod, "get_base")):
             return path
-        base: nn.Module = cast(Any, mod).get_base()
-        own = [name.removeprefix("_export_root.") for name in self.module_id_cache.get(id(base), ())]
+        own = [name.removeprefix("_export_root.") for name in names.get(id(mod.get_base()), ())]
         return own[0] if own and path.removeprefix("_export_root.") not in own else path
 
     tracer.path_of_module = path_of_module
