@@ -52,7 +52,12 @@ def fit_state(network: nn.Module, state: Mapping[str, Tensor], owner: str) -> St
             raise MergeError(
                 f"{key} has shape {tuple(tensor.shape)} in {owner} and {tuple(place.shape)} in the network: {way_out}"
             )
-        if place.is_floating_point() != (tensor.dtype in FLOAT_TYPES) or tensor.is_complex():
+        if place.is_complex():
+            raise MergeError(
+                f"{key} of the network is {word_of(place.dtype)}, and complex tensors cannot be merged: keep real and "
+                "imaginary parts in a real tensor, and let the forward pass take it for complex (torch.view_as_complex)"
+            )
+        if place.is_floating_point() != (tensor.dtype in FLOAT_TYPES):
             wanted = "float64, float32, bfloat16 or float16" if place.is_floating_point() else "whole numbers"
             raise MergeError(f"{key} of {owner} is {word_of(tensor.dtype)}, and the network has {wanted} there")
         if not bool(torch.isfinite(tensor).all()):

@@ -388,7 +388,7 @@ def function_error(
     where all outputs are 0 and the others are not.
     """
     shown = images[:FUNCTION_EXAMPLES]
-    batches = (shown.double() if shown.is_floating_point() else shown).split(FUNCTION_BATCH_SIZE)
+    batches = _batches(shown.double() if shown.is_floating_point() else shown)
     kept = kept or CastsKept(network)
     logits, moved = (_outputs_in_double(network, weights, batches, kept) for weights in (state, permuted))
     if not bool(torch.isfinite(logits).all() and torch.isfinite(moved).all()):
@@ -397,6 +397,13 @@ def function_error(
     if difference == 0:
         return 0.0
     return difference / largest if largest > 0 else float("inf")
+
+
+def _batches(images: Tensor) -> list[Tensor]:
+    """`images` in batches, none of a single one where there are more: a network that ends in a squeeze puts out no row
+    for that."""
+    ends = list(range(FUNCTION_BATCH_SIZE, len(images) - 1, FUNCTION_BATCH_SIZE))
+    return list(images.tensor_split(ends))
 
 
 def _outputs_in_double(network: nn.Module, state: State, batches: Sequence[Tensor], kept: CastsKept) -> Tensor:

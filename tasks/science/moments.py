@@ -181,7 +181,8 @@ def unit_correlations(
     changes no bit of the result; they come pass by pass. A state is asked for at the beginning of each pass that needs
     it and let go at its end. `published_batch`: the authors' estimator, over batches of so many images: the mean of
     their means, products and unbiased deviations, and cov / (sd_a sd_b + 1e-4); None for exact moments.
-    Raises ValueError where there is no image, or a published batch has a single sample.
+    Raises ValueError where there is no image, a published batch has a single sample, or a batch does not give as many
+    samples per image as one image alone.
     """
     if len(images) == 0:
         raise ValueError("there is no image to measure activations on")
@@ -412,6 +413,7 @@ def _one_pass(
     for family, pair in jobs:
         for k in pair:
             of_member.setdefault(k, {})[family.name] = family
+    families = {family.name: family for family, _ in jobs}
     prepared = {k: reader.prepare(states[k]) for k in of_member}
     values = {(name, k): _samples(family, sizes) for k, of in of_member.items() for name, family in of.items()}
     widest = max(family.n_units * family.n_each for family, _ in jobs)
@@ -433,9 +435,13 @@ def _one_pass(
         for start in range(begin, end, sizes.batch_size):
             batch = images[start : min(start + sizes.batch_size, end)]
             for k, of in of_member.items():
-                reader.visit(
-                    prepared[k], batch, _wanted(list(of.values())), lambda key, seen, of=taps[k]: of[key].take(seen)
-                )
+
+                def take(key: Key, seen: Tensor, of: Mapping[Key, _Tap] = taps[k], n_images: int = len(batch)) -> None:
+                    name, i = key
+                    _check_rows(families[name].readings[i], len(seen), sizes.n_rows[name], n_images)
+                    of[key].take(seen)
+
+                reader.visit(prepared[k], batch, _wanted(list(of.values())), take)
             for family, (a, b) in jobs:
                 n_samples = sizes.n_rows[family.name] * len(batch)
                 left, right = (values[family.name, k][:n_samples] for k in (a, b))
@@ -460,6 +466,16 @@ def _one_pass(
         product = products.pop((family.name, (a, b))).total().div_(n_added)
         of_pair = moments[family.name, a], moments[family.name, b]
         yield _correlate(family, (a, b), product, *of_pair, published=published_batch is not None)
+
+
+def _check_rows(reading: Reading, n_rows: int, n_each: int, n_images: int) -> None:
+    """ValueError where a batch does not give `n_each` samples per image."""
+    if n_rows != n_each * n_images:
+        raise ValueError(
+            f"{reading.module or reading.node} gives {n_rows} samples of a batch of {n_images} images, where one image "
+            f"gives {n_each}: how the forward pass computes a batch depends on its size, so that units cannot be "
+            "observed on every image; let it compute a batch at once, or take matcher weight"
+        )
 
 
 def _samples(family: ObservedFamily, sizes: _Sizes) -> Tensor:

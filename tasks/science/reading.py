@@ -26,10 +26,11 @@ Receive = Callable[[Key, Tensor], None]
 
 
 class MisreadError(ValueError):
-    """What `reading` names is not what it says, in a batch of another size than the traced one."""
+    """What `reading` names is not what it says, in a batch of another size than the traced one, or is complex: no
+    correlations are defined of that here."""
 
     def __init__(self, reading: Reading) -> None:
-        super().__init__(f"{reading.node} does not carry the units that were traced there")
+        super().__init__(f"{reading.node} does not carry the units that were traced there, as real numbers")
         self.reading = reading
 
 
@@ -64,14 +65,14 @@ class Selection:
     def __call__(self, tensor: Tensor, reading: Reading) -> Tensor:
         """The activations (n_samples, n_channels), those of a unit side by side; a view where that can be.
 
-        Raises MisreadError where `tensor` has no such positions.
+        Raises MisreadError where `tensor` has no such positions, or is complex.
         """
         if reading not in self._channels:
             channels = reading.positions.ravel()
             in_order = np.array_equal(channels, np.arange(len(channels)))
             self._channels[reading] = torch.from_numpy(channels), int(channels.max()), in_order
         channels, last, in_order = self._channels[reading]
-        if tensor.ndim <= reading.dim or tensor.shape[reading.dim] <= last:
+        if tensor.is_complex() or tensor.ndim <= reading.dim or tensor.shape[reading.dim] <= last:
             raise MisreadError(reading)
         n = tensor.shape[reading.dim]
         rows = tensor.movedim(reading.dim, -1).reshape(-1, n)

@@ -26,6 +26,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.fx.experimental import proxy_tensor
 from torch.nn.modules import transformer
 from torch.nn.utils.rnn import PackedSequence
 
@@ -107,7 +108,15 @@ def trace_graph(network: nn.Module, example_inputs: tuple[Tensor, ...], training
         check_modes(network)
     except NetworkError as error:
         raise TraceError(str(error)) from error
-    with TRACING, kept_attributes(network), kept_random_state(), torch.no_grad(), _quiet(), _plain_attention():
+    with (
+        TRACING,
+        kept_attributes(network),
+        kept_random_state(),
+        torch.no_grad(),
+        _quiet(),
+        _plain_attention(),
+        _own_paths(),
+    ):
         network.train(training)
         _return_logits(network)
         try:
@@ -119,6 +128,7 @@ def trace_graph(network: nn.Module, example_inputs: tuple[Tensor, ...], training
     nodes = tuple(exported.graph.nodes)
     for node in nodes:
         _check_node(name, node)
+    _drop_unknown_frames(network, nodes)
     persistent = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     state = {k: v for k, v in persistent.items() if v not in signature.non_persistent_buffers}
     loose = {k: v for k, v in persistent.items() if k not in state} | dict(signature.inputs_to_lifted_tensor_constants)
@@ -135,6 +145,16 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     """How to take operations apart into core ATen, without those that are kept whole; slow to collect."""
     table = cast(dict[Any, Callable[..., Any]], torch.export.default_decompositions())
     return {op: table[op] for op in table if _name(op) not in KEPT_WHOLE}
+
+
+def _drop_unknown_frames(network: nn.Module, nodes: Sequence[Node]) -> None:
+    """Take modules that `network` does not have from around the operations: what they compute then counts as computed
+    by the module around them."""
+    known = {name for name, _ in network.named_modules(remove_duplicate=False)}
+    for node in nodes:
+        stack: dict[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
+        if any(path not in known for path, _ in stack.values()):
+            node.meta["nn_module_stack"] = {key: frame for key, frame in stack.items() if frame[0] in known}
 
 
 def place_of(node: Node) -> str:
@@ -276,6 +296,36 @@ def _plain_attention() -> Generator[None]:
     finally:
         transformer._detect_is_causal_mask = detect  # pyright: ignore[reportPrivateUsage]
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def _own_paths() -> Generator[None]:
+    """Give every module a path that is its own.
+
+    Of a module under two names, torch.export takes its latest name in the module that was last looked into: wrong where
+    that one was looked into after the module was taken from its attribute and before it ran, as in
+    `self.last(self.layers[0](x))`, where `self.last` is among `self.layers` too.
+    """
+    tracer: Any = getattr(proxy_tensor, "_ModuleStackTracer", None)
+    proxy: Any = getattr(proxy_tensor, "_AttrProxy", None)
+    if not (hasattr(tracer, "path_of_module") and isinstance(proxy, type)):
+        yield  # Another version of torch: what it takes for no module's path is dropped all the same.
+        return
+    told = tracer.path_of_module
+
+    def path_of_module(self: Any, mod: Any) -> str:
+        path = told(self, mod)
+        names: Any = getattr(self, "module_id_cache", {})
+        if not (isinstance(mod, proxy) and hasattr(mod, "get_base")):
+            return path
+        own = [name.removeprefix("_export_root.") for name in names.get(id(mod.get_base()), ())]
+        return own[0] if own and path.removeprefix("_export_root.") not in own else path
+
+    tracer.path_of_module = path_of_module
+    try:
+        yield
+    finally:
+        tracer.path_of_module = told
 
 
 @contextmanager

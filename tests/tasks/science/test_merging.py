@@ -677,3 +677,92 @@ def test_what_cannot_be_followed_is_one_sentence_with_the_line_and_the_way_out(
     with pytest.raises(TraceError) as refused:
         merge_networks(build(), state, state, IMAGES)
     assert re.fullmatch(sentence, str(refused.value))
+
+
+class InTwoPlaces(nn.Module):
+    """A layer of a container and of an attribute, taken from the latter before the container is looked into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(72, 16), nn.ReLU(), nn.Linear(16, 9))
+        self.last = self.layers[2]
+        self.logits = nn.Linear(9, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits(torch.relu(self.last(torch.relu(self.layers[0](images.flatten(1))))))
+
+
+def test_a_layer_of_a_container_and_of_an_attribute_is_merged():
+    a, b = InTwoPlaces().state_dict(), InTwoPlaces().state_dict()
+    merged = merge_networks(InTwoPlaces(), a, b, IMAGES)
+    assert {axis.axis for axis in merged.match.axes} == {"layers.0", "layers.2"}
+    assert torch.equal(merged.corrected["layers.2.weight"], merged.corrected["last.weight"])
+
+
+class Squeezed(nn.Module):
+    """Drops the batch itself where it is of a single image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.logits = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits(torch.relu(self.hidden(images))).mean((2, 3), keepdim=True).squeeze()
+
+
+@pytest.mark.parametrize("n", [2, 17, 33])
+def test_a_network_that_ends_in_a_squeeze_is_never_given_one_image_alone(n: int):
+    merged = merge_networks(Squeezed(), drawn(Squeezed, 0), drawn(Squeezed, 1), IMAGES[:n])
+    assert merged.function_error < FUNCTION_TOLERANCE
+    assert [axis.axis for axis in merged.match.axes] == ["hidden"]
+
+
+class Complex(nn.Module):
+    """A product of complex numbers, whose second factor is a complex parameter or, as real numbers, a real one."""
+
+    def __init__(self, *, real: bool) -> None:
+        super().__init__()
+        self.hidden, self.logits = nn.Linear(72, 16), nn.Linear(10, 4)
+        numbers = torch.randn(8, 10, 2, generator=torch.Generator().manual_seed(0))
+        self.factor = nn.Parameter(numbers if real else torch.view_as_complex(numbers))
+
+    def forward(self, images: Tensor) -> Tensor:
+        left = torch.view_as_complex(self.hidden(images.flatten(1)).view(-1, 8, 2))
+        right = self.factor if self.factor.is_complex() else torch.view_as_complex(self.factor)
+        return self.logits((left @ right).abs())
+
+
+def test_units_are_not_read_where_they_are_complex():
+    build = functools.partial(Complex, real=True)
+    merged = merge_networks(build(), drawn(build, 0), drawn(build, 1), IMAGES, correction="none")
+    assert merged.function_error < FUNCTION_TOLERANCE
+    assert [axis.axis for axis in merged.match.axes] == ["hidden"]
+
+
+def test_a_complex_parameter_is_refused_in_a_sentence():
+    state = Complex(real=False).state_dict()
+    with pytest.raises(MergeError, match="factor of the network is complex64, and complex tensors cannot be merged: "):
+        merge_networks(Complex(real=False), state, state, IMAGES)
+
+
+class InParts(nn.Module):
+    """Computes a batch in parts, so that their number depends on the batch."""
+
+    def __init__(self, *, functional: bool) -> None:
+        super().__init__()
+        self.hidden, self.logits = nn.Linear(72, 16), nn.Linear(16, 4)
+        self.active = torch.relu if functional else nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        parts = images.flatten(1).split(50)
+        return torch.cat([self.logits(self.active(self.hidden(part))) for part in parts])
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_a_network_that_computes_a_batch_in_parts_is_not_observed_on_one_of_them(functional: bool):
+    build = functools.partial(InParts, functional=functional)
+    a, b = drawn(build, 0), drawn(build, 1)
+    with pytest.raises(MergeError, match="gives 50 samples of a batch of 120 images, where one image gives 1: "):
+        merge_networks(build(), a, b, IMAGES)
+    assert merge_networks(build(), a, b, IMAGES[:50]).function_error < FUNCTION_TOLERANCE
+    assert merge_networks(build(), a, b, IMAGES, matcher="weight").function_error < FUNCTION_TOLERANCE

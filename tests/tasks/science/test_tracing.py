@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tasks.science.permutation import Permutation, PermutationSpec
 from tasks.science.tracing import FAILED_CHECK, UNREACHED, TraceError, trace_permutation_spec
 from tasks.science.tracing.check import TOLERANCE, Check, read
+from tasks.science.tracing.graph import module_of, operation_name, trace_graph
 from tests.tasks.science import random_operations as random_operations  # Enters its blocks into the table.
 from tests.tasks.science.handwritten import CASES
 from tests.tasks.science.handwritten_operations import OPERATIONS
@@ -589,3 +590,49 @@ def test_a_check_without_memory_is_no_check_in_float32(monkeypatch: pytest.Monke
     monkeypatch.setattr(Check, "_prepare", exhausted)
     with pytest.raises(MemoryError, match="takes twice its network's memory in float64"):
         Check(nn.Linear(2, 2), (torch.zeros(1, 2),), ())
+
+
+class InTwoPlaces(nn.Module):
+    """A layer of a container and of an attribute, taken from the latter before the container is looked into."""
+
+    def __init__(self, *, normed: bool) -> None:
+        super().__init__()
+        second, n = (nn.BatchNorm1d(16), 16) if normed else (nn.Linear(16, 9), 9)
+        self.layers = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), second)
+        self.last = self.layers[2]
+        self.logits = nn.Linear(n, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits(torch.relu(self.last(torch.relu(self.layers[0](images)))))
+
+
+class NamedAlike(nn.Module):
+    """The name of the layer in its container is that of another layer of the network itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleDict({"hidden": nn.Linear(12, 12)})
+        self.first = self.inner["hidden"]
+        self.hidden = nn.Linear(12, 9)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.hidden(torch.relu(self.first(torch.relu(self.inner["hidden"](images)))))
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_layer_of_two_places_is_read_under_a_path_that_it_has(normed: bool) -> None:
+    network = InTwoPlaces(normed=normed)
+    spec = trace_permutation_spec(network, (torch.randn(2, 12),))
+    assert sorted(a.size for a in spec.axes) == ([16] if normed else [9, 16])
+    modules = {r.module for a in spec.axes for r in a.readings} - {None}
+    assert modules == {"layers.0", "layers.2"}
+
+
+def test_a_layer_of_two_places_is_not_taken_for_another_of_its_name() -> None:
+    network = NamedAlike().eval()
+    graph = trace_graph(network, (torch.randn(2, 12),), training=False)
+    assert [module_of(n) for n in graph.nodes if operation_name(n) == "linear"] == [
+        ("inner.hidden", 0),
+        ("inner.hidden", 1),
+        ("hidden", 0),
+    ]
