@@ -131,9 +131,10 @@ def shared_tensors(network: nn.Module) -> list[list[str]]:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first names of many."""
+    """Return the first three of `names`, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def word_of(dtype: torch.dtype) -> str:
+    """Return the name of a type as a person writes it."""
     return str(dtype).removeprefix("torch.")
