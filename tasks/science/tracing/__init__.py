@@ -26,6 +26,7 @@ from tasks.science.tracing import view_rules as view_rules
 from tasks.science.tracing.assembly import Misaligned, build_axes, fixed_axes
 from tasks.science.tracing.batches import readable_axes
 from tasks.science.tracing.check import Check
+from tasks.science.tracing.execution import graph_for
 from tasks.science.tracing.graph import TRACING, Graph, TraceError, trace_graph
 from tasks.science.tracing.layouts import Demands
 from tasks.science.tracing.operations import Visitor, state_layouts
@@ -61,7 +62,9 @@ def trace_permutation_spec(
 
 
 def _traced(network: nn.Module, example_inputs: tuple[Tensor, ...]) -> PermutationSpec:
-    graphs = [trace_graph(network, example_inputs, training=False)]
+    # The one that readings and corrections are found in too.
+    kept = len(example_inputs) == 1 and isinstance(example_inputs[0], Tensor)
+    graphs = [graph_for(network, *example_inputs) if kept else trace_graph(network, example_inputs, training=False)]
     tensors = {k: v for k, v in network.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
     if strange := [key for key in graphs[0].state.values() if key not in tensors]:
         raise TraceError(f"{type(network).__name__} cannot be traced: its state dict has no entry {strange[0]!r}")

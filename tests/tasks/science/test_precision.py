@@ -170,7 +170,7 @@ def test_whole_numbers_stay_whole_where_casts_are_left_out():
         assert x.half().dtype == torch.zeros(2, dtype=torch.float16).dtype == torch.float64
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("causal", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("matcher", ["activation", "weight"])
 def test_a_planted_swap_of_heads_in_a_fused_transposed_layer_is_found_on_token_ids(causal: bool, matcher: str):
     network, spec = decoder(causal), traced(causal)

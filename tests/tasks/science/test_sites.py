@@ -191,7 +191,7 @@ def test_every_linear_map_but_the_logits_is_a_site_or_named_as_left_out(case: Ca
 
 
 @by_name
-@pytest.mark.parametrize("estimator", ["one-pass", "layerwise"])
+@pytest.mark.parametrize("estimator", ["one-pass", pytest.param("layerwise", marks=pytest.mark.slow)])
 def test_the_correction_reaches_its_goal_at_every_site(case: Case, estimator):
     network, state = built(case.build)
     layout = find_layout(network, state, IMAGES)
