@@ -21,8 +21,8 @@ from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 from tasks.science.evaluation import compute, mode
 from tasks.science.specs import State
 from tasks.science.tracing.execution import graph_for
-from tasks.science.tracing.graph import Graph, TraceError, module_of, operation_name, reached
-from tasks.science.tracing.linear_maps import LinearMap, find_linear_maps, last_of_calls, roots_of, shape_of
+from tasks.science.tracing.graph import Graph, TraceError, last_of_calls, module_of, operation_name, reached
+from tasks.science.tracing.linear_maps import LinearMap, find_linear_maps, roots_of, shape_of
 from tasks.science.unit_entries import Entries, UnitEntries, find_entries
 
 _BATCH_NORM = "_native_batch_norm_legit_no_training"

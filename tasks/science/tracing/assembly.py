@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch.fx import Node
 
 from tasks.science.permutation import Axis, FixedAxis, Reading, Slot
-from tasks.science.tracing.graph import Graph, module_stack, operation_name, reached
+from tasks.science.tracing.graph import Graph, last_of_calls, module_stack, operation_name, reached
 from tasks.science.tracing.layouts import Field, Layout, Nodes
 from tasks.science.tracing.operations import LINEAR, NONLINEARITIES, NORMS, Visitor
 from tasks.science.tracing.product_rules import KERNEL
@@ -241,13 +241,8 @@ class Readings:
 
 def _module_outputs(graph: Graph) -> dict[Node, tuple[str, int]]:
     """Results that are the last of a module's call: the outermost such module below the root, and the call."""
-    last: dict[tuple[str, int], Node] = {}
-    for node in graph.nodes:
-        if node.op == "call_function":
-            for frame in module_stack(node):
-                last[frame] = node
     out: dict[Node, tuple[str, int]] = {}
-    for frame, node in last.items():
+    for frame, node in last_of_calls(graph).items():
         if frame[0] and (node not in out or len(frame[0]) < len(out[node][0])):
             out[node] = frame
     return out

@@ -178,6 +178,16 @@ def module_stack(node: Node) -> list[tuple[str, int]]:
     return calls
 
 
+def last_of_calls(graph: Graph) -> dict[tuple[str, int], Node]:
+    """Return the last operation of every call of a module, by the module's path and the number of the call."""
+    last: dict[tuple[str, int], Node] = {}
+    for node in graph.nodes:
+        if node.op == "call_function":
+            for frame in module_stack(node):
+                last[frame] = node
+    return last
+
+
 def operation_name(node: Node) -> str:
     """Short name of an operation: "add" for aten.add.Tensor."""
     return _name(node.target) if node.op == "call_function" else node.op

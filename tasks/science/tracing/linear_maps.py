@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
-from tasks.science.tracing.graph import Graph, module_of, module_stack, operation_name, reached
+from tasks.science.tracing.graph import Graph, last_of_calls, module_of, operation_name, reached
 from tasks.science.tracing.operations import DROPOUTS, ELEMENTWISE
 
 VIEWS = frozenset(
@@ -96,16 +96,6 @@ def roots_of(graph: Graph) -> dict[Node, tuple[str, ...]]:
         elif node.op == "call_function" and node not in inner:
             roots[node] = tuple(dict.fromkeys(key for n in node.all_input_nodes for key in roots.get(n, ())))
     return roots
-
-
-def last_of_calls(graph: Graph) -> dict[tuple[str, int], Node]:
-    """Return the last operation of every call of a module, by the module's path and the number of the call."""
-    last: dict[tuple[str, int], Node] = {}
-    for node in graph.nodes:
-        if node.op == "call_function":
-            for frame in module_stack(node):
-                last[frame] = node
-    return last
 
 
 def shape_of(node: Node) -> torch.Size:
