@@ -118,7 +118,7 @@ def expected(network: nn.Module) -> list[Expected]:
 
 
 def rules() -> dict[str, str]:
-    """What is expected of each kind of network, in words."""
+    """Return in words what is expected of each kind of network."""
     return RULES | {name: family.rule for name, family in FAMILIES.items()}
 
 
@@ -521,7 +521,7 @@ def page(rows: Mapping[str, Row]) -> str:
 
 
 def _found(done: list[Row], n_known: int) -> list[str]:
-    """How many axes of how many networks are found, and a table with a line for each network."""
+    """Return a count of the axes that are found, and a table with a line for each network."""
     total, found = sum(r.n_expected for r in done), sum(r.n_found for r in done)
     errors = [r.error for r in done if not math.isnan(r.error)]
     return [

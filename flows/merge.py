@@ -137,7 +137,7 @@ def merge_files(options: MergeOptions, sources: Sources) -> MergeReport:
 
 
 def naming_notes(network: nn.Module, path: Path, file: WeightsFile) -> tuple[str, ...]:
-    """What a person is told of a weights file: what was left out of it, and how its names were made to fit."""
+    """Return the sentences about a weights file: what was left out of it, and how its names were made to fit."""
     _, how = renamed(network, file.weights)
     return (*file.notes, f"{path}: {how}") if how else file.notes
 

@@ -1,4 +1,4 @@
-"""What is known about a merge that did not work, for the person who asked for it."""
+"""Known reasons why a merge did not work, for the person who asked for it."""
 
 from __future__ import annotations
 

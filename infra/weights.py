@@ -31,7 +31,7 @@ CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema"
 """Under which names training scripts keep a state dict in a larger checkpoint; the first that is there is taken."""
 
 PREFIX = "module."
-"""What DataParallel puts in front of every name."""
+"""The prefix that DataParallel puts in front of every name."""
 
 COMPILED = "_orig_mod"
 """The part of a name that torch.compile adds wherever a module was compiled."""
@@ -43,7 +43,7 @@ HARMLESS = (
     "pathlib.Path", "pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib.PureWindowsPath", "pathlib.WindowsPath",
     "pathlib._local.PosixPath", "pathlib._local.WindowsPath", "types.SimpleNamespace",
 )  # fmt: skip
-"""What a file may ask for beside tensors and plain containers. Nothing of it is made: each is left out."""
+"""Types that a file may ask for beside tensors and plain containers. None is made: each is left out."""
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
