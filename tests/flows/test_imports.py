@@ -296,7 +296,9 @@ def test_the_same_files_under_two_facts_are_two_cells_with_pairs_of_their_own(ow
     barriers = read_table(store, table_key("mine", "barriers")).query("kind == 'pair'")
     by_rate = barriers.groupby("learning_rate")["loss_barrier"]
     assert by_rate.size().tolist() == [6 * 2 * 2 * 2] * 2
-    assert by_rate.sum().nunique() == 1
+    # The two groups may hold their pairs in different orders, so a sum would differ in its last digit.
+    first, second = (sorted(barriers) for _, barriers in by_rate)
+    assert first == second
 
 
 @pytest.mark.usefixtures("prefect_server")
