@@ -6,9 +6,6 @@ import pandas as pd
 
 from flows.labels import FACTORS, label_value, main_factor
 from flows.summary import tell_interval
-from infra.paths import table_key
-from infra.storage import Store
-from infra.tables import read_table
 from tasks.science.statistics import MIN_SEEDS
 
 _NETWORK = ["dataset", "architecture", "normalization", "width", "depth"]
@@ -48,13 +45,9 @@ def make_claim(ablation: pd.DataFrame) -> str:
     return _claim_of(known, test)
 
 
-def answer_widths(store: Store, study: str) -> list[str]:
-    """How wide networks must be for their barriers to vanish once aligned and repaired, a sentence for each series of
-    widths; none without one, and where the tables were gathered before there was such a table."""
-    key = table_key(study, "width_laws")
-    if not store.exists(key):
-        return []
-    laws = read_table(store, key)
+def answer_widths(laws: pd.DataFrame) -> list[str]:
+    """Say how wide networks must be for their barriers to vanish once aligned and repaired, a sentence for each series
+    of widths in the table of `laws`."""
     asked = laws[(laws["split"] == "test") & (laws["metric"] == "accuracy_barrier")]
     asked = asked[(asked["matcher"] == "activation") & (asked["correction"] == "repair")]
     return list(dict.fromkeys(asked["answer_text"]))

@@ -10,12 +10,12 @@ from rich.table import Table as TextTable
 
 from flows.figures.drawing import draw_png
 from flows.figures.published import chart_comparison
-from flows.gathered import check_gathered
+from flows.gathered import check_gathered, read_gathered
 from flows.labels import NETWORK
 from flows.paper_points import ALIKE, factors_of, in_order, tabulate_points
-from infra.paths import figure_key, table_key
+from infra.paths import figure_key
+from infra.sealing import seal_png
 from infra.storage import Store
-from infra.tables import read_table
 from tasks.comparison import NOT_RUN
 
 LEGEND = (
@@ -35,7 +35,7 @@ def compare(store: Store, study: str, console: Console) -> None:
     StoreError where the study has no tables, or has them from before there were comparisons.
     """
     check_gathered(store, study, ["paper"])
-    paper = read_table(store, table_key(study, "paper"))
+    paper = read_gathered(store, study, "paper")
     if paper.empty:
         console.print(
             f"The authors of REPAIR saved no figure of a network that {study} has: there is nothing to compare with.",
@@ -52,7 +52,8 @@ def compare(store: Store, study: str, console: Console) -> None:
     console.print(f"{LEGEND} {SUMMARY_LEGEND}", style="dim", highlight=False)
     chart = chart_comparison(paper)
     if chart is not None:
-        store.replace(figure_key(study, "comparison"), draw_png(chart))
+        key = figure_key(study, "comparison")
+        store.replace(key, seal_png(draw_png(chart), key))
         console.print(f"figure  {store.locate(figure_key(study, 'comparison'))}", highlight=False, soft_wrap=True)
 
 

@@ -1,12 +1,23 @@
-"""Whether a study has tables in a store."""
+"""The tables of a study, as those who read them find them in a store."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
 
 from infra.paths import table_key
 from infra.storage import Store, StoreError
+from infra.tables import open_table, read_table
+from tasks import schema
 from tasks.science.identity import safe_name
+
+TABLES = {table.name: table for table in schema.TABLES}
+
+_WRITING_SECONDS = 20.0
+"""For how long tables that another run is writing are waited for."""
 
 
 def has_tables(store: Store, study: str) -> bool:
@@ -25,3 +36,30 @@ def check_gathered(store: Store, study: str, tables: Iterable[str] = ()) -> None
                 f"{store.url} holds tables of {study} from before there was one called {name}: the same "
                 f"`repairlab run {study}` command again makes it too, and trains nothing that is there"
             )
+
+
+def read_gathered(store: Store, study: str, name: str) -> pd.DataFrame:
+    """Return one table of a study, with all columns that it is declared with. Raises DamagedError where it is not what
+    was written."""
+    return read_table(store, table_key(study, name), TABLES[name])
+
+
+def read_gathering(store: Store, study: str) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """Return all tables of a study and their provenance, once all of them come from one gathering.
+
+    Raises StoreError where they do not, for longer than it takes to write them: a run was killed as it wrote some.
+    """
+    begun = time.monotonic()
+    while True:
+        read = {name: open_table(store, table_key(study, name), table) for name, table in TABLES.items()}
+        tables = {name: frame for name, (frame, _) in read.items()}
+        gatherings = {provenance.get("gathering"): provenance for _, provenance in read.values()}
+        if len(gatherings) == 1:
+            return tables, next(iter(gatherings.values()))
+        if time.monotonic() - begun > _WRITING_SECONDS:
+            raise StoreError(
+                f"the tables of {study} in {store.url} come from {len(gatherings)} runs, one of which was stopped as "
+                f"it wrote them: the same `repairlab run {study}` command again makes them anew, and trains nothing "
+                "that is there"
+            )
+        time.sleep(0.5)

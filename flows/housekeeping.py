@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.storage import Entry, Store, StoreError
-from tasks.references import Inventory, list_requests, take_inventory
+from tasks.references import Inventory, list_declarations, take_inventory
 
 
 def print_usage(store: Store, console: Console) -> None:
@@ -41,7 +41,7 @@ def collect_garbage(store: Store, console: Console, *, dry_run: bool) -> None:
     for entry in garbage:
         if not dry_run:
             # Whoever has begun since may refer to it.
-            if list_requests(store) != inventory.requests:
+            if list_declarations(store) != inventory.requests:
                 raise StoreError(
                     "a study has begun on this store in the meantime, so nothing more is removed: call gc again once "
                     "it has ended"

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table as TextTable
 
 from flows.claims import make_claim
+from flows.gathered import read_gathered
 from flows.summary import TEXT_COLUMNS, section_starts, summarise_ablation, uncorrected_layers
 from infra.paths import report_key, table_key
 from infra.storage import Store
-from infra.tables import read_table
 from tasks import schema
 from tasks.gather import NOT_YET
 from tasks.science.request import Request
@@ -21,7 +21,7 @@ from tasks.science.request import Request
 
 def asked_ablation(store: Store, request: Request) -> pd.DataFrame:
     """The rows of a study's table that `request` asked for, among all that were ever asked for under its name."""
-    ablation = read_table(store, table_key(request.study, "ablation"))
+    ablation = read_gathered(store, request.study, "ablation")
     names = [measurement.name for measurement in request.measurements]
     cell_ids = [cell.id for cell in request.cells]
     ablation = ablation[ablation["cell_id"].isin(cell_ids) & ablation["measurement"].isin(names)]
@@ -48,7 +48,7 @@ def outcome_json(store: Store, request: Request, problems: Sequence[str]) -> str
 
 def _asked_layers(store: Store, request: Request) -> pd.DataFrame:
     """The rows of the table of layers under the corrections that `request` asked for, of its cells."""
-    layers = read_table(store, table_key(request.study, "layers"))
+    layers = read_gathered(store, request.study, "layers")
     cell_ids = [cell.id for cell in request.cells]
     return layers[layers["cell_id"].isin(cell_ids) & layers["correction"].isin(request.corrections)]
 
@@ -83,7 +83,7 @@ def print_ablation(store: Store, request: Request, console: Console) -> None:
     console.print(legend + "mid, ends: accuracy in %.", style="dim", highlight=False)
     for sentence in uncorrected_layers(_asked_layers(store, request)):
         console.print(sentence, highlight=False, markup=False)
-    endpoints = read_table(store, table_key(study, "endpoints"))
+    endpoints = read_gathered(store, study, "endpoints")
     endpoints = endpoints[endpoints["cell_id"].isin(cell_ids)]
     fate = endpoints["status"].where(endpoints["message"] != NOT_YET, NOT_YET)
     left_out = fate[fate != "trained"].value_counts()

@@ -22,13 +22,13 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.context import FlowRunContext
 
 from flows.claims import make_claim
+from flows.gathered import read_gathered
 from flows.paper_points import tabulate_paper
 from flows.stages import Stage, Watcher
 from flows.summary import summarise_ablation, tabulate_left_out
-from infra.paths import figure_key, table_key
+from infra.paths import figure_key
 from infra.runners import is_watched, lost_the_api, run_logger
 from infra.storage import Store
-from infra.tables import read_table
 from tasks.science.request import Request
 
 _SECONDS_BETWEEN_CALLS = 1.0
@@ -133,13 +133,13 @@ class ProgressArtifacts:
 def show_report(store: Store, study: str, where: str) -> None:
     """What a study found, as artifacts of the task that runs: the claim with the main figure, the ablation, the
     comparison with the paper, and what was left out, where there is such."""
-    ablation = read_table(store, table_key(study, "ablation"))
+    ablation = read_gathered(store, study, "ablation")
     claim = make_claim(ablation)
     create_markdown_artifact(describe_report(store, study, where), artifact_key(study, "report"), claim)
     _show_table(summarise_ablation(ablation, brief=True), artifact_key(study, "ablation"), f"{claim}\n\n{_LEGEND}")
-    paper = tabulate_paper(read_table(store, table_key(study, "paper")))
+    paper = tabulate_paper(read_gathered(store, study, "paper"))
     _show_table(paper, artifact_key(study, "paper"), _PAPER_LEGEND)
-    left_out = tabulate_left_out(read_table(store, table_key(study, "endpoints")))
+    left_out = tabulate_left_out(read_gathered(store, study, "endpoints"))
     _show_table(left_out, artifact_key(study, "left-out"), "Endpoints that are in no pair, and why.")
 
 

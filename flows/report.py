@@ -29,17 +29,16 @@ from flows.figures.curves import curves_of
 from flows.figures.drawing import draw_png
 from flows.figures.pairs import chart_closed_form, chart_correlation, chart_paths, chart_predictions, chart_variance
 from flows.figures.published import chart_comparison
-from flows.gathered import check_gathered
+from flows.gathered import TABLES, check_gathered, read_gathering
 from flows.labels import FACTORS, NETWORK, cell_names, label_points, label_value, swept_factors
 from flows.paper_points import tabulate_paper
 from flows.prefect_page import show_report
 from flows.summary import TEXT_COLUMNS, section_starts, summarise_ablation, tabulate_left_out
-from infra.paths import figure_key, report_key, table_key
+from infra.paths import figure_key, report_key
 from infra.runners import TASK_OPTIONS, run_logger
+from infra.sealing import seal_page, seal_png
 from infra.storage import Store
-from infra.tables import read_provenance, read_table
-
-TABLES = ("ablation", "barriers", "cells", "endpoints", "paths", "layers", "axes", "paper")
+from tasks.gather import StudyTables
 
 METRICS = ("accuracy_barrier", "loss_barrier", "midpoint_accuracy")
 """What barriers are looked at by."""
@@ -119,15 +118,29 @@ def report(study: str, store: Store) -> str:
 def write_report(store: Store, study: str) -> str:
     """Draws figures and page from the study's tables; returns where the page lies. Raises StoreError without them."""
     check_gathered(store, study, TABLES)
-    tables = {name: read_table(store, table_key(study, name)) for name in TABLES}
+    while not _write_pages(store, study, StudyTables(store, study)):
+        run_logger().info("%s was gathered anew meanwhile: its report is drawn again", study)
+    return store.locate(report_key(study))
+
+
+def _write_pages(store: Store, study: str, found: StudyTables) -> bool:
+    """Draw figures and page, and say whether they are of the tables as they were `found`: as soon as others have
+    written these, no more is written."""
+    tables, provenance = read_gathering(store, study)
     charts = make_charts(tables)
+    pages: dict[str, bytes] = {}
     for name, chart in charts.items():
         drawn = chart_barriers(tables["ablation"]) if name == "barriers" else first_panels(chart)
         if drawn is not None:
-            store.replace(figure_key(study, name), draw_png(drawn))
-    page = render(store, study, tables, charts)
-    store.replace(report_key(study), page.encode())
-    return store.locate(report_key(study))
+            key = figure_key(study, name)
+            pages[key] = seal_png(draw_png(drawn), key)
+    page = render(study, tables, charts, provenance)
+    pages[report_key(study)] = seal_page(page, report_key(study))
+    for key, data in pages.items():
+        if not found.are_as_found():
+            return False
+        store.replace(key, data)
+    return found.are_as_found()
 
 
 Charts = Mapping[str, Mapping[tuple[str, ...], Chart]]
@@ -164,7 +177,7 @@ def first_panels(of_section: Mapping[tuple[str, ...], Chart]) -> Chart:
     return dataclasses.replace(chart, panels=chart.panels[:MAX_DRAWN_PANELS])
 
 
-def render(store: Store, study: str, tables: Mapping[str, pd.DataFrame], charts: Charts) -> str:
+def render(study: str, tables: Mapping[str, pd.DataFrame], charts: Charts, provenance: Mapping[str, Any]) -> str:
     """The page."""
     ablation, endpoints = tables["ablation"], tables["endpoints"]
     summary = summarise_ablation(ablation)
@@ -180,7 +193,7 @@ def render(store: Store, study: str, tables: Mapping[str, pd.DataFrame], charts:
     return environment.from_string(_template("report.html")).render(
         study=study,
         claim=make_claim(ablation),
-        widths=answer_widths(store, study),
+        widths=answer_widths(tables["width_laws"]),
         sections=sections,
         controls=tell_controls(tables["barriers"], ablation, began_apart(tables["cells"], endpoints)),
         columns=list(summary.columns),
@@ -191,7 +204,7 @@ def render(store: Store, study: str, tables: Mapping[str, pd.DataFrame], charts:
         missing=tabulate_left_out(endpoints),
         endpoints=endpoints,
         n_pairs=len(_of_pairs(tables["barriers"]).drop_duplicates(["cell_id", "seed_a", "seed_b"])),
-        provenance=read_provenance(store, table_key(study, "ablation")),
+        provenance=provenance,
         # None of these is anybody's words but ours and plotly's; data are escaped by `as_json`.
         style=Markup(_template("report.css")),
         script=Markup(_template("report.js")),

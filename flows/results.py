@@ -21,15 +21,15 @@ from torch import nn
 
 from flows.figures.ablation import chart_width
 from flows.figures.drawing import draw
-from flows.gathered import has_tables
+from flows.gathered import TABLES, has_tables
 from infra.paths import table_key
 from infra.settings import load_settings
 from infra.storage import Store, StoreError
-from infra.tables import read_descriptions, read_provenance, read_table
+from infra.tables import open_table, read_descriptions, read_provenance
 from tasks import schema
 from tasks.artifacts import joint_members, trained_members
-from tasks.gather import read_requests
 from tasks.pairs import PairBench
+from tasks.requests import read_requests
 from tasks.science.curves import CorrectedPath
 from tasks.science.derived import interpolate_network
 from tasks.science.request import Request
@@ -105,7 +105,10 @@ class StudyResults:
 
     def table(self, name: str) -> pd.DataFrame:
         """ValueError, naming those there are, for a table that there is not."""
-        return read_table(self.store, self._key(name))
+        frame, provenance = open_table(self.store, self._key(name), TABLES[name])
+        if provenance.get("gathering") != self.provenance.get("gathering"):
+            raise StoreError(f"{self.name} was gathered anew since it was opened: open it again")
+        return frame
 
     def describe(self, name: str) -> pd.DataFrame:
         """Every column of a table, with its `type` and `description` as the table's own file tells them: empty in one
@@ -113,9 +116,8 @@ class StudyResults:
         return read_descriptions(self.store, self._key(name))
 
     def _key(self, name: str) -> str:
-        known = [table.name for table in schema.TABLES]
-        if name not in known:
-            raise ValueError(f"there is no table {name!r}; known: {', '.join(known)}")
+        if name not in TABLES:
+            raise ValueError(f"there is no table {name!r}; known: {', '.join(TABLES)}")
         return table_key(self.name, name)
 
     def contrast(

@@ -36,7 +36,6 @@ from flows.prefect_page import progress_artifacts, tag_run
 from flows.progress import show_stages
 from flows.report import report
 from flows.work import Submitted, Work
-from infra.paths import request_key
 from infra.runners import Routing, ServerError, check_runner, make_runner, prefect_api
 from infra.settings import Settings
 from infra.storage import Store, StoreError
@@ -49,6 +48,7 @@ from tasks.interpolate import interpolate
 from tasks.joint import evaluate_joint
 from tasks.published import DataError
 from tasks.repair import repair
+from tasks.requests import save_request
 from tasks.science.augmentation import check_statistics
 from tasks.science.correction_table import CORRECTIONS
 from tasks.science.own import OwnCodeError
@@ -111,7 +111,7 @@ def carry_out(options: StudyOptions, settings: Settings) -> StudyResult:
             check_statistics(cell.data, measurement.samples)
         except ValueError as error:
             raise DataError(str(error)) from error
-    store.own.create(request_key(request.study, request.id), request.to_json().encode())
+    save_request(store, request)
     tag_run(request, options.size)
     with progress_artifacts(request.study) as artifacts, show_stages(artifacts, quiet=settings.quiet) as stages:
         work = Work(stages, Routing.of(settings))

@@ -112,6 +112,22 @@ class Store:
         filesystem, _ = self._filesystem
         return self._full(key) if self.is_local else str(filesystem.unstrip_protocol(self._full(key)))
 
+    def damaged(self, key: str, reason: str) -> DamagedError:
+        """Return the error for a file that cannot be used, with the way out."""
+        place = self.locate(key)
+        if self.upstream is not None and not self.own.exists(key):
+            return DamagedError(f"{place}, upstream, is damaged ({reason}): leave out --upstream to make your own")
+        return DamagedError(f"{place} is damaged ({reason}): delete it and run the study again to make it anew")
+
+    def version(self, key: str) -> str | None:
+        """Return what changes whenever `key` is written again; None where it is not there. Never of an upstream."""
+        filesystem, full = self._filesystem[0], self._full(key)
+        try:
+            info = self._reach(lambda: filesystem.info(full))
+        except FileNotFoundError:
+            return None
+        return " ".join(str(info.get(name)) for name in ("ETag", "LastModified", "ino", "mtime", "size"))
+
     def check_writable(self) -> None:
         """Raises StoreError where nothing can be written, before any work is done for it."""
         key = f".writable-{uuid.uuid4().hex}"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.checkpoints import damaged
+from infra.sealing import SLOT, read_sealed, seal
 from infra.storage import Store
 
 _BATCH = 1000
@@ -61,18 +62,35 @@ class Table:
         )
 
 
-def pack_rows(table: Table, rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """The bytes of a row file: `rows` in the table's columns and nothing else."""
+def pack_rows(key: str, table: Table, rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return the bytes of the row file `key`: `rows` in the table's columns and nothing else."""
     # Small and many: dictionaries and statistics would be most of such a file, and most of the time to read it.
     arrow = pa.Table.from_pylist([dict(row) for row in rows], schema=table.schema())
+    return _pack(key, arrow.schema, [arrow], compression="lz4", use_dictionary=False, write_statistics=False)
+
+
+def _pack(key: str, schema: pa.Schema, parts: Iterable[pa.Table], **options: Any) -> bytes:
+    """A sealed Parquet file for `key`, with a checksum in every page for readers other than these."""
     buffer = io.BytesIO()
-    pq.write_table(arrow, buffer, compression="lz4", use_dictionary=False, write_statistics=False)
-    return buffer.getvalue()
+    with pq.ParquetWriter(buffer, schema, write_page_checksum=True, **options) as writer:
+        for part in parts:
+            writer.write_table(part)
+        writer.add_key_value_metadata({"digest": SLOT})
+    return seal(buffer.getvalue(), key)
+
+
+def _open(store: Store, key: str) -> pq.ParquetFile:
+    """The Parquet file `key`, verified. DamagedError where it is not what was written there."""
+    data = read_sealed(store, key)
+    try:
+        return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise store.damaged(key, "not a whole Parquet file") from error
 
 
 def read_rows(store: Store, keys: Sequence[str], table: Table) -> tuple[pa.Table, list[int]]:
-    """The rows in `keys`, one after another, and how many each has. DamagedError where a file is not whole or has other
-    columns."""
+    """The rows in `keys`, one after another, and how many each has. DamagedError where a file is not what was written,
+    has other columns, or a row twice."""
     schema = table.schema()
     whole, counts = schema.empty_table(), list[int]()
     # An answer from afar is waited for, not worked for.
@@ -83,24 +101,42 @@ def read_rows(store: Store, keys: Sequence[str], table: Table) -> tuple[pa.Table
             files = list(read)
             counts += [len(rows) for rows in files]
             # A table for every file would take many times what is in it.
-            whole = pa.concat_tables([whole, pa.concat_tables(files).combine_chunks()])
+            batch = pa.concat_tables(files).combine_chunks()
+            _check_keys(store, some, table, batch, counts[start:])
+            whole = pa.concat_tables([whole, batch])
     return whole, counts
 
 
+def _check_keys(store: Store, keys: Sequence[str], table: Table, batch: pa.Table, counts: Sequence[int]) -> None:
+    """DamagedError where a row in one of these files, which are one after another in `batch`, has no key, or another's
+    in the same file."""
+    positions = np.repeat(np.arange(len(keys)), counts)
+    frame = batch.select(list(table.key)).to_pandas().assign(**{"": positions})
+    for wrong, reason in (
+        (frame.isna().any(axis=1), "a row in it has no key"),
+        (frame.duplicated(), "a row is twice in it"),
+    ):
+        if wrong.any():
+            raise store.damaged(keys[int(positions[wrong.argmax()])], reason)
+
+
 def _read_rows(store: Store, key: str, table: Table, schema: pa.Schema) -> pa.Table:
-    data = store.read(key)
-    try:
-        # For a file of a few rows `read_table` takes several times as long.
-        read = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise damaged(store, key, "not a whole Parquet file") from error
+    read = _read_all(store, key, use_threads=False)
     for name in table.added:
         if name not in read.schema.names:
             kind = table.columns[name].kind
             read = read.append_column(pa.field(name, kind), pa.nulls(len(read), kind))
     if not read.schema.equals(schema):
-        raise damaged(store, key, f"its columns are not those of a {table.name} row file")
+        raise store.damaged(key, f"its columns are not those of a {table.name} row file")
     return read
+
+
+def _read_all(store: Store, key: str, *, use_threads: bool) -> pa.Table:
+    try:
+        # For a file of a few rows `pyarrow.parquet.read_table` takes several times as long.
+        return _open(store, key).read(use_threads=use_threads)
+    except (pa.ArrowException, OSError) as error:
+        raise store.damaged(key, "not a whole Parquet file") from error
 
 
 def write_table(
@@ -120,41 +156,53 @@ def write_table(
     ordered = frame[schema.names].sort_values(list(table.key), ignore_index=True)
     described = pa.Table.from_pandas(ordered[:0], schema=schema, preserve_index=False).schema
     told = {**(described.metadata or {}), b"repairlab": json.dumps(provenance, sort_keys=True).encode()}
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, described.with_metadata(told), compression="zstd") as writer:
-        # A part at a time: written out, words of which there are few in many rows take tens of times their room.
-        for start in range(0, max(1, len(ordered)), _PART):
-            part = ordered[start : start + _PART]
-            writer.write_table(pa.Table.from_pandas(part, schema=schema, preserve_index=False))
-    store.replace(key, buffer.getvalue())
+    # A part at a time: written out, words of which there are few in many rows take tens of times their room.
+    starts = range(0, max(1, len(ordered)), _PART)
+    parts = (
+        pa.Table.from_pandas(ordered[start : start + _PART], schema=schema, preserve_index=False) for start in starts
+    )
+    store.replace(key, _pack(key, described.with_metadata(told), parts, compression="zstd"))
 
 
-def read_table(store: Store, key: str) -> pd.DataFrame:
-    """A written table as pandas sees it. FileNotFoundError where there is none, DamagedError where it is not whole."""
-    data = store.read(key)
-    try:
-        return pq.read_table(io.BytesIO(data)).to_pandas()
-    except (pa.ArrowException, OSError) as error:
-        raise damaged(store, key, "not a whole Parquet file") from error
+def read_table(store: Store, key: str, table: Table | None = None) -> pd.DataFrame:
+    """Return a written table as pandas sees it; with `table`, its declared columns are known to be there.
+
+    Raises FileNotFoundError where there is none, DamagedError where it is not what was written or lacks a column.
+    """
+    return open_table(store, key, table)[0]
+
+
+def open_table(store: Store, key: str, table: Table | None = None) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return what `read_table` and `read_provenance` do, from one reading."""
+    read = _read_all(store, key, use_threads=True)
+    for name, column in (table.columns if table else {}).items():
+        if name not in read.schema.names or read.schema.field(name).type != column.kind:
+            raise store.damaged(key, f"it has no column {name} of {column.kind}")
+    return read.to_pandas(), _provenance(store, key, read.schema)
 
 
 def read_descriptions(store: Store, key: str) -> pd.DataFrame:
     """The columns of the table at `key`, a row each: `column`, `type` and `description`, as the file itself tells
     them; empty where it tells none. FileNotFoundError where there is no table, DamagedError where it is not whole."""
-    data = store.read(key)
-    try:
-        schema = pq.read_schema(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
-        raise damaged(store, key, "not a whole Parquet file") from error
+    schema = _schema(store, key)
     told = [(field.metadata or {}).get(b"description", b"").decode(errors="replace") for field in schema]
     return pd.DataFrame({"column": schema.names, "type": [str(kind) for kind in schema.types], "description": told})
 
 
 def read_provenance(store: Store, key: str) -> dict[str, Any]:
     """What was written as provenance into the table at `key`. DamagedError where it holds none."""
-    data = store.read(key)
+    return _provenance(store, key, _schema(store, key))
+
+
+def _schema(store: Store, key: str) -> pa.Schema:
     try:
-        metadata = pq.read_schema(io.BytesIO(data)).metadata or {}
-        return dict(json.loads(metadata[b"repairlab"]))
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise damaged(store, key, "not a table of repairlab") from error
+        return _open(store, key).schema_arrow
+    except pa.ArrowException as error:
+        raise store.damaged(key, "not a whole Parquet file") from error
+
+
+def _provenance(store: Store, key: str, schema: pa.Schema) -> dict[str, Any]:
+    try:
+        return dict(json.loads((schema.metadata or {})[b"repairlab"]))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise store.damaged(key, "not a table of repairlab") from error

@@ -7,6 +7,7 @@ What training scripts often keep beside weights, such as their arguments, become
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -22,7 +23,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from infra.checkpoints import pack
 from infra.storage import write_file
 
 SUFFIX = ".safetensors"
@@ -142,10 +142,11 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], header: Mappi
     written: set[int] = set()
     for name, tensor in weights.items():
         place = tensor.untyped_storage().data_ptr()
-        own[name] = tensor.detach().clone() if place in written else tensor.detach()
+        own[name] = (tensor.detach().clone() if place in written else tensor.detach()).contiguous()
         written.add(place)
+    data = safetensors.torch.save(own, metadata={"repairlab": json.dumps(dict(header or {}), sort_keys=True)})
     try:
-        made = write_file(Path(path), pack(own, dict(header or {})), overwrite=False)
+        made = write_file(Path(path), data, overwrite=False)
     except OSError as error:
         raise WeightsError(f"{path} cannot be written ({error.strerror or error})") from error
     if not made:

@@ -5,30 +5,54 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from infra.checkpoints import damaged, pack, read_checkpoint, read_header
 from infra.paths import endpoint_key, moments_key, permutation_key, row_key
 from infra.storage import Store
 from infra.tables import Table, pack_rows, read_rows
+from tasks.checkpoints import pack, read_checkpoint, read_header
 from tasks.schema import AXIS_ROWS, END_ROWS, MERGE_ROWS
+from tasks.science.checks import is_whole
 from tasks.science.curves import Splits
 from tasks.science.evaluation import Evaluation
-from tasks.science.identity import weights_digest
 from tasks.science.matching import Match
 from tasks.science.networks import build_network
-from tasks.science.permutation import Permutation
+from tasks.science.permutation import Permutation, PermutationSpec
 from tasks.science.preactivations import LayerMoments, Moments
 from tasks.science.request import Request
 from tasks.science.specs import Cell, Endpoint, Member, Merge, Path, State
-from tasks.science.training import Training
+from tasks.science.training import Status, Training
 
-_RECORD = {
-    *("status", "message", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "n_train_examples"),
-    *("n_parameters", "train_seconds", "device"),
+
+def _is_count(value: Any) -> bool:
+    return is_whole(value, 0)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_RECORD: Mapping[str, Callable[[Any], bool]] = {
+    "status": lambda value: value in get_args(Status),
+    "message": _is_text,
+    "train_loss": _is_number,
+    "train_accuracy": _is_number,
+    "test_loss": _is_number,
+    "test_accuracy": _is_number,
+    "n_train_examples": _is_count,
+    "n_parameters": _is_count,
+    # Imported endpoints have none of the last three.
+    "n_skipped_steps": lambda value: value is None or _is_count(value),
+    "train_seconds": lambda value: value is None or _is_number(value),
+    "device": lambda value: value is None or _is_text(value),
 }
+"""The fields of an endpoint's record, and what each may hold."""
 
 KEPT_BYTES = 2**29
 """Weights that a task keeps in memory beside those that it works with."""
@@ -45,7 +69,6 @@ def save_endpoint(store: Store, endpoint: Endpoint, trained: Training, device: s
     header = {
         "kind": "endpoint",
         "spec": dataclasses.asdict(endpoint),
-        "weights_sha256": weights_digest(trained.state),
         "record": {
             "status": trained.status,
             "message": trained.message,
@@ -61,7 +84,8 @@ def save_endpoint(store: Store, endpoint: Endpoint, trained: Training, device: s
         },
         "versions": {"repairlab": importlib.metadata.version("repairlab"), "torch": torch.__version__},
     }
-    store.create(endpoint_key(endpoint.id), pack(trained.state, header))
+    key = endpoint_key(endpoint.id)
+    store.create(key, pack(key, trained.state, header))
 
 
 def read_endpoint(store: Store, endpoint: Endpoint) -> dict[str, Any] | None:
@@ -72,12 +96,15 @@ def read_endpoint(store: Store, endpoint: Endpoint) -> dict[str, Any] | None:
     header = read_header(store, key)
     try:
         # What was stored before recipes could skip a step has skipped none.
-        record = {"n_skipped_steps": 0, **header["record"], "weights_sha256": header["weights_sha256"]}
+        record = {"n_skipped_steps": 0, **header["record"]}
     except (KeyError, TypeError) as error:
-        raise damaged(store, key, f"its header has no {error}") from error
-    if missing := sorted(_RECORD - record.keys()):
-        raise damaged(store, key, f"its header has no {missing[0]}")
-    return record
+        raise store.damaged(key, "its header has no record") from error
+    if strange := sorted(_RECORD.keys() ^ record.keys(), key=str):
+        verb = "has no" if strange[0] in _RECORD else "may not have"
+        raise store.damaged(key, f"its record {verb} {strange[0]!r}")
+    if wrong := [name for name, may_hold in _RECORD.items() if not may_hold(record[name])]:
+        raise store.damaged(key, f"{wrong[0]} in its record cannot be {record[wrong[0]]!r:.50}")
+    return {**record, "weights_sha256": header["tensors_sha256"]}
 
 
 def as_member(endpoint: Endpoint, record: Mapping[str, Any]) -> Member:
@@ -89,9 +116,9 @@ def load_weights(store: Store, members: Iterable[Member]) -> dict[Member, State]
     states: dict[Member, State] = {}
     for member in sorted(set(members), key=lambda member: member.seed):
         key = endpoint_key(member.endpoint_id)
-        state, _ = read_checkpoint(store, key)
-        if weights_digest(state) != member.weights_sha256:
-            raise damaged(store, key, "its weights are not those it was stored with")
+        state, header = read_checkpoint(store, key)
+        if header["tensors_sha256"] != member.weights_sha256:
+            raise store.damaged(key, "its weights are not those that the pair was asked for with")
         states[member] = state
     return states
 
@@ -142,7 +169,8 @@ def save_match(store: Store, merge: Merge, match: Match, function_error: float, 
         if match.restarts:
             header["restarts"] = list(match.restarts)
         vectors = {axis: torch.from_numpy(vector) for axis, vector in match.permutation.items()}
-        store.create(permutation_key(merge.id), pack(vectors, header))
+        key = permutation_key(merge.id)
+        store.create(key, pack(key, vectors, header))
 
 
 def has_match(store: Store, merge: Merge) -> bool:
@@ -157,15 +185,23 @@ def has_match_rows(store: Store, merge: Merge) -> bool:
     return store.exists(row_key("merges", merge.id)) and store.exists(row_key("axes", merge.id))
 
 
-def load_permutation(store: Store, merge: Merge) -> Permutation:
-    vectors, _ = read_checkpoint(store, permutation_key(merge.id))
-    return Permutation({axis: vector.numpy() for axis, vector in vectors.items()})
+def load_permutation(store: Store, merge: Merge, spec: PermutationSpec) -> Permutation:
+    """Return a merge's permutation. Raises DamagedError where what is stored permutes no network of this `spec`."""
+    key = permutation_key(merge.id)
+    vectors, _ = read_checkpoint(store, key)
+    permutation = Permutation({axis: vector.numpy() for axis, vector in vectors.items()})
+    try:
+        spec.check(permutation)
+    except ValueError as error:
+        raise store.damaged(key, str(error)) from error
+    return permutation
 
 
 def save_moments(store: Store, moments_id: str, moments: LayerMoments) -> None:
     """Stores an endpoint's moments, in the type that they were measured in."""
     tensors = {f"{part}/{name}": getattr(of, part) for name, of in moments.items() for part in ("mean", "sd")}
-    store.create(moments_key(moments_id), pack(tensors, {"kind": "moments", "layers": list(moments)}))
+    key = moments_key(moments_id)
+    store.create(key, pack(key, tensors, {"kind": "moments", "layers": list(moments)}))
 
 
 def load_moments(store: Store, moments_id: str) -> LayerMoments | None:
@@ -177,7 +213,7 @@ def load_moments(store: Store, moments_id: str) -> LayerMoments | None:
     try:
         return {name: Moments(tensors[f"mean/{name}"], tensors[f"sd/{name}"]) for name in header["layers"]}
     except (KeyError, TypeError) as error:
-        raise damaged(store, key, "its moments are not those its header names") from error
+        raise store.damaged(key, "its moments are not those its header names") from error
 
 
 def save_evaluation(store: Store, evaluation_id: str, splits: Splits) -> None:
@@ -192,7 +228,10 @@ def load_evaluation(store: Store, evaluation_id: str) -> Splits | None:
     if not store.exists(key):
         return None
     rows, _ = read_rows(store, [key], END_ROWS)
-    return {row.pop("split"): Evaluation(**row) for row in rows.to_pylist()}
+    splits: Splits = {row.pop("split"): Evaluation(**row) for row in rows.to_pylist()}
+    if splits.keys() != {"train", "test"}:
+        raise store.damaged(key, "it is not of a train and a test split")
+    return splits
 
 
 def has_path(store: Store, path: Path) -> bool:
@@ -200,7 +239,8 @@ def has_path(store: Store, path: Path) -> bool:
 
 
 def save_rows(store: Store, table: Table, row_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    store.create(row_key(table.name, row_id), pack_rows(table, rows))
+    key = row_key(table.name, row_id)
+    store.create(key, pack_rows(key, table, rows))
 
 
 def missing_seeds(store: Store, cell: Cell, seeds: Iterable[int]) -> list[int]:

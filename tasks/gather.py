@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
+import json
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path as Folder
 from typing import Any
@@ -15,15 +18,16 @@ import pandas as pd
 import torch
 from prefect import task
 
-from infra.paths import request_key, requests_prefix, row_key, table_key
+from infra.paths import endpoint_key, row_key, table_key
 from infra.runners import TASK_OPTIONS, run_logger
-from infra.storage import DamagedError, Store
-from infra.tables import Table, read_rows, write_table
+from infra.storage import Store
+from infra.tables import Column, Table, read_rows, write_table
 from tasks import schema
 from tasks.ablation import summarise, tabulate_barriers
 from tasks.artifacts import as_member, has_match_rows, has_path, read_endpoint
 from tasks.comparison import tabulate_comparison
 from tasks.contrasts import tabulate_contrasts
+from tasks.requests import list_requests, read_requests
 from tasks.science.identity import REVISIONS, SCHEMA_VERSION
 from tasks.science.request import Request
 from tasks.science.specs import Cell, Endpoint, Member, Merge, Path
@@ -33,68 +37,111 @@ from tasks.width_laws import tabulate_width_laws
 NOT_YET = "not trained yet"
 """The message of an endpoint that some request names and nobody has tried to train to the end."""
 
+MATCH_TABLES = (schema.MERGE_ROWS, schema.AXIS_ROWS)
+PATH_TABLES = (schema.PATH_ROWS, schema.LAYER_ROWS)
+
 Frames = dict[str, pd.DataFrame]
 Record = dict[str, Any]
 
 
+_ROUNDS = 3
+"""How often rows that came while tables were made have them made again. Another run that is still measuring gathers
+them itself at its end; tables that such a run has written always count."""
+
+
 @task(**TASK_OPTIONS)
 def gather(study: str, store: Store, failures: Mapping[str, str]) -> list[str]:
-    """Writes a study's tables; returns where they lie. `failures` tells, by endpoint id, why one is not there."""
-    requests = read_requests(store, study)
+    """Writes a study's tables; returns where they lie. `failures` tells, by endpoint id, why one is not there.
+
+    Tables that another run of the study has written in the meantime are never replaced by older ones: what was read is
+    then read again.
+    """
+    rounds = 0
     while True:
-        frames = _write_tables(store, study, requests, failures)
-        # A flow that began in the meantime may have gathered before us: what it asked for must not be dropped.
-        if (later := read_requests(store, study)).keys() == requests.keys():
+        tables = StudyTables(store, study)
+        requests = read_requests(store, study)
+        gathered = build_tables(store, study, list(requests.values()), failures)
+        written = _write_tables(tables, requests, gathered)
+        rounds += 1
+        if written and (rounds >= _ROUNDS or not gathered.has_grown(store)):
             break
-        requests = later
-    run_logger().info("%s: %d merges from %d requests", study, len(frames["merges"]), len(requests))
-    return [store.locate(table_key(study, table.name)) for table in schema.TABLES]
+    run_logger().info("%s: %d merges from %d requests", study, len(gathered.frames["merges"]), len(requests))
+    return [store.locate(key) for key in tables.keys]
 
 
-def _write_tables(store: Store, study: str, requests: Mapping[str, Request], failures: Mapping[str, str]) -> Frames:
+class StudyTables:
+    """The tables of a study as somebody found them, to tell whether others have written them since."""
+
+    def __init__(self, store: Store, study: str) -> None:
+        self.store, self.study = store.own, study
+        self.keys = [table_key(study, table.name) for table in schema.TABLES]
+        self._versions = [self.store.version(key) for key in self.keys]
+
+    def are_as_found(self) -> bool:
+        """Whether nobody else has written one of them."""
+        return self._versions == [self.store.version(key) for key in self.keys]
+
+    def write(self, table: Table, frame: pd.DataFrame, provenance: Record, extra: Mapping[str, Column]) -> None:
+        """Write one of them, which counts as found from now on."""
+        key = table_key(self.study, table.name)
+        write_table(self.store, key, table, frame, provenance, **extra)
+        self._versions[self.keys.index(key)] = self.store.version(key)
+
+
+def _write_tables(tables: StudyTables, requests: Mapping[str, Request], gathered: Gathered) -> bool:
+    """Write the tables, and say whether they still hold all requests and replace no newer ones: as soon as they do not,
+    no more of them is written."""
+    store, study = tables.store, tables.study
     provenance = {
         "repairlab": importlib.metadata.version("repairlab"),
         "commit": _commit(),
         "torch": torch.__version__,
         "schema": SCHEMA_VERSION,
         "revisions": dict(REVISIONS),
-        "upstream": None if store.upstream is None else store.upstream.url,
+        "upstream": gathered.upstream,
         "requests": sorted(requests),
     }
-    frames, sweep = build_tables(store, study, list(requests.values()), failures)
+    text = json.dumps([provenance, sorted(gathered.found)], sort_keys=True)
+    # Tables of one study that do not agree in this are of two runs, one of which was killed as it wrote them.
+    provenance["gathering"] = hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def is_current() -> bool:
+        return tables.are_as_found() and list_requests(store, study) == set(requests)
+
     for table in schema.TABLES:
-        frame, columns = sweep.stamp(frames[table.name], table), sweep.columns(table)
-        write_table(store, table_key(study, table.name), table, frame, provenance, **columns)
-    return frames
+        if not is_current():
+            return False
+        frame, columns = gathered.sweep.stamp(gathered.frames[table.name], table), gathered.sweep.columns(table)
+        tables.write(table, frame, provenance, columns)
+    return is_current()
 
 
-def read_requests(store: Store, study: str) -> dict[str, Request]:
-    """Every request ever made under the study's name in this store, by id. Not those of an upstream: what a colleague
-    has asked for under the same name is theirs."""
-    store = store.own
-    requests: dict[str, Request] = {}
-    for name in (name for name in store.names(requests_prefix(study)) if name.endswith(".json")):
-        request_id = name.removesuffix(".json")
-        key = request_key(study, request_id)
-        try:
-            requests[request_id] = request = Request.from_json(store.read(key).decode())
-            if request.study != study:
-                raise ValueError(f"it is of a study {request.study}")
-        except ValueError as error:
-            raise DamagedError(f"{store.locate(key)} is damaged ({error}): delete it, run the study again") from error
-    return requests
+@dataclass(frozen=True)
+class Gathered:
+    """All tables of a study, and what they were made from: the ids of what was `found`, and the keys, by group, of what
+    was `lacking`."""
+
+    frames: Frames
+    sweep: Sweep
+    found: frozenset[str]
+    lacking: tuple[tuple[str, ...], ...]
+    upstream: str | None
+
+    def has_grown(self, store: Store) -> bool:
+        """Whether something that was lacking has come since."""
+        return any(all(store.exists(key) for key in keys) for keys in self.lacking)
 
 
-def build_tables(
-    store: Store, study: str, requests: Sequence[Request], failures: Mapping[str, str]
-) -> tuple[Frames, Sweep]:
-    """All tables of a study from what the store holds, each thing once, whichever requests name it; and what the
-    requests sweep."""
+def build_tables(store: Store, study: str, requests: Sequence[Request], failures: Mapping[str, str]) -> Gathered:
+    """Return all tables of a study from what the store holds, each thing once, whichever requests name it."""
     cells: dict[str, Record] = {}
     endpoints: dict[str, Record] = {}
     merges: dict[str, Merge] = {}
     paths: dict[tuple[str, str, str, str], Path] = {}
     groups: dict[tuple[str, ...], Record] = {}
+    # The keys of what was looked for, by its id.
+    found: dict[str, tuple[str, ...]] = {}
+    lacking: dict[str, tuple[str, ...]] = {}
     for request in requests:
         trained: dict[Cell, list[Member]] = {}
         for cell in request.trained_cells:
@@ -105,6 +152,7 @@ def build_tables(
             trained[cell] = []
             for endpoint in request.endpoints(cell):
                 record = read_endpoint(store, endpoint)
+                (lacking if record is None else found)[endpoint.id] = (endpoint_key(endpoint.id),)
                 if record is None and cell.origin is not None:
                     continue  # Not every cell has as many.
                 if record is None:
@@ -113,27 +161,31 @@ def build_tables(
                     trained[cell].append(as_member(endpoint, record))
                 endpoints[endpoint.id] = columns | _endpoint_columns(endpoint, record)
         for cell in request.cells:
-            found, joint = request.merges(cell, trained[cell]), request.joint_cell(cell)
-            merges |= {merge.id: merge for merge in found}
+            of_cell, joint = request.merges(cell, trained[cell]), request.joint_cell(cell)
+            merges |= {merge.id: merge for merge in of_cell}
             paths |= {
                 (path.merge.id, path.method, path.correction, path.measurement.name): path
-                for path in request.paths(found, [] if joint is None else trained[joint])
+                for path in request.paths(of_cell, [] if joint is None else trained[joint])
             }
             names = [measurement.name for measurement in request.measurements]
             for key in product(request.matchers, request.corrections_of(cell), names):
                 groups[cell.id, *key] = _cell_columns(study, cell) | dict(
                     zip(("matcher", "correction", "measurement"), key, strict=True)
                 )
-    matched = [merge for merge in merges.values() if merge.matcher != "none" and has_match_rows(store, merge)]
+    matching = [merge for merge in merges.values() if merge.matcher != "none"]
+    matched = [merge for merge in matching if has_match_rows(store, merge)]
     measured = [path for path in paths.values() if has_path(store, path)]
+    for tables, wanted, there in ((MATCH_TABLES, matching, matched), (PATH_TABLES, paths.values(), measured)):
+        ids = {one.id for one in there}
+        for one in wanted:
+            keys = tuple(row_key(table.name, one.id) for table in tables)
+            (found if one.id in ids else lacking)[one.id] = keys
     pairs = pd.DataFrame([_pair_columns(study, merge) for merge in merges.values()], columns=list(schema.PAIR))
-    match_rows, axis_rows = (
-        _read(store, rows, [merge.id for merge in matched]) for rows in (schema.MERGE_ROWS, schema.AXIS_ROWS)
-    )
-    curves, layers = (
-        _read(store, rows, [path.id for path in measured], [path.measurement.name for path in measured])
-        for rows in (schema.PATH_ROWS, schema.LAYER_ROWS)
-    )
+    ids = [{"merge_id": merge.id} for merge in matched]
+    match_rows, axis_rows = (_read(store, rows, [merge.id for merge in matched], ids) for rows in MATCH_TABLES)
+    names = [path.measurement.name for path in measured]
+    told = [{"merge_id": path.merge.id, "correction": path.correction, "method": path.method} for path in measured]
+    curves, layers = (_read(store, rows, [path.id for path in measured], told, names) for rows in PATH_TABLES)
     frames: Frames = {
         # Whole numbers beside nulls stay whole.
         "cells": pd.DataFrame(list(cells.values())).astype(dict.fromkeys(schema.TIME, "object")),
@@ -155,7 +207,9 @@ def build_tables(
     frames["contrasts"] = tabulate_contrasts(paired, of_pairs)
     frames["width_laws"] = tabulate_width_laws(paired, frames["ablation"])
     complete = {table.name: _complete(frames[table.name], table) for table in schema.TABLES}
-    return complete, Sweep.of(requests, merges.values())
+    sweep = Sweep.of(requests, merges.values())
+    upstream = None if store.upstream is None else store.upstream.url
+    return Gathered(complete, sweep, frozenset(found), tuple(lacking.values()), upstream)
 
 
 def _cell_columns(study: str, cell: Cell) -> Record:
@@ -215,12 +269,23 @@ def _with_members(pairs: pd.DataFrame, merges: Mapping[str, Merge], match_rows: 
     ).merge(match_rows, on="merge_id", how="left")
 
 
-def _read(store: Store, table: Table, ids: Sequence[str], measurements: Sequence[str] | None = None) -> pd.DataFrame:
-    """The row files of these ids, stamped with the name of each one's measurement, where they are of paths."""
-    rows, counts = read_rows(store, [row_key(table.name, row_id) for row_id in ids], table)
+def _read(
+    store: Store, table: Table, ids: Sequence[str], told: Sequence[Record], measurements: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """The row files of these ids, stamped with the name of each one's measurement, where they are of paths.
+
+    DamagedError for a file whose rows have other values than those `told` of it.
+    """
+    keys = [row_key(table.name, row_id) for row_id in ids]
+    rows, counts = read_rows(store, keys, table)
     frame = rows.to_pandas()
+    positions = np.repeat(np.arange(len(keys)), counts)
+    for name in (name for name in ("merge_id", "correction", "method") if name in table.columns):
+        wanted = np.asarray([values[name] for values in told], dtype=object)[positions]
+        if (wrong := np.flatnonzero(frame[name].to_numpy() != wanted)).size:
+            raise store.damaged(keys[positions[wrong[0]]], f"its rows are of another {name}")
     if measurements is not None:
-        frame["measurement"] = np.repeat(np.asarray(measurements, dtype=object), counts)
+        frame["measurement"] = np.asarray(measurements, dtype=object)[positions]
     return frame
 
 

@@ -8,12 +8,12 @@ person has named it as well.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 
 from torch import nn
 
 from infra.paths import import_key, imports_prefix
+from infra.sealing import pack_document, read_document
 from infra.storage import DamagedError, Store, StoreError
 from tasks.artifacts import read_endpoint, save_endpoint
 from tasks.science.checks import is_whole
@@ -42,7 +42,8 @@ def save_import(
     save_endpoint(store, endpoint, found, device="")
     check_import(store, study, endpoint, weights_digest(state))
     fields = {"cell": dataclasses.asdict(endpoint.cell), "seed": endpoint.seed}
-    store.create(import_key(study, endpoint.id), json.dumps(fields, indent=1, sort_keys=True).encode())
+    key = import_key(study, endpoint.id)
+    store.create(key, pack_document(key, fields))
     return found
 
 
@@ -62,8 +63,8 @@ def read_imports(store: Store, study: str) -> list[Endpoint]:
     endpoints: list[Endpoint] = []
     for name in store.names(imports_prefix(study)):
         key = import_key(study, name.removesuffix(".json"))
+        fields = read_document(store, key)
         try:
-            fields = json.loads(store.read(key))
             endpoint = Endpoint(read_cell(fields["cell"]), fields["seed"])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedError(f"{store.locate(key)} is damaged ({error}): delete it, import again") from error

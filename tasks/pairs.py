@@ -121,7 +121,7 @@ class PairBench:
         if merge.permuted_self:
             b = b.permuted(self.spec, shuffle(self.spec, b.state, PERMUTED_SELF))
         if merge.matcher != "none":
-            b = b.permuted(self.spec, load_permutation(self.store, merge))
+            b = b.permuted(self.spec, load_permutation(self.store, merge, self.spec))
         return self.endpoints[merge.a], b
 
 

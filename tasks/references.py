@@ -12,8 +12,8 @@ from infra.paths import endpoint_key, moments_key, permutation_key, row_key, tab
 from infra.storage import Entry, Store
 from infra.tables import read_provenance
 from tasks.artifacts import has_endpoint, joint_members, trained_members
-from tasks.gather import read_requests
 from tasks.imports import read_imports
+from tasks.requests import read_requests
 from tasks.science.identity import REVISIONS, SCHEMA_VERSION
 from tasks.science.request import Request
 from tasks.science.specs import Endpoint
@@ -83,11 +83,11 @@ def take_inventory(store: Store) -> Inventory:
         {study: frozenset(_keys_of(store, study, requests[study], imports[study], entries)) for study in names},
         tuple(study for study in names if _is_unfinished(store, requests[study].values(), imports[study])),
         tuple(study for study in names if _is_foreign(store.own, study, requests[study])),
-        list_requests(store),
+        list_declarations(store),
     )
 
 
-def list_requests(store: Store) -> frozenset[tuple[str, str]]:
+def list_declarations(store: Store) -> frozenset[tuple[str, str]]:
     """Every request in a store, and every import, by study and name."""
     return frozenset(
         (study, f"{kind}/{name}")

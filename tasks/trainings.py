@@ -13,12 +13,11 @@ from collections.abc import Collection, Iterable
 
 import torch
 
-from infra.checkpoints import damaged, pack, read_checkpoint, read_header
 from infra.paths import training_key
 from infra.runners import run_logger
 from infra.storage import DamagedError, Store
+from tasks.checkpoints import pack, read_checkpoint, read_header
 from tasks.science.examples import Dataset
-from tasks.science.identity import weights_digest
 from tasks.science.specs import Cell, Endpoint
 from tasks.science.training import TrainingState, train_states
 
@@ -66,10 +65,10 @@ def save_state(store: Store, endpoint: Endpoint, state: TrainingState) -> None:
         "kind": "training",
         "spec": dataclasses.asdict(endpoint),
         "state": {name: getattr(state, name) for name in _COUNTS},
-        "sha256": weights_digest(tensors),
         "versions": {"repairlab": importlib.metadata.version("repairlab"), "torch": torch.__version__},
     }
-    store.replace(training_key(endpoint.id), pack(tensors, header))
+    key = training_key(endpoint.id)
+    store.replace(key, pack(key, tensors, header))
 
 
 def load_state(store: Store, endpoint: Endpoint) -> TrainingState | None:
@@ -80,8 +79,6 @@ def load_state(store: Store, endpoint: Endpoint) -> TrainingState | None:
         return None
     try:
         tensors, header = read_checkpoint(store, key)
-        if header["sha256"] != weights_digest(tensors):
-            raise damaged(store, key, "its tensors are not those it was saved with")
         return TrainingState(
             weights={name.removeprefix(_WEIGHTS): t for name, t in tensors.items() if name.startswith(_WEIGHTS)},
             memory={name.removeprefix(_MEMORY): t for name, t in tensors.items() if name.startswith(_MEMORY)},

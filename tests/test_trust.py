@@ -16,18 +16,26 @@ import safetensors.torch
 import torch
 
 from flows.options import OwnStudy
-from infra.checkpoints import pack, read_checkpoint, read_header
 from infra.paths import endpoint_key, import_key, request_key, table_key, training_key
+from infra.sealing import SLOT, seal
 from infra.storage import DamagedError, Store
 from infra.tables import Column, Table, read_descriptions, read_provenance, read_rows, read_table
 from tasks.artifacts import read_endpoint
-from tasks.gather import read_requests
+from tasks.checkpoints import pack, read_checkpoint, read_header
 from tasks.imports import read_imports
+from tasks.requests import read_requests
 from tasks.science.identity import safe_name
 from tasks.science.specs import Endpoint
 from tasks.trainings import load_state
 
 ROOT = Path(__file__).parent.parent
+RECORD = {
+    **{"status": "trained", "message": "", "n_train_examples": 10, "n_parameters": 10, "n_skipped_steps": 0},
+    **{"train_loss": 0.1, "train_accuracy": 0.9, "test_loss": 0.1, "test_accuracy": 0.9},
+    **{"train_seconds": 1.0, "device": "cpu"},
+}
+"""What an endpoint may say of itself."""
+
 TABLE = Table("things", {"name": Column(pa.string(), "")}, ("name",))
 
 
@@ -79,20 +87,46 @@ def test_a_checkpoint_of_a_strangers_is_refused_and_not_run(store: Store, cell, 
 
 @pytest.mark.parametrize(
     "header",
-    [[], "x", 1, {}, {"record": "x"}, {"record": []}, {"record": {}}, {"record": {}, "weights_sha256": "0"}],
+    [
+        {},
+        {"record": "x"},
+        {"record": []},
+        {"record": {}},
+        {"record": {**RECORD, "width": 8}},
+        {"record": {**RECORD, "study": "another"}},
+        {"record": {**RECORD, "status": ["trained"]}},
+        {"record": {**RECORD, "status": "wonderful"}},
+        {"record": {**RECORD, "test_accuracy": "0.99"}},
+        {"record": {**RECORD, "test_accuracy": [0.99]}},
+        {"record": {**RECORD, "n_parameters": True}},
+        {"record": {**RECORD, "n_parameters": -1}},
+        {"record": {**RECORD, "n_train_examples": 1e9}},
+        {"record": {**RECORD, "device": 3}},
+        {"record": {**RECORD, "message": None}},
+    ],
     ids=str,
 )
 def test_a_header_that_says_something_else_is_refused_in_a_sentence(store: Store, cell, header):
     endpoint = Endpoint(cell, 0)
-    store.create(endpoint_key(endpoint.id), pack({"w": torch.zeros(1)}, header))
+    key = endpoint_key(endpoint.id)
+    store.create(key, pack(key, {"w": torch.zeros(1)}, header))
     with pytest.raises(DamagedError, match="is damaged"):
         read_endpoint(store, endpoint)
 
 
+def test_a_record_that_is_whole_is_read(store: Store, cell):
+    key = endpoint_key(Endpoint(cell, 0).id)
+    store.create(key, pack(key, {"w": torch.zeros(1)}, {"record": RECORD}))
+    record = read_endpoint(store, Endpoint(cell, 0))
+    assert record is not None
+    assert {name: record[name] for name in RECORD} == RECORD
+
+
 def test_offsets_that_are_no_numbers_are_refused_in_a_sentence(store: Store):
     entry = {"dtype": "F32", "shape": [1], "data_offsets": ["a", "b"]}
-    text = json.dumps({"w": entry, "__metadata__": {"repairlab": "{}"}}).encode()
-    store.create("x", len(text).to_bytes(8, "little") + text)
+    header = json.dumps({"tensors_sha256": "0", "digest": SLOT})
+    text = json.dumps({"w": entry, "__metadata__": {"repairlab": header}}).encode()
+    store.create("x", seal(len(text).to_bytes(8, "little") + text, "x"))
     with pytest.raises(DamagedError, match="is damaged"):
         read_header(store, "x")
 
@@ -102,7 +136,7 @@ def test_a_file_that_is_no_request_lies_beside_them_unread(store: Store):
     assert read_requests(store, "s") == {}
 
 
-def hostile_parquet(mark: Path) -> bytes:
+def hostile_parquet(mark: Path, key: str) -> bytes:
     """A column of pyarrow's old extension type, which readers before pyarrow 14 built by loading a pickle."""
     told = {
         b"ARROW:extension:name": b"arrow.py_extension_type",
@@ -110,13 +144,15 @@ def hostile_parquet(mark: Path) -> bytes:
     }
     schema = pa.schema([pa.field("name", pa.string(), metadata=told)])
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([{"name": "a"}], schema=schema), buffer)
-    return buffer.getvalue()
+    with pq.ParquetWriter(buffer, schema) as writer:
+        writer.write_table(pa.Table.from_pylist([{"name": "a"}], schema=schema))
+        writer.add_key_value_metadata({"digest": SLOT})
+    return seal(buffer.getvalue(), key)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "pickle"])
 def test_a_table_of_a_strangers_is_not_run(store: Store, kind: str, mark: Path):
-    store.create("t.parquet", hostile_parquet(mark) if kind == "parquet" else pickle.dumps(Payload(mark)))
+    store.create("t.parquet", hostile_parquet(mark, "t.parquet") if kind == "parquet" else pickle.dumps(Payload(mark)))
     reads = [lambda: read_rows(store, ["t.parquet"], TABLE)]
     reads += [lambda read=read: read(store, "t.parquet") for read in (read_table, read_descriptions)]
     for read in reads:
@@ -144,11 +180,16 @@ def test_a_table_of_a_strangers_is_not_run(store: Store, kind: str, mark: Path):
     ],
     ids=lambda text: text[:12],
 )
-def test_a_request_of_a_strangers_is_refused_in_a_sentence(store: Store, text: str):
-    store.create(request_key("s", "0123"), text.encode())
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_a_request_of_a_strangers_is_refused_in_a_sentence(store: Store, text: str, is_sealed: bool):
+    def written(key: str) -> bytes:
+        told = f'{{"digest": "{SLOT}", {text.strip()[1:]}' if text.startswith("{") else f"{text}{SLOT}"
+        return seal(told.encode(), key) if is_sealed else text.encode()
+
+    store.create(request_key("s", "0123"), written(request_key("s", "0123")))
     with pytest.raises(DamagedError, match=r"0123\.json is damaged \(.*\): delete it"):
         read_requests(store, "s")
-    store.create(import_key("s", "0123"), text.encode())
+    store.create(import_key("s", "0123"), written(import_key("s", "0123")))
     with pytest.raises(DamagedError, match=r"0123\.json"):
         read_imports(store, "s")
 

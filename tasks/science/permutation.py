@@ -159,15 +159,15 @@ class PermutationSpec:
 
     def compose(self, first: Permutation, then: Permutation) -> Permutation:
         """The permutation that does to a network what `first` and then `then` do one after the other."""
-        self._check(first)
-        self._check(then)
+        self.check(first)
+        self.check(then)
         # A nested axis stays with its block: what `then` does at the block's new place is done at its old one.
         moved = {self._origin(first, a.name): a.name for a in self.axes}
         return Permutation({a.name: first[a.name][then[moved[a.name]]] for a in self.axes})
 
     def inverse(self, permutation: Permutation) -> Permutation:
         """The permutation that undoes this one, after it or before it."""
-        self._check(permutation)
+        self.check(permutation)
         origin = {a.name: self._origin(permutation, a.name) for a in self.axes}
         return Permutation({a.name: np.argsort(permutation[origin[a.name]]) for a in self.axes})
 
@@ -194,7 +194,8 @@ class PermutationSpec:
             path = (*path, int(permutation[source][below.block]))
         return self._names[lineage[-1].family, path]
 
-    def _check(self, permutation: Mapping[str, Ints]) -> None:
+    def check(self, permutation: Mapping[str, Ints]) -> None:
+        """Raise ValueError where `permutation` has other axes than the spec, or a vector that permutes no axis."""
         if missing := [a.name for a in self.axes if a.name not in permutation]:
             raise ValueError(f"the permutation lacks {len(missing)} axes of the spec, the first is {missing[0]!r}")
         if extra := [name for name in permutation if name not in self.by_name]:
@@ -211,7 +212,7 @@ class PermutationSpec:
         Raises ValueError for a key that the spec names and the state lacks, a shape that differs from the traced
         network's, tied keys that hold different values, or a vector that is not a permutation.
         """
-        self._check(permutation)
+        self.check(permutation)
         for key, shape in self.shapes.items():
             if key not in state:
                 raise ValueError(f"the state dict lacks {key!r}, which the traced network has")

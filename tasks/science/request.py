@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -155,18 +153,14 @@ class Request:
     def _defines(correction: str, cell: Cell) -> bool:
         return is_defined(correction, cell.normalization, cell.architecture)
 
-    def to_json(self) -> str:
-        """All fields, labels and defaults included, so that a later version reads what was meant."""
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
-
     @classmethod
-    def from_json(cls, text: str) -> Request:
-        """ValueError where `text` is not what `to_json` wrote."""
+    def from_fields(cls, fields: Mapping[str, Any]) -> Request:
+        """Return the request that `dataclasses.asdict` made `fields` of, by way of JSON. Else raises ValueError."""
         try:
-            fields: dict[str, Any] = json.loads(text)
             measurements = [Measurement(**measurement) for measurement in fields["measurements"]]
-            fields |= {"cells": [read_cell(cell) for cell in fields["cells"]], "measurements": measurements}
-            return cls(**fields)
+            cells = [read_cell(cell) for cell in fields["cells"]]
+            parts: dict[str, Any] = {"cells": cells, "measurements": measurements}
+            return cls(**{**fields, **parts})
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"not a study request ({error})") from error
 

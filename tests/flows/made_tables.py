@@ -74,7 +74,15 @@ def write_study(
 ) -> None:
     """All tables of a study `s` of three endpoints, two of which diverged; those that are not given are empty. `extra`
     are columns of what is swept, by table."""
-    provenance = {"repairlab": "0", "commit": "", "torch": "0", "schema": 1, "revisions": {"train": 1}, "requests": []}
+    provenance = {
+        "repairlab": "0",
+        "commit": "",
+        "torch": "0",
+        "schema": 1,
+        "revisions": {"train": 1},
+        "requests": [],
+        "gathering": "g",
+    }
     for table in schema.TABLES:
         frame = ({"ablation": ablation, "paths": paths} | more).get(table.name)
         if frame is None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 
 import pytest
@@ -110,7 +111,7 @@ def test_a_sweep_of_epochs_gives_a_cell_for_every_checkpoint():
     assert request.swept == ("epoch", "learning_rate")
     plain = StudyOptions(study="digits-depth", depth=[2], epochs=20).resolve(describe)
     assert plain.cells[0] == request.cells[2]
-    assert Request.from_json(request.to_json()) == request
+    assert Request.from_fields(dataclasses.asdict(request)) == request
 
 
 def test_a_size_may_have_matchers_of_its_own():
@@ -137,7 +138,7 @@ def test_a_studys_own_epochs_are_those_that_its_recipes_reach():
     with pytest.raises(ValueError, match="from 0 to 10, the epochs of recipe r20-short, or last, got 20"):
         times(**over_training, sweep={"epoch": [1, 20]})
     request = StudyOptions(study="stability").resolve(describe)
-    assert Request.from_json(request.to_json()) == request
+    assert Request.from_fields(dataclasses.asdict(request)) == request
 
 
 def test_an_option_takes_the_place_of_a_studys_own_sweep():

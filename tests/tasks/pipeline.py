@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-from infra.paths import request_key
 from infra.storage import Store
 from tasks.align import align
 from tasks.artifacts import as_member, read_endpoint
@@ -14,6 +13,7 @@ from tasks.gather import gather
 from tasks.interpolate import interpolate
 from tasks.joint import evaluate_joint
 from tasks.repair import repair
+from tasks.requests import save_request
 from tasks.science.request import Request
 from tasks.science.specs import Cell, Measurement, Member, Merge, ShiftMethod
 from tasks.science.specs import Path as Curve
@@ -55,7 +55,7 @@ def paths_of(store: Store, request: Request) -> list[Curve]:
 
 
 def train_all(store: Store, request: Request) -> None:
-    store.own.create(request_key(request.study, request.id), request.to_json().encode())
+    save_request(store, request)
     for cell in request.trained_cells:
         train.fn(cell, request.seeds, store, NOWHERE)
 

@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from pipeline import make_request, merges_of, run_all, train_all
 
-from infra.checkpoints import read_header
 from infra.paths import row_key, table_key
 from infra.storage import DamagedError, Store
 from tasks import schema
 from tasks.ablation import summarise
 from tasks.artifacts import read_endpoint
+from tasks.checkpoints import read_header
 from tasks.gather import _commit, gather
+from tasks.requests import save_request
 from tasks.science import training
 from tasks.science.specs import Cell, Endpoint, Measurement
 
@@ -291,7 +292,7 @@ def test_two_measurements_stand_side_by_side(store: Store, cell: Cell):
 def test_an_endpoint_that_could_not_be_made_is_failed_with_its_reason(store: Store, cell: Cell):
     request = make_request(cell, n_seeds=4)
     train_all(store, make_request(cell, n_seeds=3))
-    store.create("studies/test/requests/x.json", request.to_json().encode())
+    save_request(store, request)
     gather.fn("test", store, {Endpoint(cell, 3).id: "the disk caught fire"})
     endpoints = pd.read_parquet(f"{store.url}/studies/test/endpoints.parquet").set_index("seed")
     assert endpoints.loc[3, "status"] == "failed"
@@ -327,7 +328,16 @@ def test_an_endpoint_of_before_steps_could_be_skipped_has_skipped_none(store: St
 def test_every_file_says_where_it_comes_from(store: Store):
     metadata = pq.read_schema(f"{store.url}/{table_key('test', 'barriers')}").metadata[b"repairlab"]
     provenance = json.loads(metadata)
-    assert provenance.keys() == {"repairlab", "commit", "torch", "schema", "revisions", "requests", "upstream"}
+    assert provenance.keys() == {
+        "repairlab",
+        "commit",
+        "torch",
+        "schema",
+        "revisions",
+        "requests",
+        "upstream",
+        "gathering",
+    }
     assert len(provenance["requests"]) == 1
 
 
@@ -337,7 +347,7 @@ def test_a_damaged_row_file_is_a_sentence_and_the_tables_stay(store: Store, cell
     before = store.read(table_key("test", "paths"))
     path = request.paths(merges_of(store, request))[0]
     (Path(store.url) / row_key("paths", path.id)).write_bytes(b"PAR1 damaged")
-    with pytest.raises(DamagedError, match=rf"{path.id}\.parquet is damaged \(not a whole Parquet file\): delete it"):
+    with pytest.raises(DamagedError, match=rf"{path.id}\.parquet is damaged \(it is cut short.*\): delete it"):
         gather.fn("test", store, {})
     assert store.read(table_key("test", "paths")) == before
     (Path(store.url) / row_key("paths", path.id)).unlink()
@@ -348,7 +358,7 @@ def test_a_damaged_row_file_is_a_sentence_and_the_tables_stay(store: Store, cell
 def test_a_damaged_request_is_a_sentence(store: Store, cell: Cell):
     run_all(store, make_request(cell))
     store.create("studies/test/requests/bad.json", b"{}")
-    with pytest.raises(DamagedError, match=r"bad\.json is damaged .*: delete it, run the study again"):
+    with pytest.raises(DamagedError, match=r"bad\.json is damaged .*: delete it and run the study again"):
         gather.fn("test", store, {})
 
 

@@ -14,12 +14,13 @@ from pipeline import make_request, run_all, train_all
 from rich.console import Console
 
 from flows.housekeeping import collect_garbage, print_usage
-from infra.paths import endpoint_key, request_key
+from infra.paths import endpoint_key
 from infra.storage import DamagedError, Store, StoreError
 from tasks import references
-from tasks.gather import gather, read_requests
+from tasks.gather import gather
 from tasks.imports import save_import
 from tasks.references import take_inventory
+from tasks.requests import read_requests, save_request
 from tasks.science.networks import build_network
 from tasks.science.specs import Endpoint, Measurement, Origin
 from tasks.science.training import train_group
@@ -131,7 +132,7 @@ def test_a_study_that_begins_meanwhile_stops_the_collection(store: Store, cell, 
     inventory = take_inventory(store)
     monkeypatch.setattr("flows.housekeeping.take_inventory", lambda _store: inventory)
     later = make_request(cell, alphas=7)
-    store.create(request_key("test", later.id), later.to_json().encode())
+    save_request(store, later)
     with pytest.raises(StoreError, match="a study has begun on this store in the meantime"):
         collect(store)
     assert store.exists("rows/paths/nobodys.parquet")

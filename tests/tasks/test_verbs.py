@@ -14,12 +14,12 @@ import pytest
 import torch
 from pipeline import align_all, make_request, measure_all, merges_of, run_all, train_all
 
-from infra.checkpoints import pack, read_checkpoint, read_header
 from infra.paths import endpoint_key, permutation_key, row_key
 from infra.storage import DamagedError, Store
 from infra.tables import read_rows
 from tasks.align import align
 from tasks.artifacts import as_member, has_match, has_path, load_permutation, read_endpoint
+from tasks.checkpoints import pack, read_checkpoint, read_header
 from tasks.gather import gather
 from tasks.interpolate import interpolate
 from tasks.pairs import save_points
@@ -79,7 +79,7 @@ def test_an_endpoint_is_stored_with_its_spec_its_metrics_and_its_digest(store: S
     assert header["spec"]["cell"]["width"] == 16
     assert header["record"]["status"] == "trained"
     assert header["record"]["n_parameters"] == 36 * 16 + 16 + 2 * (16 * 16 + 16) + 16 * 4 + 4
-    assert len(header["weights_sha256"]) == 64
+    assert len(header["tensors_sha256"]) == 64
     assert header["versions"]["torch"] == torch.__version__
 
 
@@ -212,13 +212,14 @@ def test_a_pair_whose_permutation_changes_the_function_stops_with_a_sentence(sto
 def test_weights_that_were_changed_are_not_measured(store: Store, cell: Cell):
     request = make_request(cell)
     train_all(store, request)
+    wanted = [merge for merge in merges_of(store, request) if merge.matcher != "none"]
     key = endpoint_key(Endpoint(cell, 1).id)
     tensors, header = read_checkpoint(store, key)
     tensors["output.bias"] += 1
-    store.replace(key, pack(tensors, header))
+    store.replace(key, pack(key, tensors, header))
     before = made(store)
-    with pytest.raises(DamagedError, match="its weights are not those it was stored with"):
-        align_all(store, request)
+    with pytest.raises(DamagedError, match="its weights are not those that the pair was asked for with"):
+        align.fn(wanted, store, Path())
     assert made(store) == before
 
 
@@ -313,7 +314,7 @@ def test_every_architecture_is_aligned(store: Store, cell: Cell, architecture: s
         row = pd.read_parquet(f"{store.url}/{row_key('merges', merge.id)}").iloc[0]
         assert row["function_error"] < 1e-12
         assert json.loads(row["matcher_options"]) == merge.choice.options
-        permutation = load_permutation(store, merge)
+        permutation = load_permutation(store, merge, cell_permutation_spec(changed))
         assert permutation.keys() == cell_permutation_spec(changed).identity().keys()
         if merge.matcher == "weight":
             assert len(read_header(store, permutation_key(merge.id))["restarts"]) == 3
