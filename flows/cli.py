@@ -387,6 +387,23 @@ def gc(
 
 
 @app.command()
+def check(
+    store: StoreOption = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove the files that are damaged")] = False,
+    seal: Annotated[
+        bool, typer.Option("--seal", help="Add digests to files of a version of repairlab that wrote none")
+    ] = False,
+) -> None:
+    """Read every file of a store and list those that are not what was written; exit code 1 where there are any."""
+    from flows.housekeeping import check_files
+
+    with _checking_words():
+        target = _find_store(_settings(store=store))
+    if not check_files(target, Console(), delete=delete, seal=seal):
+        raise typer.Exit(1)
+
+
+@app.command()
 def merge(
     a: Annotated[Path, typer.Argument(metavar="A", help="Weights of network A: safetensors, or a torch file")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Weights of network B, of the same architecture")],

@@ -1,4 +1,4 @@
-"""`repairlab du` and `repairlab gc`: what a store holds, what for, and what may go."""
+"""`repairlab du`, `gc` and `check`: what a store holds, what for, what may go, and what is damaged."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.storage import Entry, Store, StoreError
+from tasks.integrity import add_digest, find_damage, has_no_digest
 from tasks.references import Inventory, list_declarations, take_inventory
 
 
@@ -50,6 +51,36 @@ def collect_garbage(store: Store, console: Console, *, dry_run: bool) -> None:
         console.print(Text(f"{decimal(entry.n_bytes):>9}  {entry.key}"), soft_wrap=True)
     done = "would be removed" if dry_run else "removed"
     console.print(f"{len(garbage):,} files, {_size(garbage)}, {done}", highlight=False)
+
+
+def check_files(store: Store, console: Console, *, delete: bool, seal: bool) -> bool:
+    """Read every file of a store, print those that are damaged, and return whether none is left.
+
+    With `delete` they are removed; with `seal` files of a version without digests get one first.
+    """
+    n_files, n_sealed, damaged = 0, 0, list[Entry]()
+    for entry, error in find_damage(store.own, store.own.entries()):
+        n_files += 1
+        if error is None:
+            continue
+        if seal and has_no_digest(error) and add_digest(store.own, entry.key):
+            n_sealed += 1
+            continue
+        damaged.append(entry)
+        _say(str(error).partition(": delete it")[0], console)
+        if delete:
+            store.own.remove(entry.key)
+    if seal:
+        _say(f"{n_sealed:,} files have a digest now", console)
+    if damaged and not delete:
+        _say(
+            f"{len(damaged):,} of {n_files:,} files are damaged: `repairlab check --delete` removes them, and the "
+            "studies that they belong to make them anew when they are run again (imports, imported again)",
+            console,
+        )
+    else:
+        _say(f"{n_files - len(damaged):,} files are whole, {len(damaged):,} damaged ones were removed", console)
+    return delete or not damaged
 
 
 def _tell_kept(inventory: Inventory, console: Console) -> None:

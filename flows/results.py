@@ -111,8 +111,8 @@ class StudyResults:
         return frame
 
     def describe(self, name: str) -> pd.DataFrame:
-        """Every column of a table, with its `type` and `description` as the table's own file tells them: empty in one
-        that was gathered before there were descriptions. ValueError as `table`."""
+        """Every column of a table, with its `type` and `description` as the table's own file tells them. ValueError as
+        `table`."""
         return read_descriptions(self.store, self._key(name))
 
     def _key(self, name: str) -> str:

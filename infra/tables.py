@@ -183,7 +183,7 @@ def open_table(store: Store, key: str, table: Table | None = None) -> tuple[pd.D
 
 def read_descriptions(store: Store, key: str) -> pd.DataFrame:
     """The columns of the table at `key`, a row each: `column`, `type` and `description`, as the file itself tells
-    them; empty where it tells none. FileNotFoundError where there is no table, DamagedError where it is not whole."""
+    them. FileNotFoundError where there is no table, DamagedError where it is not whole."""
     schema = _schema(store, key)
     told = [(field.metadata or {}).get(b"description", b"").decode(errors="replace") for field in schema]
     return pd.DataFrame({"column": schema.names, "type": [str(kind) for kind in schema.types], "description": told})

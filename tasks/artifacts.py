@@ -91,8 +91,12 @@ def save_endpoint(store: Store, endpoint: Endpoint, trained: Training, device: s
 def read_endpoint(store: Store, endpoint: Endpoint) -> dict[str, Any] | None:
     """The endpoint's record and `weights_sha256`, without its weights; None where it is not there yet."""
     key = endpoint_key(endpoint.id)
-    if not store.exists(key):
-        return None
+    return read_record(store, key) if store.exists(key) else None
+
+
+def read_record(store: Store, key: str) -> dict[str, Any]:
+    """Return what `read_endpoint` does, by the key of the endpoint. Raises DamagedError where a field has a value that
+    it cannot have."""
     header = read_header(store, key)
     try:
         # What was stored before recipes could skip a step has skipped none.

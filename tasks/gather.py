@@ -106,7 +106,7 @@ def _write_tables(tables: StudyTables, requests: Mapping[str, Request], gathered
     provenance["gathering"] = hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def is_current() -> bool:
-        return tables.are_as_found() and list_requests(store, study) == set(requests)
+        return tables.are_as_found() and list_requests(store, study) == frozenset(requests)
 
     for table in schema.TABLES:
         if not is_current():

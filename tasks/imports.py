@@ -14,7 +14,7 @@ from torch import nn
 
 from infra.paths import import_key, imports_prefix
 from infra.sealing import pack_document, read_document
-from infra.storage import DamagedError, Store, StoreError
+from infra.storage import Store, StoreError
 from tasks.artifacts import read_endpoint, save_endpoint
 from tasks.science.checks import is_whole
 from tasks.science.examples import Dataset
@@ -60,17 +60,21 @@ def check_import(store: Store, study: str, endpoint: Endpoint, digest: str) -> N
 def read_imports(store: Store, study: str) -> list[Endpoint]:
     """What was brought into the store under the study's name, by cell and seed. DamagedError for a file that is none of
     those that `save_import` writes."""
-    endpoints: list[Endpoint] = []
-    for name in store.names(imports_prefix(study)):
-        key = import_key(study, name.removesuffix(".json"))
-        fields = read_document(store, key)
-        try:
-            endpoint = Endpoint(read_cell(fields["cell"]), fields["seed"])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DamagedError(f"{store.locate(key)} is damaged ({error}): delete it, import again") from error
-        cell = endpoint.cell
-        is_import = cell.origin is not None and cell.origin.name == study and (cell.epoch, cell.spawn) == (None, None)
-        if not is_import or not is_whole(endpoint.seed, 0, MOST) or import_key(study, endpoint.id) != key:
-            raise DamagedError(f"{store.locate(key)} is of no endpoint of {study}: delete it, import again")
-        endpoints.append(endpoint)
+    names = [name for name in store.names(imports_prefix(study)) if name.endswith(".json")]
+    endpoints = [read_import(store, study, name.removesuffix(".json")) for name in names]
     return sorted(endpoints, key=lambda endpoint: (endpoint.cell.id, endpoint.seed))
+
+
+def read_import(store: Store, study: str, endpoint_id: str) -> Endpoint:
+    """Return one of `read_imports`. Raises DamagedError where the file is none that `save_import` writes."""
+    key = import_key(study, endpoint_id)
+    fields = read_document(store, key)
+    try:
+        endpoint = Endpoint(read_cell(fields["cell"]), fields["seed"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise store.damaged(key, f"it is no import: {error}") from error
+    cell = endpoint.cell
+    is_import = cell.origin is not None and cell.origin.name == study and (cell.epoch, cell.spawn) == (None, None)
+    if not is_import or not is_whole(endpoint.seed, 0, MOST) or endpoint.id != endpoint_id:
+        raise store.damaged(key, f"it is of no endpoint of {study}")
+    return endpoint

@@ -23,6 +23,9 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.presets import PRESETS
+from infra.paths import table_key
+from infra.storage import Store
+from infra.tables import write_table
 from tasks import schema
 from tasks.columns import CELL
 from tasks.datasets import load_dataset
@@ -216,17 +219,14 @@ def test_every_command_there_is_stands_on_the_page_of_options():
 @pytest.fixture
 def tables(tmp_path: Path) -> Path:
     """A study's tables `ablation` and `barriers`, with a row for each correction."""
-    folder = tmp_path / "runs/studies/digits-depth"
-    folder.mkdir(parents=True)
+    store = Store(str(tmp_path / "runs"))
     cell = {"study": "digits-depth", "cell_id": "c", "width": 128, "depth": 4}
     cell |= {"split": "test", "matcher": "activation", "measurement": "default"}
     rows = [{**cell, "merge_id": "m", "correction": c, "metric": "accuracy_barrier"} for c in ("none", "repair")]
     for table in (schema.ABLATION, schema.BARRIERS):
         frame = pd.DataFrame(rows).reindex(columns=list(table.columns))
-        frame.astype({"mean": float} if "mean" in frame else {"loss_barrier": float}).to_parquet(
-            folder / f"{table.name}.parquet"
-        )
-    return folder
+        write_table(store, table_key("digits-depth", table.name), table, frame, {"gathering": "g"})
+    return tmp_path / "runs/studies/digits-depth"
 
 
 def test_tables_on_s3_open_as_the_page_says(tables: Path, s3_credentials: None, capsys: pytest.CaptureFixture[str]):  # noqa: ARG001

@@ -56,5 +56,3 @@ def test_how_wide_a_network_must_be_stands_below_the_claim(store: Store, ablatio
     write_study(store, ablation, width_laws=pd.DataFrame(laws))
     page = Path(write_report(store, "s")).read_text()
     assert re.findall("<p>(.*wide.*)</p>", page) == ["This wide.", "So &lt;wide&gt;."]
-    (Path(store.url) / "studies/s/width_laws.parquet").unlink()
-    assert "This wide" not in Path(write_report(store, "s")).read_text()

@@ -39,7 +39,7 @@ def test_tables_are_those_that_lie_in_the_store(study: StudyResults):
         study.table("barrier")
 
 
-def test_a_table_is_described_by_its_own_file(study: StudyResults, tmp_path: Path):
+def test_a_table_is_described_by_its_own_file(study: StudyResults):
     described = study.describe("barriers")
     assert list(described["column"]) == list(study.barriers.columns)
     loss = described.set_index("column").loc["loss_barrier"]
@@ -47,12 +47,6 @@ def test_a_table_is_described_by_its_own_file(study: StudyResults, tmp_path: Pat
     assert loss["description"] == BARRIERS.columns["loss_barrier"].description
     with pytest.raises(ValueError, match="there is no table 'barrier'; known: cells, "):
         study.describe("barrier")
-    (folder := tmp_path / "studies/old").mkdir(parents=True)
-    for name in ("ablation", "barriers"):
-        study.table(name).to_parquet(folder / f"{name}.parquet")
-    old = open_study(str(tmp_path), "old").describe("barriers")
-    assert list(old["column"]) == list(described["column"])
-    assert set(old["description"]) == {""}
 
 
 def code_of_the_page(study: StudyResults, language: str, word: str) -> str:
