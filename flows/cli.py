@@ -165,6 +165,9 @@ def run(
     runner: RunnerOption = None,
     scheduler: SchedulerOption = None,
     device: DeviceOption = None,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Run the code that the study's file, or what was imported, names")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop")] = False,
     yes: Annotated[bool, typer.Option("--yes", help=f"Start what takes more than {LONG_HOURS} hours")] = False,
     quiet: Annotated[
@@ -187,6 +190,7 @@ def run(
             own=own,
             network=network,
             data=data,
+            trust_code=trust_code,
             size=size,
             dataset=_words(dataset),
             width=_numbers(width, "width"),
