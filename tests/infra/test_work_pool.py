@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,14 @@ class Pool:
         done = subprocess.run(command, env={**os.environ, **self.environment}, capture_output=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def ask(self, job_variables: dict[str, Any] | None = None) -> Any:
+    def ask(self, job_variables: dict[str, Any] | None = None, seconds_ahead: int = 0) -> Any:
+        """A run of the deployment `study`."""
+        due = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(seconds=seconds_ahead))
         with self.client() as client:
             deployment = client.read_deployment_by_name("study/study")
-            asked = {"parameters": {"options": TINY}, "state": Scheduled(), "job_variables": job_variables}
-            return client.create_flow_run_from_deployment(deployment.id, **asked).id
+            return client.create_flow_run_from_deployment(
+                deployment.id, parameters={"options": TINY}, state=due, job_variables=job_variables
+            ).id
 
     def wait_for(self, run: Any) -> Any:
         """Its last state."""
@@ -181,16 +185,11 @@ class TestWithAServerAndAWorker:
         with pool.client() as client:
             deployment = client.read_deployment_by_name("study/study")
             with pytest.raises(PrefectHTTPStatusError, match="422"):
-                client.update_deployment(deployment.id, DeploymentUpdate(job_variables=asked))
-            with pytest.raises(PrefectHTTPStatusError, match="422"):
                 client.create_deployment(deployment.flow_id, "theirs", work_pool_name=POOL, job_variables=asked)
 
     def test_a_run_cannot_be_given_job_variables_later(self, pool: Pool):
         with pool.client() as client:
-            deployment = client.read_deployment_by_name("study/study")
-            run = client.create_flow_run_from_deployment(
-                deployment.id, state=Scheduled(scheduled_time=deployment.created.add(days=30))
-            ).id
+            run = pool.ask(seconds_ahead=86_400)
             with pytest.raises(PrefectHTTPStatusError, match="422"):
                 client.update_flow_run(run, job_variables={"command": f"touch {pool.mark}"})
             client.delete_flow_run(run)
@@ -210,6 +209,18 @@ class TestWithAServerAndAWorker:
         state = pool.wait_for(answer.json()["id"])
         assert state.name == "Failed"
         assert "asked for with job variables, which none may set here" in state.message
+        assert not pool.mark.exists()
+
+    def test_job_variables_put_into_a_deployment_have_no_effect_and_its_next_run_is_refused(self, pool: Pool):
+        """The server takes them unread, and reads them once a run is asked for."""
+        run = pool.ask(seconds_ahead=5)
+        with pool.client() as client:
+            deployment = client.read_deployment_by_name("study/study")
+            client.update_deployment(deployment.id, DeploymentUpdate(job_variables=overrides(pool.mark)["all"]))
+            with pytest.raises(PrefectHTTPStatusError, match="422"):
+                pool.ask()
+            assert pool.wait_for(run).name == "Completed"
+            client.update_deployment(deployment.id, DeploymentUpdate(job_variables={}))
         assert not pool.mark.exists()
 
     def test_an_honest_run_of_the_same_deployment_goes_on(self, pool: Pool, worker: Process):
