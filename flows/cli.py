@@ -182,12 +182,15 @@ def run(
     from flows.imports import resolve
     from flows.options import STUDY_FILE, StudyOptions, read_study
     from flows.plan import make_plan, refuse_training
+    from flows.trust import check_folder
     from tasks.datasets import describe_dataset
 
     with _checking_words():
         settings = _settings(store=store, upstream=upstream, runner=runner, scheduler=scheduler, device=device)
         settings = settings.model_copy(update={"quiet": settings.quiet or quiet or as_json})
         own = read_study(Path(study)) if study.endswith(STUDY_FILE) else None
+        if own is not None and not trust_code:
+            check_folder(Path.cwd())
         options = StudyOptions(
             study=own.name if own else study,
             own=own,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
 from flows.presets.preset import Preset
 from tasks.science.checks import is_own
@@ -36,6 +38,36 @@ def check_cell_code(owner: str, cell: Cell) -> None:
         raise ValueError(
             f"{owner} names code, {' and '.join(places)}, which is run only where you say so: trust_code=True runs it"
         )
+
+
+def check_folder(folder: Path) -> None:
+    """ValueError where Prefect would take settings from a file in `folder`, the current one: they may name code, by a
+    configuration of its log or a server that it is to believe. A study's file may come with such a one beside it."""
+    if (name := _settings_file(folder)) is not None:
+        raise ValueError(
+            f"{name} in this folder sets Prefect up, which may run code: give the command in another folder, or "
+            "--trust-code where you trust it"
+        )
+
+
+def _settings_file(folder: Path) -> str | None:
+    if (folder / "prefect.toml").exists():
+        return "prefect.toml"
+    if "prefect" in _text(folder / ".env").lower():
+        return ".env"
+    try:
+        tools = tomllib.loads(_text(folder / "pyproject.toml")).get("tool", {})
+    except tomllib.TOMLDecodeError:
+        return None  # Prefect does not take it either.
+    return "pyproject.toml" if "prefect" in tools else None
+
+
+def _text(path: Path) -> str:
+    """What a file holds; empty where it is not there, or not to be read."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def _unnamed(words: Iterable[str], named: Collection[str], option: str) -> list[str]:

@@ -185,7 +185,7 @@ def prefect_api(startup_seconds: int = 180) -> Generator[None]:
 
     server = SubprocessASGIServer()
     try:
-        # Its migrations put the folder that it runs in on Python's path, where a file may be named like a module of its.
+        # Its migrations put the folder that it runs in on Python's path: a file there named like a module would be run.
         with chdir(sys.prefix):
             server.start(timeout=startup_seconds)
     except RuntimeError as error:

@@ -132,8 +132,8 @@ def _wait_for(part: Part, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _register(folder: Folder, state: State, credentials: Credentials) -> None:
-    """Tells the Prefect server of our work pool, automation and deployments, in a process of its own: Prefect reads where its
-    server is when it is imported."""
+    """Tells the Prefect server of our work pool, automation and deployments, in a process of its own: Prefect reads
+    where its server is when it is imported."""
     log = folder.log("deployments")
     worker = next(part for part in make_parts(folder, state, credentials) if part.name == "prefect-worker")
     with log.open("ab") as file:

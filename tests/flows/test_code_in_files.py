@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import itertools
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from pipeline import make_request, run_all
+from processes import Process
 
 from flows.cli import main
 from flows.options import StudyOptions, read_study
@@ -228,6 +230,55 @@ def test_a_files_own_folder_is_not_where_code_is_looked_for(call: Call, module: 
     assert not list(tmp_path.rglob("MARK"))
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("prefect.toml", "[logging]\nconfig_path = 'log.yml'\n"),
+        (".env", "prefect_logging_config_path=log.yml\n"),
+        ("pyproject.toml", "[tool.prefect.logging]\nconfig_path = 'log.yml'\n"),
+        ("pyproject.toml", "tool = {prefect = {api = {url = 'http://127.0.0.1:9/api'}}}\n"),
+    ],
+)
+@pytest.mark.usefixtures("module")
+def test_a_file_beside_a_studys_that_sets_prefect_up_is_refused(call: Call, file: str, text: str):
+    """A configuration of its log may call anything."""
+    Path(file).write_text(text)
+    study = write()
+    for words in (["--dry-run"], ["--data", "digits"]):
+        code, out, err = call("run", study, *words)
+        assert (code, out) == (2, "")
+        assert err == (
+            f"repairlab: {file} in this folder sets Prefect up, which may run code: give the command in another "
+            "folder, or --trust-code where you trust it\n"
+        )
+    assert call("run", study, "--trust-code", "--dry-run")[0] == 0
+    assert call("run", "digits-depth", "--dry-run")[0] == 0  # A folder of one's own.
+
+
+@pytest.mark.usefixtures("module")
+def test_a_project_of_ones_own_that_does_not_set_prefect_up_is_no_hindrance(call: Call):
+    Path("pyproject.toml").write_text("[tool.ruff]\nline-length = 120\n")
+    Path(".env").write_text("AWS_DEFAULT_REGION=x\n")
+    assert call("run", write(), "--dry-run")[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["processes", "dask"])
+def test_modules_beside_a_studys_file_are_run_by_no_process_of_a_run(tmp_path: Path, runner: str):
+    """Named like those of Python and of what is installed, in the folder that the command is given in."""
+    mark = tmp_path / "mark"
+    (folder := tmp_path / "theirs").mkdir()
+    ours = {"flows", "tasks", "infra"}
+    installed = {name for name in importlib.metadata.packages_distributions() if name.isidentifier()}
+    for name in {*sys.stdlib_module_names, *installed, *ours, "sitecustomize", "usercustomize"}:
+        (folder / f"{name}.py").write_text(f"open({str(mark)!r}, 'a').write({name!r})\n")
+    file = write(folder, width="8", seeds="2", recipe='{base = "small/digits", epochs = 1}', measurement="{alphas = 3}")
+    words = ("repairlab", "run", Path(file).name, "--runner", runner)
+    with Process(folder / "run.log", *words, PREFECT_HOME=str(tmp_path / "prefect")) as process:
+        assert process.wait() == 0, process.output()[-3000:]
+    assert not mark.exists(), mark.read_text()
+
+
 def test_every_other_command_takes_a_files_name_for_a_study(call: Call, module: str):
     file = write(dataset=f'"{module}:load"')
     for words in (["report", file], ["compare", file], ["doctor", "--store", "runs"], ["du"], ["gc"]):
@@ -242,8 +293,8 @@ def hostile(tmp_path: Path, module: str, blobs, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("tasks.train.load_dataset", lambda *_: blobs)
     for verb in ("align", "pairs"):
         monkeypatch.setattr(f"tasks.{verb}.load_dataset", lambda *_: blobs)
-    recipe = Recipe("r", batch_size=40, epochs=2, learning_rate=0.02, warmup=0.1)
-    request = make_request(Cell(blobs.spec, "mlp", "none", 8, 2, recipe))
+    recipe = Recipe("r", batch_size=40, epochs=2, learning_rate=0.05, warmup=0.1)
+    request = make_request(Cell(blobs.spec, "mlp", "none", 8, 2, recipe), n_seeds=2, alphas=3)
     run_all(store, request)
     cell = dataclasses.replace(request.cells[0], architecture=f"{module}:build", graph="0" * 64)
     theirs = Request("test", (cell,), (0, 1), ("none",), ("none",), request.measurements)
