@@ -12,6 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+# Python puts the current folder first on the path of what it starts with -m or -c, as workers and Prefect's own server
+# are: a file there named like a module of theirs would be run.
+os.environ.setdefault("PYTHONSAFEPATH", "1")
 # Prefect reads these as it is imported. A user's own values stand.
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -165,6 +168,9 @@ def run(
     runner: RunnerOption = None,
     scheduler: SchedulerOption = None,
     device: DeviceOption = None,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Run the code that the study's file, or what was imported, names")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop")] = False,
     yes: Annotated[bool, typer.Option("--yes", help=f"Start what takes more than {LONG_HOURS} hours")] = False,
     quiet: Annotated[
@@ -176,17 +182,21 @@ def run(
     from flows.imports import resolve
     from flows.options import STUDY_FILE, StudyOptions, read_study
     from flows.plan import make_plan, refuse_training
+    from flows.trust import check_folder
     from tasks.datasets import describe_dataset
 
     with _checking_words():
         settings = _settings(store=store, upstream=upstream, runner=runner, scheduler=scheduler, device=device)
         settings = settings.model_copy(update={"quiet": settings.quiet or quiet or as_json})
         own = read_study(Path(study)) if study.endswith(STUDY_FILE) else None
+        if own is not None and not trust_code:
+            check_folder(Path.cwd())
         options = StudyOptions(
             study=own.name if own else study,
             own=own,
             network=network,
             data=data,
+            trust_code=trust_code,
             size=size,
             dataset=_words(dataset),
             width=_numbers(width, "width"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
@@ -150,10 +151,22 @@ class ReportForm(Place):
     study: str = Field("digits-depth", description="Name of a study that has tables in the store")
 
 
+def _check_as_deployed() -> None:
+    """ValueError where this run was asked for with job variables: the work pool gives none of them any effect, but a
+    server that was asked past its own check, or before the pool was closed, still has the run."""
+    context = FlowRunContext.get()
+    if context is not None and context.flow_run is not None and context.flow_run.job_variables:
+        raise ValueError(
+            "this run was asked for with job variables, which none may set here, and they had no effect: ask for it "
+            "again without them"
+        )
+
+
 @flow(name="study", flow_run_name="{options.study}", task_runner=make_runner(load_settings()), persist_result=False)
 def study(options: StudyForm) -> State[Any]:
     """Trains what a study lacks, measures every pair, and gathers its tables and report."""
     try:
+        _check_as_deployed()
         settings = options.place(load_settings())
         store = Store(settings.store, settings.upstream)
         request = resolve(options.options(), store, lambda name: describe_dataset(name, settings.data_dir))
@@ -176,6 +189,7 @@ def study(options: StudyForm) -> State[Any]:
 def report(options: ReportForm) -> State[Any]:
     """Draws a study's figures and report page again, from its tables alone."""
     try:
+        _check_as_deployed()
         settings = options.place(load_settings())
         drawn = flows.report.report.with_options(task_run_name=f"report {options.study}")
         page = drawn(options.study, Store(settings.store))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -209,14 +209,9 @@ def _read(network: nn.Module, path: Path) -> State:
     return in_float32(fit_state(network, read_weights(path), str(path)))
 
 
-def imported_preset(
-    store: Store, study: str, describe: Callable[[str], DataSpec], named: Sequence[str | None]
-) -> Preset | None:
+def imported_preset(store: Store, study: str) -> Preset | None:
     """The study of all that was brought into the store under its name, which trains nothing; None where nothing was.
-
-    `named` are the network and the data that the person at hand has named: code that only a store names is not run.
-    Raises ValueError where some is, and where a network or data are no longer those that were imported.
-    """
+    ValueError where some of it is no longer there."""
     endpoints = read_imports(store, study)
     if not endpoints:
         return None
@@ -225,21 +220,6 @@ def imported_preset(
             f"{n_missing} of the {len(endpoints)} endpoints that were imported as {study} are not in {store.url}: "
             "import them again"
         )
-    cells = list(dict.fromkeys(endpoint.cell for endpoint in endpoints))
-    for cell in cells:
-        _check_named(study, cell, named)
-        data = describe(cell.data.name)
-        if data.fingerprint not in (cell.data.fingerprint, UNKNOWN_FINGERPRINT):
-            raise ValueError(
-                f"{cell.data.name} holds other data than when {study} was imported: import under another name"
-            )
-        if is_own(cell.architecture):
-            now = describe_own(cell.architecture, cell.data, cell.width, cell.depth, cell.normalization)
-            if now["graph"] != cell.graph:
-                raise ValueError(
-                    f"{cell.architecture} makes another network than when {study} was imported: import under another "
-                    "name"
-                )
     return Preset(
         name=study,
         question=f"How large is the barrier between the networks that were imported as {study}?",
@@ -251,16 +231,27 @@ def imported_preset(
 
 
 def resolve(options: StudyOptions, store: Store, describe: Callable[[str], DataSpec]) -> Request:
-    """The request that `options` make on `store`, which may hold what was imported under the study's name."""
-    return options.resolve(describe, lambda study, named: imported_preset(store, study, describe, named))
+    """The request that `options` make on `store`, which may hold what was imported under the study's name.
+
+    Raises ValueError for words that cannot be, and where a network or data are no longer those that were imported.
+    """
+    request = options.resolve(describe, lambda study: imported_preset(store, study))
+    for cell in request.cells:
+        if cell.origin is not None:
+            _check_unchanged(request.study, cell, describe)
+    return request
 
 
-def _check_named(study: str, cell: Cell, named: Sequence[str | None]) -> None:
-    if not set(_own_words(cell)) <= {"", *named}:
-        raise ValueError(
-            f"{study} was imported with --network {cell.architecture} --data {cell.data.name}: give these again, for "
-            "code is run only where you name it"
-        )
+def _check_unchanged(study: str, cell: Cell, describe: Callable[[str], DataSpec]) -> None:
+    data = describe(cell.data.name)
+    if data.fingerprint not in (cell.data.fingerprint, UNKNOWN_FINGERPRINT):
+        raise ValueError(f"{cell.data.name} holds other data than when {study} was imported: import under another name")
+    if is_own(cell.architecture):
+        now = describe_own(cell.architecture, cell.data, cell.width, cell.depth, cell.normalization)
+        if now["graph"] != cell.graph:
+            raise ValueError(
+                f"{cell.architecture} makes another network than when {study} was imported: import under another name"
+            )
 
 
 def print_imports(trained: Mapping[int, Training], options: ImportOptions, console: Console) -> None:

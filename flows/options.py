@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from flows.presets import PRESETS, find_preset
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
+from flows.trust import check_preset_code
 from tasks.science.checks import is_own
 from tasks.science.identity import safe_name
 from tasks.science.networks import find_architecture
@@ -131,6 +132,10 @@ def _listed(values: Any) -> list[Any]:
     return list(values) if isinstance(values, list) else [values]
 
 
+def _separate(words: str | None) -> list[str]:
+    return [] if words is None else [word.strip() for word in words.split(",")]
+
+
 def read_study(path: Path) -> OwnStudy:
     """The study in a file. ValueError, with the line or the field, where it is not one."""
     try:
@@ -166,6 +171,7 @@ class StudyOptions(BaseModel):
     network: str | None = Field(None, description="package.module:function that makes the network, of one's own")
     data: str | None = Field(None, description="A data set, or package.module:function that loads one's own")
     own: OwnStudy | None = Field(None, description="The study itself, where it is not one that comes with repairlab")
+    trust_code: bool = Field(False, description="Whether code is run that the study's file or a store alone names")
     size: str | None = Field(None, description="Another of the study's sizes: smoke, small or paper")
     dataset: list[str] | None = Field(None, description="Data sets instead of the study's own")
     width: list[int] | None = Field(None, description="Widths instead of the study's own")
@@ -199,17 +205,39 @@ class StudyOptions(BaseModel):
         None, description="Whether, where data are in halves, every seed is trained on both halves as well"
     )
 
-    def preset(self, find_imported: Callable[[str, tuple[str | None, ...]], Preset | None]) -> Preset:
-        """The study as it comes at its size. `find_imported` looks for what was imported under a name, knowing which
-        code is named here. ValueError, naming those there are, for an unknown study or size."""
-        if self.own is None and self.study not in PRESETS:
-            named = (self.network, self.data)
-            found = find_imported(self.study, named) or self._of_own_network() or find_preset(self.study)
-        elif self.network or self.data:
-            raise ValueError(f"--network and --data make a study of a name of its own, and {self.study} is another")
-        else:
-            found = self.own.preset() if self.own is not None else find_preset(self.study)
+    def preset(self, find_imported: Callable[[str], Preset | None]) -> Preset:
+        """The study as it comes at its size; nothing that it names is imported. `find_imported` looks for what was
+        imported under a name. ValueError, naming those there are, for an unknown study or size, and for code that only
+        a file or a store names."""
+        found = self._find(find_imported)
+        if not self.trust_code:
+            check_preset_code(found, self._named())
         return found.resized(self.size)
+
+    def _find(self, find_imported: Callable[[str], Preset | None]) -> Preset:
+        if self.own is not None:
+            found = self.own.preset()
+            self._check_confirms(found)
+            return found
+        if self.study in PRESETS and (self.network or self.data):
+            raise ValueError(f"--network and --data make a study of a name of its own, and {self.study} is another")
+        imported = None if self.study in PRESETS else find_imported(self.study)
+        return imported or self._of_own_network() or find_preset(self.study)
+
+    def _named(self) -> set[str]:
+        """What the options themselves name, places of code among it."""
+        return {*_separate(self.network), *_separate(self.data), *(self.dataset or ()), *(self.architecture or ())}
+
+    def _check_confirms(self, found: Preset) -> None:
+        """ValueError where --network or --data name something that the study's file does not: there they confirm what
+        it names, and replace nothing."""
+        networks = [architecture for grid in found.grids for architecture, _ in grid.networks]
+        for option, given, known in (("--network", self.network, networks), ("--data", self.data, found.datasets)):
+            for word in _separate(given):
+                if word not in known:
+                    raise ValueError(
+                        f"{option} {word} is not what the file of {self.study} names: {', '.join(dict.fromkeys(known))}"
+                    )
 
     def _of_own_network(self) -> Preset | None:
         """The study that trains a person's own network, where one is named."""
@@ -234,12 +262,12 @@ class StudyOptions(BaseModel):
     def resolve(
         self,
         describe: Callable[[str], DataSpec],
-        find_imported: Callable[[str, tuple[str | None, ...]], Preset | None] = lambda _study, _named: None,
+        find_imported: Callable[[str], Preset | None] = lambda _study: None,
     ) -> Request:
         """The request these options make; `describe` looks a data set up by its name, `find_imported` is as in
         `preset`. ValueError for what cannot be."""
         preset = self.preset(find_imported)
-        trains_own = self.network is not None and not preset.imported
+        trains_own = self.own is None and self.network is not None and not preset.imported
         return preset.request(
             describe,
             datasets=self.dataset,

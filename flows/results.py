@@ -22,6 +22,7 @@ from torch import nn
 from flows.figures.ablation import chart_width
 from flows.figures.drawing import draw
 from flows.gathered import TABLES, has_tables
+from flows.trust import check_cell_code
 from infra.paths import table_key
 from infra.settings import load_settings
 from infra.storage import Store, StoreError
@@ -170,14 +171,18 @@ class StudyResults:
         *,
         measurement: str | None = None,
         data_dir: Folder | None = None,
+        trust_code: bool = False,
     ) -> nn.Module:
         """The network at `alpha` of a path, in evaluation mode with its weights: A at 0, B at 1, aligned as the merge
         aligned it, and corrected where asked for, which needs the data set that the statistics come from.
 
         `measurement`: which of the study's, where it has several; it is what the correction sees. `data_dir` as in
-        the settings by default. Raises ValueError for a merge, measurement or correction that the study has not.
+        the settings by default. `trust_code`: whether user-defined code is run that the store names. Raises ValueError
+        where some is and may not be, and for a merge, measurement or correction that the study has not.
         """
         path = self._find(merge_id, correction, measurement)
+        if not trust_code:
+            check_cell_code(self.name, path.merge.cell)
         bench = PairBench(self.store, [path], data_dir or load_settings().data_dir)
         sides = bench.aligned(path.merge)
         if correction == "none":

@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib.util
 import logging
 import signal
+import sys
 import time
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -184,7 +185,9 @@ def prefect_api(startup_seconds: int = 180) -> Generator[None]:
 
     server = SubprocessASGIServer()
     try:
-        server.start(timeout=startup_seconds)
+        # Its migrations put the folder that it runs in on Python's path: a file there named like a module would be run.
+        with chdir(sys.prefix):
+            server.start(timeout=startup_seconds)
     except RuntimeError as error:
         server.stop()
         raise ServerError(

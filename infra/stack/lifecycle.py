@@ -61,9 +61,12 @@ def up(settings: StackSettings) -> list[str]:
                 )
         begun: list[Part] = []
         try:
-            for _, stage in groupby(missing, key=lambda part: part.stage):
+            before = [part for part in missing if not part.takes_runs]
+            for _, stage in groupby(before, key=lambda part: part.stage):
                 _start_stage(list(stage), begun, folder, state)
+            # Its pool is closed to job variables before a worker takes the first run.
             _register(folder, state, credentials)
+            _start_stage([part for part in missing if part.takes_runs], begun, folder, state)
             write_private(folder.env, _exports(state, credentials))
         except BaseException:
             # Ctrl-C too: what is half up is of no use.
@@ -129,8 +132,8 @@ def _wait_for(part: Part, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _register(folder: Folder, state: State, credentials: Credentials) -> None:
-    """Tells the Prefect server of our automation and deployments, in a process of its own: Prefect reads where its
-    server is when it is imported."""
+    """Tells the Prefect server of our work pool, automation and deployments, in a process of its own: Prefect reads
+    where its server is when it is imported."""
     log = folder.log("deployments")
     worker = next(part for part in make_parts(folder, state, credentials) if part.name == "prefect-worker")
     with log.open("ab") as file:

@@ -38,8 +38,9 @@ class Part:
     """One process that the stack starts, with what it starts by itself.
 
     `stage`: parts of one stage start together, after all of the earlier ones answer. `prepare` comes before the start.
-    `ports`: names of those that it listens on. `children_first`: whether what it started is asked to end before it is.
-    `litter`: files that it may leave behind.
+    `ports`: names of those that it listens on. `takes_runs`: whether it carries out what the Prefect server is asked
+    for, and so starts last, once that server knows our work pool. `children_first`: whether what it started is asked to
+    end before it is. `litter`: files that it may leave behind.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Part:
     prepare: Callable[[], None] | None = None
     startup_seconds: float = 120
     ending: signal.Signals = signal.SIGTERM
+    takes_runs: bool = False
     children_first: bool = False
     patience_seconds: float = 15
     litter: tuple[Path, ...] = ()
@@ -303,6 +305,7 @@ def _prefect_worker(folder: Folder, state: State, credentials: Credentials, envi
         folder=folder.path,
         answers=answers,
         where=f"for the work pool {POOL}, two runs at a time",
+        takes_runs=True,
         children_first=True,  # A run that is told to end says so to the server; one whose worker is gone cannot.
     )
 

@@ -1,22 +1,28 @@
-"""Makes what the stack wants a Prefect server to know: the automation that finds dead runs, and our deployments.
+"""Makes what the stack wants a Prefect server to know: the work pool, the automation that finds dead runs, and our
+deployments.
 
-Run with the stack's environment, once its worker has made the work pool. Again is as good as once.
+Run with the stack's environment, before its worker takes runs. Again is as good as once.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from datetime import timedelta
 from importlib import resources
+from typing import Any
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
 
-from infra.stack.parts import HEARTBEAT_SECONDS
+from infra.stack.errors import StackError
+from infra.stack.parts import HEARTBEAT_SECONDS, POOL
 
 DEAD_AFTER_SECONDS = 75
 """Two beats and a half: a single late one is no death."""
@@ -51,10 +57,41 @@ def dead_runs() -> AutomationCore:
     )
 
 
+def pool_template() -> dict[str, Any]:
+    """The base job template of the work pool: a worker starts every run alike, and a run or deployment that asks for
+    another command, environment or folder by job variables is refused by the server.
+
+    There is no `env` in it: were there one, a worker would add the environment that a run asks for, whatever the
+    variables allow.
+    """
+    template: dict[str, Any] = json.loads(resources.files("infra").joinpath("work-pool.json").read_text())
+    return template
+
+
+def close_pool(client: SyncPrefectClient) -> None:
+    """Gives the work pool our template, and makes the pool where there is none. StackError where its name is taken by a
+    pool of another type."""
+    try:
+        pool = client.read_work_pool(POOL)
+    except ObjectNotFound:
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=pool_template()))
+        return
+    if pool.type != "process":
+        raise StackError(
+            f"the work pool {POOL} is of type {pool.type}, and ours starts processes: remove it from the Prefect server"
+        )
+    client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=pool_template()))
+
+
 def main() -> int:
-    """The exit code of `prefect deploy`."""
+    """The exit code: that of `prefect deploy`, or 1 where the work pool is not ours to mend."""
     automation = dead_runs()
     with get_client(sync_client=True) as client:
+        try:
+            close_pool(client)
+        except StackError as error:
+            print(f"repairlab: {error}", file=sys.stderr)
+            return 1
         known = client.read_automations_by_name(automation.name)
         if known:
             client.update_automation(known[0].id, automation)

@@ -1,6 +1,7 @@
 """Networks and data of a person's own, by the names of the functions that make them: `package.module:function`.
 
-A name comes from whoever gives a command, never from a store: importing a module runs it.
+A name comes from whoever gives a command, or is trusted by them, never from a file or a store alone: importing a module
+runs it.
 """
 
 from __future__ import annotations
@@ -37,14 +38,20 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
 
 
+def split_place(place: str, option: str) -> tuple[str, str]:
+    """The module and the function of `package.module:name`. ValueError where it is no place of that form."""
+    module_name, colon, name = place.partition(":")
+    if not colon or not all(part.isidentifier() for part in (*module_name.split("."), name)):
+        raise ValueError(f"{option} takes package.module:function, got {place!r}")
+    return module_name, name
+
+
 def find_function(place: str, option: str) -> Callable[..., Any]:
     """The function at `package.module:name`, from the current folder or what is installed; `option` asked for it.
 
     Raises ValueError where there is no such place, OwnCodeError where importing it raises.
     """
-    module_name, colon, name = place.partition(":")
-    if not colon or not all(part.isidentifier() for part in (*module_name.split("."), name)):
-        raise ValueError(f"{option} takes package.module:function, got {place!r}")
+    module_name, name = split_place(place, option)
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

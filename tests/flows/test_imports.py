@@ -235,7 +235,13 @@ def test_code_that_only_a_store_names_is_never_run(own: str, call):
     assert call("import", "run_*.pt", *words(own), "--study", "mine")[0] == 0
     code, _, err = call("run", "mine", "--dry-run")
     assert code == 2
-    assert f"was imported with --network {own}:build --data {own}:load: give these again" in err
+    named = f"--network {own}:build --data {own}:load"
+    assert f"mine names code, which is run only where you name it too: give {named}, or --trust-code to run" in err
+    module = sys.modules.pop(own)
+    assert call("run", "mine", "--network", f"{own}:build", "--dry-run")[0] == 2
+    assert own not in sys.modules
+    assert call("run", "mine", "--trust-code", "--dry-run")[0] == 0
+    assert sys.modules.pop(own) is not module
     store = Store("./runs")
     endpoint = read_imports(store, "mine")[0]
     key = import_key("mine", endpoint.id)

@@ -39,6 +39,12 @@ def test_a_service_is_pinned_published_on_loopback_alone_and_holds_no_secret(nam
     assert "${" not in str(service.get("command", ""))  # All can read a command line.
 
 
+def test_the_work_pool_is_closed_to_job_variables_before_a_worker_takes_runs():
+    assert "infra.stack.register" in str(SERVICES["setup"]["command"])
+    assert SERVICES["worker"]["depends_on"] == {"setup": {"condition": "service_completed_successfully"}}
+    assert "worker" not in SERVICES["setup"]["depends_on"]
+
+
 def test_the_example_names_every_secret_and_holds_none():
     lines = (INFRA / "compose.env.example").read_text().splitlines()
     given = dict(line.split("=", 1) for line in lines if not line.startswith("#"))

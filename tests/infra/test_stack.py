@@ -255,6 +255,23 @@ def test_what_a_killed_up_did_not_come_to_is_made_by_the_next(settings: StackSet
     assert mode(Folder(settings.dir).env) == 0o600
 
 
+def test_what_takes_runs_starts_once_the_server_knows_the_work_pool(
+    settings: StackSettings, monkeypatch: pytest.MonkeyPatch
+):
+    sleeping = lifecycle.make_parts
+
+    def make_parts(*given: Any) -> list[Part]:
+        first, second = sleeping(*given)
+        return [dataclasses.replace(first, takes_runs=True), second]
+
+    running: list[list[str]] = []
+    monkeypatch.setattr(lifecycle, "make_parts", make_parts)
+    monkeypatch.setattr(lifecycle, "_register", lambda _folder, state, _credentials: running.append([*state.processes]))
+    assert up(settings) == ["First", "Second"]
+    assert running == [["second"]]
+    assert [report.condition for report in status(settings)] == ["running", "running"]
+
+
 def test_the_check_of_the_cluster_has_a_folder_of_its_own_that_nobody_foresees(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -26,6 +26,7 @@ from infra.stack import parts
 from infra.stack.credentials import Credentials, load_credentials
 from infra.stack.place import Folder, State
 from infra.stack.processes import Started, end, family, marked
+from infra.stack.register import pool_template
 
 pytestmark = [pytest.mark.slow, pytest.mark.s3, pytest.mark.dask, pytest.mark.xdist_group("stack")]
 
@@ -163,7 +164,9 @@ def test_deployments_name_no_folder_of_this_machine_and_their_form_offers_what_t
 
     with stack.client() as client:
         found = {name: client.read_deployment_by_name(f"{name}/{name}") for name in ("study", "report")}
+        assert client.read_work_pool(parts.POOL).base_job_template == pool_template()
     for deployment in found.values():
+        assert not deployment.job_variables
         stored = deployment.model_dump_json()
         assert str(Path.cwd()) not in stored
         assert str(stack.folder.path) not in stored

@@ -1,0 +1,79 @@
+"""Code that a study's file or a store names: run only where the command at hand names the same place, or trusts all."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from flows.presets.preset import Preset
+from tasks.science.checks import is_own
+from tasks.science.own import split_place
+from tasks.science.specs import Cell
+
+
+def check_preset_code(preset: Preset, named: Collection[str]) -> None:
+    """ValueError, with both ways out, where any grid, size or imported cell of a study names code that is not among
+    the `named` places. Nothing is imported."""
+    grids = [*preset.grids, *(grid for size in preset.sizes.values() for grid in size.grids)]
+    cells = [endpoint.cell for endpoint in preset.imported]
+    networks = [architecture for grid in grids for architecture, _ in grid.networks]
+    data = [name for grid in grids for name in grid.datasets]
+    unnamed = {
+        "--network": _unnamed([*networks, *(cell.architecture for cell in cells)], named, "--network"),
+        "--data": _unnamed([*data, *(cell.data.name for cell in cells)], named, "--data"),
+    }
+    options = [f"{option} {','.join(places)}" for option, places in unnamed.items() if places]
+    if options:
+        raise ValueError(
+            f"{preset.name} names code, which is run only where you name it too: give {' '.join(options)}, or "
+            "--trust-code to run whatever it names"
+        )
+
+
+def check_cell_code(owner: str, cell: Cell) -> None:
+    """ValueError where a `cell` that a store names has user-defined code. Nothing is imported."""
+    places = [*_unnamed([cell.architecture], (), "--network"), *_unnamed([cell.data.name], (), "--data")]
+    if places:
+        raise ValueError(
+            f"{owner} names code, {' and '.join(places)}, which is run only where you say so: trust_code=True runs it"
+        )
+
+
+def check_folder(folder: Path) -> None:
+    """ValueError where Prefect would take settings from a file in `folder`, the current one: they may name code, by a
+    configuration of its log or a server that it is to believe. A study's file may come with such a one beside it."""
+    if (name := _settings_file(folder)) is not None:
+        raise ValueError(
+            f"{name} in this folder sets Prefect up, which may run code: give the command in another folder, or "
+            "--trust-code where you trust it"
+        )
+
+
+def _settings_file(folder: Path) -> str | None:
+    if (folder / "prefect.toml").exists():
+        return "prefect.toml"
+    if "prefect" in _text(folder / ".env").lower():
+        return ".env"
+    try:
+        tools = tomllib.loads(_text(folder / "pyproject.toml")).get("tool", {})
+    except tomllib.TOMLDecodeError:
+        return None  # Prefect does not take it either.
+    return "pyproject.toml" if "prefect" in tools else None
+
+
+def _text(path: Path) -> str:
+    """What a file holds; empty where it is not there, or not to be read."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _unnamed(words: Iterable[str], named: Collection[str], option: str) -> list[str]:
+    """The places among `words` that are not `named`, each once; `option` names them. ValueError for a word that can be
+    no place."""
+    places = [word for word in dict.fromkeys(words) if is_own(word) and word not in named]
+    for place in places:
+        split_place(place, option)
+    return places
