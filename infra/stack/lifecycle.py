@@ -24,6 +24,10 @@ _FREEING_SECONDS = 5.0
 """For how long what a part that was killed had started may still hold its ports."""
 
 
+_RECOVERY_SECONDS = 60.0
+"""For how long what runs may take to answer again, once what it needs was started again."""
+
+
 @dataclass(frozen=True)
 class Report:
     """How a part is: `running`, or `ended` where it was started and has died, or `down`."""
@@ -53,16 +57,14 @@ def up(settings: StackSettings) -> list[str]:
         credentials = load_credentials(folder.secrets, folder.path / "postgres" / "data")
         parts = make_parts(folder, state, credentials)
         missing = [part for part in parts if not _runs(state, part)]
-        for part in parts:
-            if part not in missing and not part.answers():
-                raise StackError(
-                    f"{part.title} runs but does not answer (its log: {folder.log(part.name)}): take the stack down, "
-                    "and bring it up again"
-                )
         begun: list[Part] = []
         try:
-            for _, stage in groupby(missing, key=lambda part: part.stage):
-                _start_stage(list(stage), begun, folder, state)
+            for _, members in groupby(parts, key=lambda part: part.stage):
+                stage = list(members)
+                _start_stage([part for part in stage if part in missing], begun, folder, state)
+                # What runs may have waited for what was missing, of an earlier stage or of its own.
+                for part in (part for part in stage if part not in missing):
+                    _check_answers(part, folder.log(part.name), _RECOVERY_SECONDS if begun else 0)
             _register(folder, state, credentials)
             write_private(folder.env, _exports(state, credentials))
         except BaseException:
@@ -97,6 +99,17 @@ def _start_stage(stage: Sequence[Part], begun: list[Part], folder: Folder, state
             folder.write_state(state)
     for part, process in waiting:
         _wait_for(part, process, folder.log(part.name))
+
+
+def _check_answers(part: Part, log: Path, patience_seconds: float) -> None:
+    """StackError where a part that runs does not answer within `patience_seconds`."""
+    deadline = time.monotonic() + patience_seconds
+    while not part.answers():
+        if time.monotonic() > deadline:
+            raise StackError(
+                f"{part.title} runs but does not answer (its log: {log}): take the stack down, and bring it up again"
+            )
+        time.sleep(_POLL_SECONDS)
 
 
 def _check_ports(part: Part, state: State) -> None:
