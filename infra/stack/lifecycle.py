@@ -23,7 +23,6 @@ _POLL_SECONDS = 0.2
 _FREEING_SECONDS = 5.0
 """For how long what a part that was killed had started may still hold its ports."""
 
-
 _RECOVERY_SECONDS = 60.0
 """For how long what runs may take to answer again, once what it needs was started again."""
 
@@ -39,7 +38,8 @@ class Report:
 
 
 def up(settings: StackSettings) -> list[str]:
-    """Starts what does not run, and returns the titles of what that was; none where all of it ran.
+    """Starts what does not run, each stage before what needs it is asked for an answer, and returns the titles of what
+    that was; none where all of it ran.
 
     Raises StackError, once whatever this call has started is ended again, where a part does not start. Deployments and
     the file of exports are made in any case: an earlier call may have been killed before it came to them.
@@ -56,14 +56,14 @@ def up(settings: StackSettings) -> list[str]:
             state = fresh if state is None else fresh.model_copy(update={"mark": state.mark})
         credentials = load_credentials(folder.secrets, folder.path / "postgres" / "data")
         parts = make_parts(folder, state, credentials)
-        missing = [part for part in parts if not _runs(state, part)]
         begun: list[Part] = []
         try:
             for _, members in groupby(parts, key=lambda part: part.stage):
                 stage = list(members)
-                _start_stage([part for part in stage if part in missing], begun, folder, state)
-                # What runs may have waited for what was missing, of an earlier stage or of its own.
-                for part in (part for part in stage if part not in missing):
+                running = [part for part in stage if _runs(state, part)]
+                _start_stage([part for part in stage if part not in running], begun, folder, state)
+                # It may have waited for what was missing.
+                for part in running:
                     _check_answers(part, folder.log(part.name), _RECOVERY_SECONDS if begun else 0)
             _register(folder, state, credentials)
             write_private(folder.env, _exports(state, credentials))
@@ -73,7 +73,7 @@ def up(settings: StackSettings) -> list[str]:
                 _end_part(state, part.name, part)
             folder.write_state(state)
             raise
-        return [part.title for part in missing]
+        return [part.title for part in begun]
 
 
 def _any_runs(state: State) -> bool:
