@@ -12,7 +12,7 @@ import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import torch
@@ -25,8 +25,10 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from infra.faults import RETRY_DELAYS_SECONDS, is_transient
 from infra.lifeline import begin_worker
-from infra.own_server import own_server_url, start_own_server
 from infra.settings import Settings
+
+if TYPE_CHECKING:
+    from infra.own_server import OwnServer
 
 
 def make_runner(settings: Settings) -> TaskRunner[Any]:
@@ -150,6 +152,9 @@ def _greet(api_url: str) -> None:
                 time.sleep(1)
 
 
+_own_servers: list[OwnServer] = []
+
+
 class ServerError(Exception):
     """A server or worker that is needed cannot be reached or started; the message says what to do."""
 
@@ -158,7 +163,8 @@ class ServerError(Exception):
 def prefect_api(startup_seconds: int = 180) -> Generator[None]:
     """A Prefect API for everything inside: the server that is configured, else one of our own.
 
-    One for all: left to itself, Prefect starts a server in every worker process. Raises ServerError where the configured one does not answer, or ours does not
+    One for all: left to itself, Prefect starts a server in every worker process. Ours ends with this process, after
+    the last log lines have gone to it. Raises ServerError where the configured one does not answer, or ours does not
     start.
     """
     url = get_current_settings().api.url
@@ -172,21 +178,27 @@ def prefect_api(startup_seconds: int = 180) -> Generator[None]:
                 )
         yield
         return
+    # The server takes seconds to import, which workers and commands that start none need not wait for.
+    from infra.own_server import OwnServer
+
+    server = OwnServer()
     try:
-        own = start_own_server(startup_seconds)
+        server.start(timeout=startup_seconds)
     except RuntimeError as error:
+        server.stop()
         raise ServerError(
             f"Prefect's own server did not start within {startup_seconds} s ({error}); run the same command again"
         ) from error
-    with temporary_settings({PREFECT_API_URL: own}):
+    _own_servers.append(server)
+    with temporary_settings({PREFECT_API_URL: server.api_url}):
         yield
 
 
 def is_watched() -> bool:
-    """Whether the Prefect API in use is a server that somebody may look at while a study runs: not our own, which has
-    no page and ends with this process."""
+    """Whether the Prefect API in use is a server that somebody may look at while a study runs: not one of our own,
+    which has no page and ends with this process."""
     url = get_current_settings().api.url
-    return url is not None and url != own_server_url()
+    return url is not None and all(url != server.api_url for server in _own_servers)
 
 
 def retry_transient(_task: Any, _run: Any, state: Any) -> bool:

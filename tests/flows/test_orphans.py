@@ -84,14 +84,22 @@ def test_a_run_that_is_killed_alone_leaves_no_process(
         wait_until(lambda: moment(process, store) or not process.is_running)
         left = descendants(process)
         assert left
+        named = {child.pid: name(child.pid) for child in left}
         process.send(signal.SIGKILL)
         killed = time.monotonic()
         process.wait()
-        wait_until(lambda: not [child for child in left if child.is_running], END_SECONDS, every=0.1)
-        with contextlib.suppress(ProcessLookupError):
-            # Of what began as it was killed, too: nothing is left to be signalled.
-            os.killpg(process.pid, 0)
-            wait_until(lambda: not group(process.pid), END_SECONDS - (time.monotonic() - killed), every=0.1)
+        # Of what began as the run was killed, too, nothing is left.
+        while found := {*group(process.pid), *(child.pid for child in left if child.is_running)}:
+            assert time.monotonic() < killed + END_SECONDS, [named.get(pid) or name(pid) for pid in found]
+            time.sleep(0.1)
+
+
+def name(pid: int) -> str:
+    """Its command line, and whether it computes, waits or is stopped."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return f"{process.status()} {' '.join(process.cmdline())}"
+    return "gone"
 
 
 def group(leader: int) -> list[int]:
