@@ -10,9 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+from infra.faults import SERVER_FAULTS
+
 # Prefect reads these as it is imported. A user's own values stand.
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("PREFECT_CLIENT_RETRY_EXTRA_CODES", SERVER_FAULTS)
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 import typer

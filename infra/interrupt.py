@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from types import FrameType
 
 from infra.lifeline import kill_children
@@ -21,6 +21,11 @@ EXIT_CODE = 130
 
 _SILENT = "ignore:resource_tracker:UserWarning"
 
+_is_heard = threading.Event()
+
+_ending = threading.Lock()
+"""Never released: a process ends once."""
+
 _farewells: list[Callable[[], None]] = []
 
 
@@ -28,7 +33,7 @@ def end_when_stopped(sentence: str) -> None:
     """From now on Ctrl-C and SIGTERM end this process at once, past all that would wait for workers or a server, with
     `sentence` on a line of its own in standard error and exit code 130. To be called in the main thread, before any
     other is started."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    block()
     # The process in which multiprocessing keeps the names of semaphores removes those that are left, as it should, and
     # would say so after the sentence.
     told = [words for words in (os.environ.get("PYTHONWARNINGS"), _SILENT) if words]
@@ -38,11 +43,27 @@ def end_when_stopped(sentence: str) -> None:
         signal.sigwait({signal.SIGINT})
         _end(sentence)
 
-    def terminate(_number: int, _frame: FrameType | None) -> None:
+    def end(_number: int, _frame: FrameType | None) -> None:
         _end(sentence)
 
     threading.Thread(target=wait, name="ctrl-c", daemon=True).start()
-    signal.signal(signal.SIGTERM, terminate)
+    # The thread that first makes a semaphore of multiprocessing's has SIGINT unblocked by that.
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, end)
+    _is_heard.set()
+
+
+def block() -> None:
+    """Has SIGINT disturb neither this thread nor what it starts."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
+def prepare_for_workers() -> None:
+    """To be called before multiprocessing is used: what it unblocks once, as it first makes a semaphore, is blocked
+    again, so that no worker is disturbed as it starts."""
+    if _is_heard.is_set():
+        resource_tracker.ensure_running()
+        block()
 
 
 @contextmanager
@@ -56,11 +77,13 @@ def before_the_end(farewell: Callable[[], None]) -> Generator[None]:
 
 
 def _end(sentence: str) -> None:
+    if not _ending.acquire(blocking=False):
+        return
     for farewell in tuple(_farewells):
         with suppress(Exception):
             farewell()
     # A terminal has written ^C where the cursor stood.
-    line = "\n" if os.isatty(sys.__stderr__.fileno() if sys.__stderr__ else 2) else ""
+    line = "\n" if os.isatty(2) else ""
     with suppress(OSError):
         os.write(2, f"{line}{sentence}\n".encode())
     # What other threads say of workers that are killed now is not the person's concern.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import httpx
 import torch
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
@@ -24,6 +25,7 @@ from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_se
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from infra.faults import RETRY_DELAYS_SECONDS, is_transient
+from infra.interrupt import prepare_for_workers
 from infra.lifeline import begin_worker
 from infra.settings import Settings
 
@@ -105,9 +107,39 @@ class Routing:
         return on_gpu()
 
 
+_SERVER_FAILED = 500
+_NOT_ADMITTED = (401, 403)
+
+
 def lost_the_api(error: BaseException) -> bool:
-    """Whether a task could not begin because the Prefect server did not answer."""
+    """Whether a task could not begin because the Prefect server did not answer, or failed itself."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= _SERVER_FAILED
     return isinstance(error, RuntimeError) and str(error).startswith("Failed to reach API")
+
+
+@contextmanager
+def telling_of_the_api() -> Generator[None]:
+    """What the Prefect server's client raises in here becomes a ServerError, with the way out, where a person can mend
+    it."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise ServerError(
+            f"the Prefect server is gone ({error}): start it, and the same command goes on from here"
+        ) from error
+    except httpx.HTTPStatusError as error:
+        answer = f"{error.response.status_code} {error.response.reason_phrase}"
+        if error.response.status_code >= _SERVER_FAILED:
+            raise ServerError(
+                f"the Prefect server fails ({answer}), most likely because its database is away: mend it, and the same "
+                "command goes on from here"
+            ) from error
+        if error.response.status_code in _NOT_ADMITTED:
+            raise ServerError(
+                f"the Prefect server admits nobody without its password ({answer}): set PREFECT_API_AUTH_STRING"
+            ) from error
+        raise
 
 
 def lost_the_scheduler(error: BaseException) -> bool:
@@ -167,6 +199,7 @@ def prefect_api(startup_seconds: int = 180) -> Generator[None]:
     the last log lines have gone to it. Raises ServerError where the configured one does not answer, or ours does not
     start.
     """
+    prepare_for_workers()
     url = get_current_settings().api.url
     if url is not None:
         with get_client(sync_client=True) as client:
