@@ -18,9 +18,13 @@ def main() -> None:
     """Runs the command that the command line names."""
     # From here on Ctrl-C waits for who can tell what it means.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    import logging
+
     from infra.interrupt import end_when_stopped
 
     end_when_stopped(GOES_ON if sys.argv[1:2] and sys.argv[1] in _KEEPS_WHAT_IS_FINISHED else STARTS_OVER)
+    # Of log lines that a Prefect server does not take, it would be told in the middle of another line.
+    logging.raiseExceptions = False
     from flows.cli import main as run_command
 
     run_command()
