@@ -21,8 +21,13 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
+from traceback import walk_stack
 
 _LOOK_SECONDS = 0.5
+
+_STARTING_SECONDS = 2.0
+_POLL_SECONDS = 0.005
 
 _PR_SET_PDEATHSIG = 1
 
@@ -75,12 +80,27 @@ def start(module: str, *arguments: str, environment: Mapping[str, str]) -> subpr
 
 
 def kill_children() -> None:
-    """Ends every process of multiprocessing's and of `start` at once, without waiting: for a process that is about to
-    end itself."""
-    for worker in multiprocessing.active_children():
-        worker.kill()
-    for process in _started:
-        process.kill()
+    """Ends every process of multiprocessing's and of `start` at once: for a process that is about to end itself.
+
+    One that another thread is just starting is waited for: without the rest of what it is to read it would say so.
+    """
+    deadline = time.monotonic() + _STARTING_SECONDS
+    is_starting = True
+    while is_starting and time.monotonic() < deadline:
+        is_starting = _is_starting_a_worker()
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        for process in _started:
+            process.kill()
+        if is_starting:
+            time.sleep(_POLL_SECONDS)
+
+
+def _is_starting_a_worker() -> bool:
+    """Whether some thread is within the start of a process of multiprocessing's, which is not known as a child yet."""
+    threads = sys._current_frames().values()  # pyright: ignore[reportPrivateUsage]
+    starting = BaseProcess.start.__code__
+    return any(frame.f_code is starting for innermost in threads for frame, _ in walk_stack(innermost))
 
 
 def _run(arguments: list[str]) -> None:

@@ -6,6 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -86,6 +89,39 @@ def test_a_module_runs_under_the_lifeline_as_it_does_without(tmp_path: Path, mon
     process = lifeline.start("told", "--a", "b", environment={**os.environ, "PYTHONPATH": paths})
     assert process.wait(60) == 0
     assert (tmp_path / "out").read_text() == "('__main__', ['--a', 'b'])"
+
+
+def test_a_worker_that_is_just_started_is_killed_and_not_left_with_half_of_what_it_reads(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    killed: list[str] = []
+    starting, known = threading.Event(), threading.Event()
+
+    class Worker:
+        def kill(self) -> None:
+            killed.append("worker")
+
+    def begin(_process: BaseProcess) -> None:
+        starting.set()
+        time.sleep(0.1)
+        known.set()
+        raise OSError("no process, for a test")
+
+    class Slow(BaseProcess):
+        _Popen = staticmethod(begin)
+
+    def start() -> None:
+        with pytest.raises(OSError, match="for a test"):
+            Slow().start()
+
+    monkeypatch.setattr(lifeline, "_started", [])
+    monkeypatch.setattr(lifeline.multiprocessing, "active_children", lambda: [Worker()] if known.is_set() else [])
+    thread = threading.Thread(target=start)
+    thread.start()
+    assert starting.wait(10)
+    lifeline.kill_children()
+    thread.join()
+    assert killed
 
 
 def test_all_children_are_killed_at_once(monkeypatch: pytest.MonkeyPatch):
