@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -15,9 +13,12 @@ from typing import Annotated, Any
 # Python puts the current folder first on the path of what it starts with -m or -c, as workers and Prefect's own server
 # are: a file there named like a module of theirs would be run.
 os.environ.setdefault("PYTHONSAFEPATH", "1")
+from infra.faults import SERVER_FAULTS
+
 # Prefect reads these as it is imported. A user's own values stand.
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("PREFECT_CLIENT_RETRY_EXTRA_CODES", SERVER_FAULTS)
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 import typer
@@ -239,8 +240,6 @@ def run(
     from flows.study import UnfinishedError, find_request, run_study
 
     request, _ = find_request(options, target, settings.data_dir)
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, _stop)
     try:
         run_study(options, settings)
         problems = None
@@ -486,20 +485,6 @@ def _checking_words() -> Generator[None]:
         yield
     except ValueError as error:
         raise WrongWordsError(str(error)) from error
-
-
-def _stop(_signal: int, _frame: object) -> None:
-    """Ends a run on Ctrl-C or SIGTERM at once, past all that would wait for workers or a server: what is finished is
-    in the store, and nothing else is needed to go on."""
-    from infra.runners import kill_own_servers
-
-    for worker in multiprocessing.active_children():
-        worker.kill()
-    kill_own_servers()
-    console = Console(stderr=True)
-    console.show_cursor()
-    console.print("repairlab: stopped; the same command goes on from here", highlight=False, soft_wrap=True)
-    os._exit(130)
 
 
 def main() -> None:

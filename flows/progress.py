@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.table import Column
 from rich.text import Text
 
 from flows.stages import Stage, Stages, Watcher
+from infra.interrupt import before_the_end
 
 _LINE_SECONDS = 60.0
 """How often, at most, a stage that works says so where there is no terminal."""
@@ -68,8 +69,20 @@ class Bars:
         bar = BarColumn(bar_width=None, table_column=Column(min_width=4, max_width=20))
         self._progress = Progress(TextColumn("{task.description}"), bar, _Told(), console=console)
         self._bars: dict[str, Any] = {}
+        self._drawing, self._is_over = threading.Lock(), False
 
     def look(self, stages: Sequence[Stage], now: float, *, last: bool) -> None:
+        with self._drawing:
+            if not self._is_over:
+                self._draw(stages, now, last=last)
+
+    def end(self) -> None:
+        """Leaves the terminal in order, below the bars, and draws no more."""
+        with self._drawing:
+            self._is_over = True
+            self._progress.stop()
+
+    def _draw(self, stages: Sequence[Stage], now: float, *, last: bool) -> None:
         self._progress.start()
         for stage in stages:
             told = stage.tell(now)
@@ -85,7 +98,8 @@ def show_stages(watchers: Sequence[Watcher] = (), *, quiet: bool = False) -> Gen
     """Stages that `watchers` are shown and, unless `quiet`, standard error, so that what a command prints stays
     clean."""
     console = Console(stderr=True)
-    terminal: list[Watcher] = [] if quiet else [Bars(console) if console.is_terminal else Lines(console)]
+    bars = Bars(console) if console.is_terminal and not quiet else None
+    terminal: list[Watcher] = [] if quiet else [bars or Lines(console)]
     stages, ended = Stages(), threading.Event()
 
     def watch(watcher: Watcher) -> None:
@@ -101,7 +115,8 @@ def show_stages(watchers: Sequence[Watcher] = (), *, quiet: bool = False) -> Gen
     for thread in threads:
         thread.start()
     try:
-        yield stages
+        with nullcontext() if bars is None else before_the_end(bars.end):
+            yield stages
     finally:
         stages.settle()
         ended.set()

@@ -15,7 +15,6 @@ from itertools import product
 from pathlib import Path as Folder
 from typing import Any, get_args
 
-import httpx
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
@@ -36,7 +35,7 @@ from flows.prefect_page import progress_artifacts, tag_run
 from flows.progress import show_stages
 from flows.report import report
 from flows.work import Submitted, Work
-from infra.runners import Routing, ServerError, check_runner, make_runner, prefect_api
+from infra.runners import Routing, ServerError, check_runner, make_runner, prefect_api, telling_of_the_api
 from infra.settings import Settings
 from infra.storage import Store, StoreError
 from tasks.align import align
@@ -262,14 +261,10 @@ def run_study(options: StudyOptions, settings: Settings) -> StudyResult:
     check_runner(settings)
     with prefect_api():
         configured = study.with_options(task_runner=make_runner(settings), flow_run_name=options.study)
-        try:
+        with telling_of_the_api():
             # Prefect takes the state apart that a flow returns: its result is returned, its error raised.
             result: Any = configured(options, settings.anchored())
             return result
-        except httpx.TransportError as error:
-            raise ServerError(
-                f"the Prefect server is gone ({error}): start it, and the same command goes on from here"
-            ) from error
 
 
 def label_seeds(seeds: Sequence[int]) -> str:

@@ -5,6 +5,7 @@ Dask sends tasks as pickles: whoever reaches the scheduler's port runs code. Wha
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
@@ -51,6 +52,8 @@ def _worker(device: str, resources: dict[str, int]) -> dict[str, Any]:
         "dashboard_address": f"{_HOST}:0",
         "resources": resources,
         "env": {"CUDA_VISIBLE_DEVICES": device},
+        # What a worker tells of its start would stand among the lines of the study.
+        "silence_logs": logging.WARNING,
     }
     return {"cls": Nanny, "options": options}
 

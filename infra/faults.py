@@ -7,6 +7,10 @@ from typing import Any
 
 RETRY_DELAYS_SECONDS = [1.0, 5.0, 20.0]
 
+SERVER_FAULTS = "500,504"
+"""With what a Prefect server answers whose database is away, beside 502 and 503, for its clients to ask again: they do
+so for a minute."""
+
 _TRANSIENT = (
     *(errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ESTALE, errno.EIO, errno.ENETUNREACH, errno.EHOSTUNREACH),
     getattr(errno, "EREMOTEIO", errno.EIO),  # s3fs' word for a server's internal error; macOS has none.

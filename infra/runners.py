@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import signal
 import sys
 import time
 from collections.abc import Generator
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import httpx
 import torch
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
@@ -26,10 +26,12 @@ from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_se
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from infra.faults import RETRY_DELAYS_SECONDS, is_transient
+from infra.interrupt import prepare_for_workers
+from infra.lifeline import begin_worker
 from infra.settings import Settings
 
 if TYPE_CHECKING:
-    from prefect.server.api.server import SubprocessASGIServer
+    from infra.own_server import OwnServer
 
 
 def make_runner(settings: Settings) -> TaskRunner[Any]:
@@ -106,9 +108,39 @@ class Routing:
         return on_gpu()
 
 
+_SERVER_FAILED = 500
+_NOT_ADMITTED = (401, 403)
+
+
 def lost_the_api(error: BaseException) -> bool:
-    """Whether a task could not begin because the Prefect server did not answer."""
+    """Whether a task could not begin because the Prefect server did not answer, or failed itself."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= _SERVER_FAILED
     return isinstance(error, RuntimeError) and str(error).startswith("Failed to reach API")
+
+
+@contextmanager
+def telling_of_the_api() -> Generator[None]:
+    """What the Prefect server's client raises in here becomes a ServerError, with the way out, where a person can mend
+    it."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise ServerError(
+            f"the Prefect server is gone ({error}): start it, and the same command goes on from here"
+        ) from error
+    except httpx.HTTPStatusError as error:
+        answer = f"{error.response.status_code} {error.response.reason_phrase}"
+        if error.response.status_code >= _SERVER_FAILED:
+            raise ServerError(
+                f"the Prefect server fails ({answer}), most likely because its database is away: mend it, and the same "
+                "command goes on from here"
+            ) from error
+        if error.response.status_code in _NOT_ADMITTED:
+            raise ServerError(
+                f"the Prefect server admits nobody without its password ({answer}): set PREFECT_API_AUTH_STRING"
+            ) from error
+        raise
 
 
 def lost_the_scheduler(error: BaseException) -> bool:
@@ -127,9 +159,8 @@ def use_one_thread() -> None:
 
 
 def _begin_worker(api_url: str | None) -> None:
+    begin_worker()
     use_one_thread()
-    # Ctrl-C reaches every process of a terminal; the flow alone decides what it means, and ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if api_url is not None:
         _greet(api_url)
 
@@ -154,7 +185,7 @@ def _greet(api_url: str) -> None:
                 time.sleep(1)
 
 
-_own_servers: list[SubprocessASGIServer] = []
+_own_servers: list[OwnServer] = []
 
 
 class ServerError(Exception):
@@ -169,6 +200,7 @@ def prefect_api(startup_seconds: int = 180) -> Generator[None]:
     the last log lines have gone to it. Raises ServerError where the configured one does not answer, or ours does not
     start.
     """
+    prepare_for_workers()
     url = get_current_settings().api.url
     if url is not None:
         with get_client(sync_client=True) as client:
@@ -181,9 +213,9 @@ def prefect_api(startup_seconds: int = 180) -> Generator[None]:
         yield
         return
     # The server takes seconds to import, which workers and commands that start none need not wait for.
-    from prefect.server.api.server import SubprocessASGIServer
+    from infra.own_server import OwnServer
 
-    server = SubprocessASGIServer()
+    server = OwnServer()
     try:
         # Its migrations put the folder that it runs in on Python's path: a file there named like a module would be run.
         with chdir(sys.prefix):
@@ -203,13 +235,6 @@ def is_watched() -> bool:
     which has no page and ends with this process."""
     url = get_current_settings().api.url
     return url is not None and all(url != server.api_url for server in _own_servers)
-
-
-def kill_own_servers() -> None:
-    """Ends what `prefect_api` started, without waiting: for a process that is about to end itself."""
-    for server in _own_servers:
-        if server.server_process is not None:
-            server.server_process.kill()
 
 
 def retry_transient(_task: Any, _run: Any, state: Any) -> bool:

@@ -23,6 +23,9 @@ _POLL_SECONDS = 0.2
 _FREEING_SECONDS = 5.0
 """For how long what a part that was killed had started may still hold its ports."""
 
+_RECOVERY_SECONDS = 60.0
+"""For how long what runs may take to answer again, once what it needs was started again."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -35,7 +38,8 @@ class Report:
 
 
 def up(settings: StackSettings) -> list[str]:
-    """Starts what does not run, and returns the titles of what that was; none where all of it ran.
+    """Starts what does not run, each stage before what needs it is asked for an answer, and returns the titles of what
+    that was; none where all of it ran.
 
     Raises StackError, once whatever this call has started is ended again, where a part does not start. Deployments and
     the file of exports are made in any case: an earlier call may have been killed before it came to them.
@@ -52,21 +56,20 @@ def up(settings: StackSettings) -> list[str]:
             state = fresh if state is None else fresh.model_copy(update={"mark": state.mark})
         credentials = load_credentials(folder.secrets, folder.path / "postgres" / "data")
         parts = make_parts(folder, state, credentials)
-        missing = [part for part in parts if not _runs(state, part)]
-        for part in parts:
-            if part not in missing and not part.answers():
-                raise StackError(
-                    f"{part.title} runs but does not answer (its log: {folder.log(part.name)}): take the stack down, "
-                    "and bring it up again"
-                )
         begun: list[Part] = []
         try:
-            before = [part for part in missing if not part.takes_runs]
-            for _, stage in groupby(before, key=lambda part: part.stage):
-                _start_stage(list(stage), begun, folder, state)
-            # Its pool is closed to job variables before a worker takes the first run.
-            _register(folder, state, credentials)
-            _start_stage([part for part in missing if part.takes_runs], begun, folder, state)
+            for takes_runs in (False, True):
+                if takes_runs:
+                    # Its pool is closed to job variables before a worker takes the first run.
+                    _register(folder, state, credentials)
+                wanted = [part for part in parts if part.takes_runs == takes_runs]
+                for _, members in groupby(wanted, key=lambda part: part.stage):
+                    stage = list(members)
+                    running = [part for part in stage if _runs(state, part)]
+                    _start_stage([part for part in stage if part not in running], begun, folder, state)
+                    # It may have waited for what was missing.
+                    for part in running:
+                        _check_answers(part, folder.log(part.name), _RECOVERY_SECONDS if begun else 0)
             write_private(folder.env, _exports(state, credentials))
         except BaseException:
             # Ctrl-C too: what is half up is of no use.
@@ -74,7 +77,7 @@ def up(settings: StackSettings) -> list[str]:
                 _end_part(state, part.name, part)
             folder.write_state(state)
             raise
-        return [part.title for part in missing]
+        return [part.title for part in begun]
 
 
 def _any_runs(state: State) -> bool:
@@ -100,6 +103,17 @@ def _start_stage(stage: Sequence[Part], begun: list[Part], folder: Folder, state
             folder.write_state(state)
     for part, process in waiting:
         _wait_for(part, process, folder.log(part.name))
+
+
+def _check_answers(part: Part, log: Path, patience_seconds: float) -> None:
+    """StackError where a part that runs does not answer within `patience_seconds`."""
+    deadline = time.monotonic() + patience_seconds
+    while not part.answers():
+        if time.monotonic() > deadline:
+            raise StackError(
+                f"{part.title} runs but does not answer (its log: {log}): take the stack down, and bring it up again"
+            )
+        time.sleep(_POLL_SECONDS)
 
 
 def _check_ports(part: Part, state: State) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from infra.faults import SERVER_FAULTS
 from infra.stack import postgres
 from infra.stack.credentials import USER, Credentials
 from infra.stack.errors import StackError
@@ -101,7 +102,12 @@ def _inherited() -> dict[str, str]:
     """This process's environment without what would lead a part of the stack to another server or another's keys."""
     foreign = ("PREFECT_", "AWS_", "REPAIRLAB_STACK_", "REPAIRLAB_STORE", "REPAIRLAB_SCHEDULER", "PG", "DASK_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    return kept | {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PYTHONUNBUFFERED": "1"}
+    return kept | {
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_CLIENT_RETRY_EXTRA_CODES": SERVER_FAULTS,
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def _postgres(folder: Folder, state: State, credentials: Credentials, environment: dict[str, str]) -> Part:

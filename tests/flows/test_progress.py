@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from rich.console import Console
 
 from flows.progress import Bars, Lines, show_stages
 from flows.stages import Stage, Stages, tell_rate, tell_seconds
+from infra import interrupt
 
 
 class Clock:
@@ -163,6 +164,31 @@ def test_bars_are_whole_in_80_columns(stages: Stages, clock: Clock):
     assert "12 endpoints in 1.5 min" in train
     assert interpolate.endswith("1234 of 12345 paths, 1 failed, about 1 h left, 3.1 a second")
     assert {len(train), len(interpolate)} == {80}
+
+
+def test_bars_that_are_ended_leave_the_cursor_and_draw_no_more(stages: Stages):
+    out = io.StringIO()
+    stages.expect("train", 12)
+    stages.show(bars := Bars(Console(file=out, force_terminal=True, width=80)))
+    assert out.getvalue().rfind("\x1b[?25l") > out.getvalue().rfind("\x1b[?25h")
+    bars.end()
+    drawn = out.getvalue()
+    assert drawn.endswith("\n\x1b[?25h")
+    stages.advance("train", 12)
+    stages.show(bars, last=True)
+    assert out.getvalue() == drawn
+
+
+def test_a_process_that_is_stopped_ends_the_bars_first(monkeypatch: pytest.MonkeyPatch):
+    farewells: list[Callable[[], None]] = []
+    monkeypatch.setattr(interrupt, "_farewells", farewells)
+    monkeypatch.setattr("flows.progress.Console", lambda **_: Console(file=io.StringIO(), force_terminal=True))
+    with show_stages():
+        (farewell,) = farewells
+        assert isinstance(farewell.__self__, Bars)
+    assert not farewells
+    with show_stages(quiet=True):
+        assert not farewells
 
 
 def test_a_study_that_is_quiet_writes_nothing_and_its_watchers_see_its_end(capsys: pytest.CaptureFixture[str]):

@@ -3,13 +3,23 @@ from __future__ import annotations
 import logging
 from types import SimpleNamespace
 
+import httpx
 import pytest
 import torch
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
 from infra import runners
-from infra.runners import TASK_OPTIONS, is_watched, make_runner, retry_transient, run_logger
+from infra.runners import (
+    TASK_OPTIONS,
+    ServerError,
+    is_watched,
+    lost_the_api,
+    make_runner,
+    retry_transient,
+    run_logger,
+    telling_of_the_api,
+)
 from infra.settings import Settings
 
 
@@ -79,3 +89,41 @@ def test_a_worker_waits_for_the_prefect_server_before_its_first_task(monkeypatch
     monkeypatch.setattr(runners, "_GREETING_SECONDS", 0)
     with pytest.raises(RuntimeError, match="Failed to reach API"):
         runners._greet("http://127.0.0.1:1/api")
+
+
+def refusal(status: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "http://127.0.0.1:1/api/flow_runs/")
+    return httpx.HTTPStatusError("refused", request=request, response=httpx.Response(status))
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            httpx.ConnectError("refused"),
+            r"the Prefect server is gone \(refused\): start it, and the same command goes on",
+        ),
+        (
+            refusal(500),
+            r"the Prefect server fails \(500 Internal Server Error\), .*database is away: mend it, and the same",
+        ),
+        (refusal(503), r"the Prefect server fails \(503 Service Unavailable\)"),
+        (refusal(401), r"without its password \(401 Unauthorized\): set PREFECT_API_AUTH_STRING"),
+    ],
+)
+def test_a_prefect_server_that_fails_or_refuses_is_told_of_in_a_sentence(error: Exception, sentence: str):
+    with pytest.raises(ServerError, match=sentence), telling_of_the_api():
+        raise error
+
+
+def test_what_no_person_can_mend_stays_what_it_is():
+    for error in (refusal(422), ValueError("wrong")):
+        with pytest.raises(type(error)), telling_of_the_api():
+            raise error
+
+
+def test_a_task_that_the_server_could_not_begin_is_told_from_one_that_it_refused():
+    assert lost_the_api(RuntimeError("Failed to reach API at http://127.0.0.1:1/api"))
+    assert lost_the_api(refusal(500))
+    assert not lost_the_api(refusal(422))
+    assert not lost_the_api(RuntimeError("wrong"))

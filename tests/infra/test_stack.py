@@ -93,6 +93,28 @@ def test_what_has_died_is_started_again_alone(settings: StackSettings):
     assert after.ports == before.ports
 
 
+def test_what_has_died_is_started_before_what_needs_it_is_asked_for_an_answer(
+    settings: StackSettings, monkeypatch: pytest.MonkeyPatch
+):
+    up(settings)
+    change_second(monkeypatch, answers=lambda: state_of(settings).processes["first"].is_running)
+    end([state_of(settings).processes["first"]], signal.SIGKILL, 5)
+    assert up(settings) == ["First"]
+
+
+def test_what_runs_and_does_not_answer_is_named_with_its_log(settings: StackSettings, monkeypatch: pytest.MonkeyPatch):
+    up(settings)
+    before = state_of(settings)
+    change_second(monkeypatch, answers=lambda: False)
+    with pytest.raises(StackError, match=r"Second runs but does not answer \(its log: .*second\.log\): take the stack"):
+        up(settings)
+    monkeypatch.setattr(lifecycle, "_RECOVERY_SECONDS", 0)
+    end([before.processes["first"]], signal.SIGKILL, 5)
+    with pytest.raises(StackError, match="Second runs but does not answer"):
+        up(settings)
+    assert "first" not in state_of(settings).processes, "what this call has started is ended again"
+
+
 def test_a_child_that_has_lost_its_parent_is_ended_too(settings: StackSettings):
     up(settings)
     state = state_of(settings)
