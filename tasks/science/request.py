@@ -25,7 +25,6 @@ from tasks.science.matchers import parse_matcher
 from tasks.science.recipe import Recipe
 from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member, Merge, Origin, Path, ShiftMethod
 
-
 VARIED = (
     *(f.name for spec in (Recipe, Measurement) for f in dataclasses.fields(spec) if f.name != "name"),
     *("epoch", "spawn_seed", "spawn_epoch"),

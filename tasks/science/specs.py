@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from tasks.science.bounds import MAX_ALPHAS, MAX_DEPTH, MAX_DRAW, MAX_NUMBER, MAX_LENGTH, MAX_WIDTH
+from tasks.science.bounds import MAX_ALPHAS, MAX_DEPTH, MAX_DRAW, MAX_LENGTH, MAX_NUMBER, MAX_WIDTH
 from tasks.science.checks import check_choice, check_positive, check_switches, check_words, is_own, is_whole, shown
 from tasks.science.correction_table import check_correction
 from tasks.science.identity import LABEL, REVISIONS, USER_DEFINED_REVISIONS, spec_id
