@@ -14,6 +14,7 @@ from rich.table import Column
 from rich.text import Text
 
 from flows.stages import Stage, Stages, Watcher
+from flows.terminal import make_console
 
 _LINE_SECONDS = 60.0
 """How often, at most, a stage that works says so where there is no terminal."""
@@ -84,7 +85,7 @@ class Bars:
 def show_stages(watchers: Sequence[Watcher] = (), *, quiet: bool = False) -> Generator[Stages]:
     """Stages that `watchers` are shown and, unless `quiet`, standard error, so that what a command prints stays
     clean."""
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     terminal: list[Watcher] = [] if quiet else [Bars(console) if console.is_terminal else Lines(console)]
     stages, ended = Stages(), threading.Event()
 

@@ -49,7 +49,8 @@ class DataSpec:
         object.__setattr__(self, "shape", shape := tuple(self.shape))
         if len(shape) not in (1, 3) or not all(is_whole(length, 1, MAX_LENGTH) for length in shape):
             raise ValueError(
-                f"{owner}an example's shape must be one length or three, each from 1 to {MAX_LENGTH}, got {shown(shape)}"
+                f"{owner}an example's shape must be one length or three, each from 1 to {MAX_LENGTH}, "
+                f"got {shown(shape)}"
             )
 
     @property

@@ -112,7 +112,8 @@ def _check(cell: Cell) -> None:
     known = find_architecture(cell.architecture)
     if cell.normalization not in known.normalizations:
         raise ValueError(
-            f"{cell.architecture} has no normalization {shown(cell.normalization)}; known: {', '.join(known.normalizations)}"
+            f"{cell.architecture} has no normalization {shown(cell.normalization)}; "
+            f"known: {', '.join(known.normalizations)}"
         )
     if known.depth is not None and cell.depth != known.depth:
         raise ValueError(f"{cell.architecture} has depth {known.depth} and no other, got {cell.depth}")
