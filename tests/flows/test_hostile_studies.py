@@ -37,7 +37,8 @@ WRONG = (
 
 
 def resolve(**changes: Any) -> Request:
-    return StudyOptions(study="rates", own=OwnStudy(**{**STUDY, **changes})).resolve(published_shape)
+    fields = {**STUDY, **changes}
+    return StudyOptions(study="rates", own=OwnStudy(**fields)).resolve(published_shape)
 
 
 def refused(make: Callable[[], object]) -> str:
@@ -119,7 +120,7 @@ def test_a_form_has_the_same_bounds(field: dict[str, Any]):
         StudyForm(**field)
 
 
-def changed_options(name: str, value: object) -> Iterator[Callable[[], object]]:
+def changed_options(name: str, value: Any) -> Iterator[Callable[[], object]]:
     """Every place where a person may give `value` as the field `name`."""
     if name in (*VARIED, "unheard-of"):
         yield lambda: resolve(sweep={name: [value]})
@@ -130,7 +131,8 @@ def changed_options(name: str, value: object) -> Iterator[Callable[[], object]]:
     if name in OwnStudy.model_fields:
         yield lambda: resolve(**{name: value})
     if name in StudyOptions.model_fields:
-        yield lambda: StudyOptions(**{"study": "digits-depth", name: value}).resolve(published_shape)
+        fields: dict[str, Any] = {"study": "digits-depth", name: value}
+        yield lambda: StudyOptions(**fields).resolve(published_shape)
 
 
 @pytest.mark.parametrize("name", [*VARIED, *OwnStudy.model_fields, "base", "unheard-of"])

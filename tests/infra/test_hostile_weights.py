@@ -159,7 +159,7 @@ def test_more_tensors_than_any_network_has_are_not_read(monkeypatch: pytest.Monk
     monkeypatch.setattr("infra.weights_limits.MOST_TENSORS", 500)
     monkeypatch.setattr("infra.weights_limits._BESIDE_TENSORS", 100)
     one = torch.zeros(1)
-    many = {
+    many: dict[str, dict[str, Any]] = {
         "apart": {f"w{i}": torch.zeros(1) for i in range(700)},
         "few": {f"w{i}": torch.zeros(1) for i in range(550)},
         "views": {f"w{i}": one[:] for i in range(700)},
