@@ -77,6 +77,7 @@ def _look_at_store(settings: Settings) -> str:
     store.check_writable()
     beside = ""
     if store.upstream is not None:
+        store.upstream.check_readable()
         beside = f"; {store.upstream.url} is read beside it, with studies {_names(store.upstream)}"
     return f"{store.url} can be written, with studies {_names(store.own)}{beside}"
 

@@ -37,8 +37,8 @@ WRONG = (
 
 
 def resolve(**changes: Any) -> Request:
-    fields = {**STUDY, **changes}
-    return StudyOptions(study="rates", own=OwnStudy(**fields)).resolve(published_shape)
+    options: dict[str, Any] = {"study": "rates", "own": OwnStudy(**{**STUDY, **changes})}
+    return StudyOptions(**options).resolve(published_shape)
 
 
 def refused(make: Callable[[], object]) -> str:
