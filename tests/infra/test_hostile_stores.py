@@ -275,6 +275,6 @@ class TestObjectStorage:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         S3FileSystem.clear_instance_cache()
         store = Store(f"s3://{BUCKET}/{tmp_path.name}", patience_seconds=0)
-        for use in (*USES, Store.entries):
+        for use in (*USES[:6], Store.entries):
             with pytest.raises(StoreError, match="cannot be used"):
                 use(store)
