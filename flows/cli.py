@@ -22,11 +22,12 @@ os.environ.setdefault("PREFECT_CLIENT_RETRY_EXTRA_CODES", SERVER_FAULTS)
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 import typer
-from rich.console import Console
 
+from flows.terminal import make_console, say, tell
 from infra.paths import report_key, table_key
 from infra.settings import DEVICES, RUNNERS, Settings, load_settings
 from infra.storage import Store, StoreError
+from infra.text import one_line
 from tasks.science.identity import safe_name
 
 LONG_HOURS = 2
@@ -224,9 +225,9 @@ def run(
         request = resolve(options, target, lambda name: describe_dataset(name, settings.data_dir))
     plan, refusal = make_plan(target, request, settings.workers), refuse_training(target, request, settings.device)
     if dry_run:
-        typer.echo(plan.describe())
+        say(plan.describe())
         if refusal is not None:
-            typer.echo(f"not to be trained here: {refusal}")
+            say(f"not to be trained here: {refusal}")
         return
     if refusal is not None:
         raise WrongWordsError(refusal)
@@ -246,16 +247,16 @@ def run(
     except UnfinishedError as error:
         problems = error
     if as_json:
-        typer.echo(outcome_json(target, request, problems.problems if problems else ()))
+        say(outcome_json(target, request, problems.problems if problems else ()))
         if problems is not None:
             raise problems
         return
     if not settings.quiet:
-        print_ablation(target, request, Console())
+        print_ablation(target, request, make_console())
     for sentence in request.left_out():
-        typer.echo(sentence)
-    typer.echo(f"tables  {target.locate(table_key(request.study, 'ablation'))}")
-    typer.echo(f"report  {target.locate(report_key(request.study))}")
+        say(sentence)
+    say(f"tables  {target.locate(table_key(request.study, 'ablation'))}")
+    say(f"report  {target.locate(report_key(request.study))}")
     if problems is not None:
         raise problems
 
@@ -276,20 +277,20 @@ def studies(
     from tasks.datasets import published_shape
 
     if size is not None:
-        typer.echo("\n".join(name for name, preset in PRESETS.items() if size in preset.sizes))
+        say("\n".join(name for name, preset in PRESETS.items() if size in preset.sizes))
         return
     rate = measure_flops_per_second()
     for preset in PRESETS.values():
         request = preset.request(published_shape)
-        typer.echo(f"{preset.name}: {preset.question}")
-        typer.echo(
+        say(f"{preset.name}: {preset.question}")
+        say(
             f"    {len(request.trained_cells) * preset.n_seeds} endpoints, {request.n_pairs} pairs, "
             f"{request_flops(request) / rate / 3600:.2g} core-hours here; data {', '.join(preset.datasets)}"
         )
         recipes = dict.fromkeys((*preset.default_recipes, *preset.recipes))
         facts = {"recipes": ", ".join(recipes), "sizes": ", ".join(preset.sizes), "figure": preset.figure}
         told = [f"{name} {fact}" for name, fact in facts.items() if fact]
-        typer.echo(f"    {'; '.join([*told, f'run here: {preset.ran}'])}")
+        say(f"    {'; '.join([*told, f'run here: {preset.ran}'])}")
 
 
 @app.command(name="report")
@@ -307,7 +308,7 @@ def redraw(
         target = _find_store(_settings(store=store))
         _check_study(target, study)
     if not (open_page and target.exists(report_key(study))):
-        typer.echo(write_report(target, study))
+        say(write_report(target, study))
     if open_page:
         _open_page(target, study)
 
@@ -322,9 +323,9 @@ def _open_page(store: Store, study: str) -> None:
     if "://" in where:
         page = Path(tempfile.mkdtemp(prefix="repairlab-")) / f"{study}.html"
         page.write_bytes(store.read(report_key(study)))
-    typer.echo(str(page))
+    say(str(page))
     if not webbrowser.open(page.absolute().as_uri()):
-        typer.echo("repairlab: there is no browser here; the page is the file above", err=True)
+        say("repairlab: there is no browser here; the page is the file above", err=True)
         raise typer.Exit(1)
 
 
@@ -348,7 +349,7 @@ def compare_study(
     with _checking_words():
         settings = _settings(store=store)
         _check_study(_find_store(settings), study)
-    compare(_find_store(settings), study, Console())
+    compare(_find_store(settings), study, make_console())
 
 
 @app.command()
@@ -366,7 +367,7 @@ def doctor(
     with _checking_words():
         settings = _settings(store=store, upstream=upstream, runner=runner, scheduler=scheduler, device=device)
     findings = examine(settings)
-    print_findings(findings, Console(), as_json=as_json)
+    print_findings(findings, make_console(), as_json=as_json)
     if not all(finding.is_well for finding in findings):
         raise typer.Exit(1)
 
@@ -378,7 +379,7 @@ def du(store: StoreOption = None, upstream: UpstreamOption = None) -> None:
 
     with _checking_words():
         settings = _settings(store=store, upstream=upstream)
-    print_usage(_find_store(settings), Console())
+    print_usage(_find_store(settings), make_console())
 
 
 @app.command()
@@ -392,7 +393,7 @@ def gc(
 
     with _checking_words():
         settings = _settings(store=store, upstream=upstream)
-    collect_garbage(_find_store(settings), Console(), dry_run=dry_run)
+    collect_garbage(_find_store(settings), make_console(), dry_run=dry_run)
 
 
 @app.command()
@@ -408,7 +409,7 @@ def check(
 
     with _checking_words():
         target = _find_store(_settings(store=store))
-    if not check_files(target, Console(), delete=delete, seal=seal):
+    if not check_files(target, make_console(), delete=delete, seal=seal):
         raise typer.Exit(1)
 
 
@@ -433,7 +434,7 @@ def merge(
     with _checking_words():
         options = MergeOptions(a, b, network, data, out, alpha, matcher, correction, statistics, allow_extra_layers)
         sources = options.find(_settings().data_dir)
-    print_merge(merge_files(options, sources), options, Console())
+    print_merge(merge_files(options, sources), options, make_console())
 
 
 @app.command(name="import")
@@ -457,9 +458,8 @@ def import_endpoints(
         options = ImportOptions(tuple(files), network, data, study, _facts(known), seed_from)
         target = _find_store(settings)
         target.check_writable()
-        console = Console()
-        tell = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-        trained = import_files(options, target, settings.data_dir, tell)
+        console = make_console()
+        trained = import_files(options, target, settings.data_dir, partial(tell, console, soft_wrap=True))
     print_imports(trained, options, console)
 
 
@@ -496,14 +496,14 @@ def _guarded(command: Callable[[], Any]) -> int:
     try:
         command()
     except WrongWordsError as error:
-        code, message = 2, str(error)
+        code, sentences = 2, [str(error)]
     except Exception as error:
         if not _is_for_a_person(error):
             raise
-        code, message = 1, str(error)
+        code, sentences = 1, getattr(error, "problems", [str(error)])
     else:
         return 0
-    typer.echo(f"repairlab: {message}", err=True)
+    say("repairlab: " + "\n".join(map(one_line, sentences)), err=True)
     return code
 
 

@@ -7,15 +7,18 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.table import Table as TextTable
+from rich.text import Text
 
 from flows.figures.drawing import draw_png
 from flows.figures.published import chart_comparison
 from flows.gathered import check_gathered, read_gathered
 from flows.labels import NETWORK
 from flows.paper_points import ALIKE, factors_of, in_order, tabulate_points
+from flows.terminal import tell
 from infra.paths import figure_key
 from infra.sealing import seal_png
 from infra.storage import Store
+from infra.text import one_line
 from tasks.comparison import NOT_RUN
 
 LEGEND = (
@@ -44,7 +47,7 @@ def compare(store: Store, study: str, console: Console) -> None:
         return
     test = paper[(paper["split"] == "test") & paper["metric"].str.endswith("accuracy")]
     for network, of_network in test.groupby(NETWORK):
-        console.print(" ".join(map(str, network)), style="bold", highlight=False)
+        console.print(one_line(" ".join(map(str, network))), style="bold", highlight=False)
         _print_points(of_network, console)
         console.print()
     console.print("In short", style="bold")
@@ -62,24 +65,24 @@ def _print_points(of_network: pd.DataFrame, console: Console) -> None:
     known = of_network["published_recipe_known"]
     for recipe, of_recipe in of_network.groupby(of_network["published_recipe"].fillna("")):
         theirs = f"{recipe}{'' if known[of_recipe.index].all() else ' (a guess)'}" if recipe else "not known"
-        console.print(f"their recipe{_at_sizes(of_recipe, of_network)}: {theirs}", highlight=False)
+        tell(console, f"their recipe{_at_sizes(of_recipe, of_network)}: {theirs}")
     for note, of_note in of_network[of_network["note"].fillna("") != ""].groupby("note"):
-        console.print(f"note{_at_sizes(of_note, of_network)}: {note}", highlight=False)
+        tell(console, f"note{_at_sizes(of_note, of_network)}: {note}")
     run = of_network[of_network["n_pairs"] > 0]
     for (recipe, measurement), rows in run.groupby(["recipe", "measurement"]):
-        console.print(f"our recipe: {recipe}, measurement: {measurement}", highlight=False)
+        tell(console, f"our recipe: {recipe}, measurement: {measurement}")
         console.print(_as_text(tabulate_points(rows)))
     missing = in_order(of_network[~of_network["point"].isin(run["point"])].drop_duplicates("point"))
     methods_at: dict[str, list[str]] = {}
     for method, of_method in missing.groupby("method", sort=False):
         methods_at.setdefault(_at_sizes(of_method, of_network), []).append(str(method))
     for sizes, methods in methods_at.items():
-        console.print(f"{NOT_RUN}{sizes}: {', '.join(methods)}", highlight=False)
+        tell(console, f"{NOT_RUN}{sizes}: {', '.join(methods)}")
     for _, cell in missing.drop_duplicates("cell_id").iterrows():
         if cell["n_diverged"] + cell["n_untrained"]:
             where = ", ".join(f"{name} {cell[name]}" for name in factors_of(of_network))
             lost = f"{cell['n_diverged']} endpoints diverged, {cell['n_untrained']} did not learn"
-            console.print(f"no pair at {where} by {cell['recipe']}: {lost}", highlight=False)
+            tell(console, f"no pair at {where} by {cell['recipe']}: {lost}")
 
 
 def summarise(test: pd.DataFrame) -> pd.DataFrame:
@@ -134,6 +137,6 @@ def _as_text(frame: pd.DataFrame, headed: str = "") -> TextTable:
     for row in frame.to_dict(orient="records"):
         if headed and row[headed] != heading:
             heading = row[headed]
-            text.add_row(heading, style="italic")
-        text.add_row(*(value for name, value in row.items() if name != headed))
+            text.add_row(Text(one_line(heading)), style="italic")
+        text.add_row(*(Text(one_line(value)) for name, value in row.items() if name != headed))
     return text

@@ -20,12 +20,12 @@ from flows.imports import resolve
 from flows.options import StudyOptions
 from flows.plan import refuse_training
 from flows.presets import PRESETS
-from flows.presets.preset import MAX_SEEDS
 from flows.study import FOR_A_PERSON, carry_out
 from infra.runners import check_runner, make_runner
 from infra.settings import Settings, load_settings
 from infra.storage import Store, StoreError
 from tasks.datasets import describe_dataset
+from tasks.science.bounds import MAX_ALPHAS, MAX_DEPTH, MAX_EPOCHS, MAX_NUMBER, MAX_SEEDS, MAX_WIDTH
 from tasks.science.checks import is_own, is_whole
 from tasks.science.recipe import Precision
 
@@ -37,11 +37,9 @@ else:
     StudyName = Literal[tuple(PRESETS)]
     SizeName = Literal[tuple(dict.fromkeys(size for preset in PRESETS.values() for size in (*preset.sizes, "paper")))]
 
-MAX_EPOCHS = 100_000
-
-Positive = Annotated[int, Field(ge=1)]
-Width = Annotated[int, Field(ge=1, le=65_536)]
-Depth = Annotated[int, Field(ge=1, le=1_000)]
+Positive = Annotated[int, Field(ge=1, le=MAX_NUMBER)]
+Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
+Depth = Annotated[int, Field(ge=1, le=MAX_DEPTH)]
 Epochs = Annotated[int, Field(ge=1, le=MAX_EPOCHS)]
 
 _STORES = r"^(s3://|gs://|gcs://|abfs://|az://|[/~])[^@?#]*$"
@@ -123,7 +121,9 @@ class StudyForm(Place):
     recipe: str | None = Field(None, description="Another of the study's training recipes")
     epochs: Epochs | None = Field(None, description="Epochs instead of the recipe's own")
     precision: Precision | None = Field(None, description="What training computes in; float16 on a GPU alone")
-    alphas: Annotated[int, Field(ge=3)] | None = Field(None, description="Points on each path, an odd number")
+    alphas: Annotated[int, Field(ge=3, le=MAX_ALPHAS)] | None = Field(
+        None, description="Points on each path, an odd number"
+    )
     architecture: list[Word] | None = Field(None, description="Only the study's networks of these architectures")
     normalization: list[str] | None = Field(None, description="Only the study's networks normalized so")
     matcher: list[str] | None = Field(None, description="How B is permuted: activation, weight/restarts=5, none, ...")
@@ -173,8 +173,6 @@ def study(options: StudyForm) -> State[Any]:
         refusal = refuse_training(store, request, settings.device)
     except (ValueError, *FOR_A_PERSON) as error:
         return Failed(message=str(error))
-    except (TypeError, OverflowError) as error:
-        return Failed(message=f"a field was given a value of a kind that it does not take: {error}")
     if refusal is not None:
         return Failed(message=refusal)
     try:

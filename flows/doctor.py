@@ -19,6 +19,7 @@ from rich.text import Text
 from infra.runners import ServerError, check_runner
 from infra.settings import Settings, usable_cores
 from infra.storage import Store, StoreError
+from infra.text import one_line
 from tasks.datasets import DATASETS, find_dataset
 
 PACKAGES = ("torch", "torchvision", "prefect", "numpy", "scipy", "pandas", "pyarrow", "s3fs", "prefect-dask", "lapx")
@@ -49,7 +50,9 @@ def print_findings(findings: list[Finding], console: Console, *, as_json: bool) 
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
-        table.add_row(Text("ok" if finding.is_well else "!!"), Text(finding.what), Text(finding.found))
+        table.add_row(
+            Text("ok" if finding.is_well else "!!"), Text(one_line(finding.what)), Text(one_line(finding.found))
+        )
     console.print(table)
 
 
@@ -74,6 +77,7 @@ def _look_at_store(settings: Settings) -> str:
     store.check_writable()
     beside = ""
     if store.upstream is not None:
+        store.upstream.check_readable()
         beside = f"; {store.upstream.url} is read beside it, with studies {_names(store.upstream)}"
     return f"{store.url} can be written, with studies {_names(store.own)}{beside}"
 

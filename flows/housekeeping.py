@@ -7,7 +7,9 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from flows.terminal import tell
 from infra.storage import Entry, Store, StoreError
+from infra.text import one_line
 from tasks.integrity import add_digest, find_damage, has_no_digest
 from tasks.references import Inventory, list_declarations, take_inventory
 
@@ -17,14 +19,14 @@ def print_usage(store: Store, console: Console) -> None:
     inventory = take_inventory(store)
     table = _table("kind", "files", "size")
     for kind, (n_files, n_bytes) in inventory.count_kinds().items():
-        table.add_row(Text(kind), f"{n_files:,}", decimal(n_bytes))
+        table.add_row(Text(one_line(kind)), f"{n_files:,}", decimal(n_bytes))
     console.print(table)
     if inventory.studies:
         console.print()
         table = _table("study", "files", "size, shared files included")
         for study, keys in inventory.studies.items():
             n_files = sum(entry.key in keys for entry in inventory.entries)
-            table.add_row(Text(study), f"{n_files:,}", decimal(inventory.bytes_of(study)))
+            table.add_row(Text(one_line(study)), f"{n_files:,}", decimal(inventory.bytes_of(study)))
         console.print(table)
     _tell_kept(inventory, console)
     garbage = inventory.garbage()
@@ -48,7 +50,7 @@ def collect_garbage(store: Store, console: Console, *, dry_run: bool) -> None:
                     "it has ended"
                 )
             store.remove(entry.key)
-        console.print(Text(f"{decimal(entry.n_bytes):>9}  {entry.key}"), soft_wrap=True)
+        tell(console, f"{decimal(entry.n_bytes):>9}  {entry.key}", soft_wrap=True)
     done = "would be removed" if dry_run else "removed"
     console.print(f"{len(garbage):,} files, {_size(garbage)}, {done}", highlight=False)
 
@@ -96,7 +98,7 @@ def _tell_kept(inventory: Inventory, console: Console) -> None:
 
 
 def _say(sentence: str, console: Console) -> None:
-    console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    tell(console, sentence, soft_wrap=True)
 
 
 def _size(entries: list[Entry]) -> str:

@@ -17,8 +17,10 @@ from flows.merge import naming_notes
 from flows.options import StudyOptions
 from flows.presets import PRESETS
 from flows.presets.preset import Preset
+from flows.terminal import tell
 from infra.paths import requests_prefix
 from infra.storage import Store
+from infra.text import one_line
 from infra.weights import open_weights, read_weights
 from tasks.artifacts import read_endpoint
 from tasks.columns import RECIPE
@@ -265,13 +267,13 @@ def print_imports(trained: Mapping[int, Training], options: ImportOptions, conso
         found = trained[seed]
         problem = "" if found.status == "trained" else f"{found.status}: {found.message}"
         table.add_row(
-            Text(str(path)),
+            Text(one_line(path)),
             str(seed),
             f"{100 * found.train.accuracy:.2f}",
             f"{100 * found.test.accuracy:.2f}",
-            Text(problem),
+            Text(one_line(problem)),
         )
     console.print(table)
     needed = is_own(options.network) or is_own(options.data)
     own = f" --network {options.network} --data {options.data}" if needed else ""
-    console.print(f"next: repairlab run {options.study}{own}", highlight=False, markup=False, soft_wrap=True)
+    tell(console, f"next: repairlab run {options.study}{own}", soft_wrap=True)

@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import nn
 
 from flows.merge_notes import explain, explain_correction
+from flows.terminal import tell
 from infra.weights import SUFFIX, WeightsFile, check_target, open_weights, write_weights
 from tasks.datasets import load_dataset
 from tasks.science.checks import is_own
@@ -145,7 +146,7 @@ def naming_notes(network: nn.Module, path: Path, file: WeightsFile) -> tuple[str
 def print_merge(report: MergeReport, options: MergeOptions, console: Console) -> None:
     """What a person reads, in 80 columns."""
     title = f"{len(report.data.test)} test examples of {report.data.spec.name}, alpha {options.alpha:g}"
-    console.print(title, highlight=False, markup=False)
+    tell(console, title)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("weights", overflow="fold")
     for name in ("accuracy, %", "loss, nats"):
@@ -155,7 +156,7 @@ def print_merge(report: MergeReport, options: MergeOptions, console: Console) ->
     console.print(table)
     console.print()
     for line in _sentences(report, options):
-        console.print(line, highlight=False, markup=False)
+        tell(console, line)
 
 
 def _sentences(report: MergeReport, options: MergeOptions) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 from flows.presets import PRESETS, find_preset
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
 from flows.trust import check_preset_code
-from tasks.science.checks import is_own
+from tasks.science.bounds import MAX_CELLS, MAX_STUDY_BYTES
+from tasks.science.checks import check_count, check_words, is_own, shown
 from tasks.science.identity import safe_name
 from tasks.science.networks import find_architecture
 from tasks.science.recipe import Recipe
@@ -21,6 +23,9 @@ from tasks.science.request import Request
 from tasks.science.specs import DataSpec, override
 
 STUDY_FILE = ".toml"
+
+_DEEP_NAME = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){20}""")
+"""A name of more parts than any study has. Reading it takes a time that grows with the square of their number."""
 
 Words = str | list[str]
 Numbers = int | list[int]
@@ -69,6 +74,8 @@ class OwnStudy(BaseModel):
         safe_name(self.name)
         if self.name in PRESETS:
             raise ValueError(f"{self.name} is the name of a study that comes with repairlab: choose another")
+        n_networks = len(_listed(self.architecture)) * max(1, len(_listed(self.normalization)))
+        check_count("cells", n_networks, MAX_CELLS)
         recipe = self._recipe()
         return Preset(
             name=self.name,
@@ -119,12 +126,13 @@ class OwnStudy(BaseModel):
             ) from error
 
 
-def _known_recipe(text: str) -> Recipe:
+def _known_recipe(text: Any) -> Recipe:
+    check_words("the base of a ", recipe=text)
     family, _, name = text.partition("/")
     if family not in RECIPES:
-        raise ValueError(f"there is no recipe {text!r}: write family/name, with a family of {', '.join(RECIPES)}")
+        raise ValueError(f"there is no recipe {shown(text)}: write family/name, with a family of {', '.join(RECIPES)}")
     if name not in RECIPES[family]:
-        raise ValueError(f"there is no recipe {name!r} of {family}; known: {', '.join(RECIPES[family])}")
+        raise ValueError(f"there is no recipe {shown(name)} of {family}; known: {', '.join(RECIPES[family])}")
     return RECIPES[family][name].recipe
 
 
@@ -139,27 +147,36 @@ def _separate(words: str | None) -> list[str]:
 def read_study(path: Path) -> OwnStudy:
     """The study in a file. ValueError, with the line or the field, where it is not one."""
     try:
-        text = path.read_text()
+        # A pipe could be waited at for ever.
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is no file")
+        with path.open("rb") as file:
+            data = file.read(MAX_STUDY_BYTES + 1)
+        text = data.decode()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text") from error
+        raise ValueError(f"{path} is not text in UTF-8") from error
+    if len(data) > MAX_STUDY_BYTES:
+        raise ValueError(f"{path} has more than {MAX_STUDY_BYTES:,} bytes, which no study needs")
+    if deep := _DEEP_NAME.search(text):
+        raise ValueError(f"{path} is no study: {shown(deep[0])} is a name of too many parts")
     try:
         return OwnStudy(**tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
         raise ValueError(f"{path}: {_first_problem(error)}") from error
+    except (ValueError, RecursionError) as error:  # Also a number that Python does not read.
+        raise ValueError(f"{path} is not TOML: {str(error) or type(error).__name__}") from error
 
 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     field = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
-        return f"there is no field {field!r}; known: {', '.join(OwnStudy.model_fields)}"
+        return f"there is no field {shown(field)}; known: {', '.join(OwnStudy.model_fields)}"
     if problem["type"] == "missing":
         return f"the field {field} is missing"
-    return f"{field} cannot be {problem['input']!r}: {OwnStudy.model_fields[field].description}"
+    return f"{field} cannot be {shown(problem['input'])}: {OwnStudy.model_fields[field].description}"
 
 
 class StudyOptions(BaseModel):

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 import pandas as pd
 from rich.console import Console
 from rich.table import Table as TextTable
+from rich.text import Text
 
 from flows.claims import make_claim
 from flows.gathered import read_gathered
 from flows.summary import TEXT_COLUMNS, section_starts, summarise_ablation, uncorrected_layers
+from flows.terminal import tell
 from infra.paths import report_key, table_key
 from infra.storage import Store
+from infra.text import one_line
 from tasks import schema
 from tasks.gather import NOT_YET
 from tasks.science.request import Request
@@ -73,16 +76,16 @@ def print_ablation(store: Store, request: Request, console: Console) -> None:
             if position:
                 text.add_row()
             if headed:
-                text.add_row(", ".join(f"{name} {row[name]}" for name in factors), style="bold")
-        text.add_row(*(str(value) for name, value in row.items() if not (headed and name in factors)))
+                text.add_row(Text(one_line(", ".join(f"{name} {row[name]}" for name in factors))), style="bold")
+        text.add_row(*(Text(one_line(value)) for name, value in row.items() if not (headed and name in factors)))
     console.print(text)
-    console.print(make_claim(ablation), highlight=False)
+    tell(console, make_claim(ablation))
     legend = (
         "barrier: highest rise of the error above the chord, in points; removed: its share; loss: barrier in nats; "
     )
     console.print(legend + "mid, ends: accuracy in %.", style="dim", highlight=False)
     for sentence in uncorrected_layers(_asked_layers(store, request)):
-        console.print(sentence, highlight=False, markup=False)
+        tell(console, sentence)
     endpoints = read_gathered(store, study, "endpoints")
     endpoints = endpoints[endpoints["cell_id"].isin(cell_ids)]
     fate = endpoints["status"].where(endpoints["message"] != NOT_YET, NOT_YET)

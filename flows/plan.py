@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from infra.settings import Device
 from infra.storage import Store
+from infra.text import one_line
 from tasks.artifacts import has_match, has_path, joint_members, missing_seeds, read_endpoint, trained_members
 from tasks.datasets import UNKNOWN_FINGERPRINT
 from tasks.science.matchers import parse_matcher
@@ -195,7 +196,7 @@ class Plan:
         ]
         lines += [f"{name} was not found, so all of it counts as missing" for name in self.without_data]
         lines += self.left_out
-        return "\n".join(lines)
+        return "\n".join(map(one_line, lines))
 
 
 def make_plan(store: Store, request: Request, n_workers: int) -> Plan:

@@ -29,6 +29,7 @@ from flows.summary import summarise_ablation, tabulate_left_out
 from infra.paths import figure_key
 from infra.runners import is_watched, lost_the_api, run_logger
 from infra.storage import Store
+from infra.text import one_line
 from tasks.science.request import Request
 
 _SECONDS_BETWEEN_CALLS = 1.0
@@ -134,13 +135,24 @@ def show_report(store: Store, study: str, where: str) -> None:
     """What a study found, as artifacts of the task that runs: the claim with the main figure, the ablation, the
     comparison with the paper, and what was left out, where there is such."""
     ablation = read_gathered(store, study, "ablation")
-    claim = make_claim(ablation)
+    claim = as_markdown(make_claim(ablation))
     create_markdown_artifact(describe_report(store, study, where), artifact_key(study, "report"), claim)
     _show_table(summarise_ablation(ablation, brief=True), artifact_key(study, "ablation"), f"{claim}\n\n{_LEGEND}")
     paper = tabulate_paper(read_gathered(store, study, "paper"))
     _show_table(paper, artifact_key(study, "paper"), _PAPER_LEGEND)
     left_out = tabulate_left_out(read_gathered(store, study, "endpoints"))
     _show_table(left_out, artifact_key(study, "left-out"), "Endpoints that are in no pair, and why.")
+
+
+_PLAIN = re.compile(r"[\w .,:;/=+()%\[\]-]*")
+
+
+def as_markdown(text: str) -> str:
+    """`text` as Prefect's page, which takes it for Markdown, shows it: a name of a stranger's is no link and no tag."""
+    line = one_line(text)
+    if _PLAIN.fullmatch(line) and "](" not in line:
+        return line
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", line)
 
 
 _LEGEND = (
@@ -157,7 +169,8 @@ _PAPER_LEGEND = (
 def _show_table(rows: pd.DataFrame, key: str, description: str) -> None:
     if len(rows):
         # Prefect's page takes a dash that stands alone for the beginning of a list.
-        records: list[dict[str, Any]] = rows.replace("-", "").to_dict(orient="records")  # pyright: ignore
+        plain = rows.replace("-", "").map(lambda value: as_markdown(value) if isinstance(value, str) else value)
+        records: list[dict[str, Any]] = plain.to_dict(orient="records")  # pyright: ignore
         create_table_artifact(records, key, description)
 
 

@@ -14,6 +14,7 @@ from rich.table import Column
 from rich.text import Text
 
 from flows.stages import Stage, Stages, Watcher
+from flows.terminal import make_console
 from infra.interrupt import before_the_end
 
 _LINE_SECONDS = 60.0
@@ -97,7 +98,7 @@ class Bars:
 def show_stages(watchers: Sequence[Watcher] = (), *, quiet: bool = False) -> Generator[Stages]:
     """Stages that `watchers` are shown and, unless `quiet`, standard error, so that what a command prints stays
     clean."""
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     bars = Bars(console) if console.is_terminal and not quiet else None
     terminal: list[Watcher] = [] if quiet else [bars or Lines(console)]
     stages, ended = Stages(), threading.Event()

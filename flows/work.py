@@ -17,6 +17,7 @@ from flows.stages import Stages
 from infra.faults import RETRY_DELAYS_SECONDS
 from infra.runners import Routing, ServerError, lost_its_worker, lost_the_api, lost_the_scheduler, run_logger
 from infra.storage import StoreError
+from infra.text import one_line
 from tasks.published import DataError
 
 
@@ -144,6 +145,7 @@ class Work:
 
     def report(self, problem: str) -> None:
         """Keeps a sentence for the person, once, and has it stand in the run's log."""
+        problem = one_line(problem)
         if problem not in self.problems:
             self.problems.append(problem)
             run_logger().warning("%s", problem)

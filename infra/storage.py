@@ -25,9 +25,19 @@ from typing import Any, TypeVar
 import fsspec
 
 from infra.faults import is_transient
+from infra.s3_answers import check_answers
 
-_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EDQUOT, errno.ENAMETOOLONG)
+_UNWRITABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+)
 
+_WAYS_OUT = {
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "raise the limit on open files (ulimit -n)",
+}
+"""What helps where space and permissions do not."""
 
 PATIENCE_SECONDS = 60.0
 """For how long a store that does not answer is asked again before a task fails: a server that starts anew is back."""
@@ -99,7 +109,19 @@ class Store:
             raise StoreError(
                 f"{self.url!r} is no store: give a folder, or a URL such as s3://bucket/prefix ({error})"
             ) from error
+        if "s3" in filesystem.protocol:
+            try:
+                check_answers(filesystem)
+            except Exception as error:  # Whatever is wrong with a profile or an address.
+                raise self._unusable(error) from error
         return filesystem, str(root).rstrip("/")
+
+    @cached_property
+    def _theirs(self) -> Store | None:
+        """The upstream, which is known to be there: one that cannot be read is not taken for an empty one."""
+        if self.upstream is not None:
+            self.upstream.check_readable()
+        return self.upstream
 
     @property
     def is_local(self) -> bool:
@@ -107,8 +129,8 @@ class Store:
 
     def locate(self, key: str) -> str:
         """Where a person finds `key`: a path, or a URL."""
-        if self.upstream is not None and not self.own.exists(key) and self.upstream.exists(key):
-            return self.upstream.locate(key)
+        if self._theirs is not None and not self.own.exists(key) and self._theirs.exists(key):
+            return self._theirs.locate(key)
         filesystem, _ = self._filesystem
         return self._full(key) if self.is_local else str(filesystem.unstrip_protocol(self._full(key)))
 
@@ -128,6 +150,15 @@ class Store:
             return None
         return " ".join(str(info.get(name)) for name in ("ETag", "LastModified", "ino", "mtime", "size"))
 
+    def check_readable(self) -> None:
+        """Raises StoreError where there is nothing that could be read, not even an empty folder."""
+        filesystem, root = self._filesystem
+        try:
+            self._reach(lambda: next(Path(root or "/").iterdir(), None) if self.is_local else filesystem.ls(root))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            what = "no folder" if self.is_local else "no bucket, or nothing in it,"
+            raise StoreError(f"there is {what} to read at {self.url}: check its name, or leave it out") from error
+
     def check_writable(self) -> None:
         """Raises StoreError where nothing can be written, before any work is done for it."""
         key = f".writable-{uuid.uuid4().hex}"
@@ -141,28 +172,29 @@ class Store:
 
     def exists(self, key: str) -> bool:
         filesystem, full = self._filesystem[0], self._full(key)
-        if self._reach(lambda: filesystem.exists(full)):
+        # fsspec takes a folder that may not be read for one that is not there.
+        if self._reach(lambda: _is_there(full) if self.is_local else filesystem.exists(full)):
             return True
-        return self.upstream is not None and self.upstream.exists(key)
+        return self._theirs is not None and self._theirs.exists(key)
 
     def size_bytes(self, key: str) -> int:
         filesystem, full = self._filesystem[0], self._full(key)
         try:
             return int(self._reach(lambda: filesystem.size(full)))
-        except FileNotFoundError:
-            if self.upstream is None:
-                raise
-            return self.upstream.size_bytes(key)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if self._theirs is None:
+                raise FileNotFoundError(*error.args) from error
+            return self._theirs.size_bytes(key)
 
     def read(self, key: str, start: int | None = None, end: int | None = None) -> bytes:
         """The bytes of `key` from `start` to before `end`. FileNotFoundError where there is no such key."""
         filesystem, full = self._filesystem[0], self._full(key)
         try:
             return bytes(self._reach(lambda: filesystem.cat_file(full, start=start, end=end)))
-        except FileNotFoundError:
-            if self.upstream is None:
-                raise
-            return self.upstream.read(key, start, end)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if self._theirs is None:
+                raise FileNotFoundError(*error.args) from error
+            return self._theirs.read(key, start, end)
 
     def names(self, prefix: str) -> list[str]:
         """The names of the finished files directly in the folder `prefix`, sorted; none where it is not there."""
@@ -174,7 +206,7 @@ class Store:
 
     def _list(self, prefix: str, kind: str) -> list[str]:
         filesystem, full = self._filesystem[0], self._full(prefix)
-        upstream = set(self.upstream._list(prefix, kind)) if self.upstream is not None else set[str]()
+        upstream = set(self._theirs._list(prefix, kind)) if self._theirs is not None else set[str]()
         try:
             entries = self._reach(lambda: filesystem.ls(full, detail=True))
         except (FileNotFoundError, NotADirectoryError):
@@ -200,7 +232,7 @@ class Store:
 
     def create(self, key: str, data: bytes) -> bool:
         """Writes `key` unless it is there, or upstream; says whether it was this call that wrote it."""
-        if self.upstream is not None and self.upstream.exists(key):
+        if self._theirs is not None and self._theirs.exists(key):
             return False
         return self._write(key, data, overwrite=False)
 
@@ -230,8 +262,8 @@ class Store:
         except StoreError:
             raise
         except OSError as error:
-            # Nothing is missing for a put but the bucket.
-            if error.errno in _UNWRITABLE or (isinstance(error, FileNotFoundError) and not self.is_local):
+            # Nothing is missing for a put but the bucket, nor for a file but a folder that was there a moment ago.
+            if error.errno in _UNWRITABLE or isinstance(error, FileNotFoundError):
                 raise self._unwritable(error) from error
             raise
 
@@ -266,28 +298,36 @@ class Store:
                 raise
             except Exception as error:
                 if self.is_local:
+                    if isinstance(error, OSError) and not is_transient(error):
+                        raise self._refused("used", error) from error
                     raise
                 if _was_taken(error):
                     raise FileExistsError(str(error)) from error
-                reason = (str(error) or type(error).__name__).splitlines()[0]
                 if is_transient(error):
                     if time.monotonic() + wait - begun < self.patience_seconds:
                         time.sleep(wait)
                         continue
-                    raise UnreachableError(f"the store {self.url} does not answer ({reason})") from error
+                    raise UnreachableError(f"the store {self.url} does not answer ({_reason(error)})") from error
                 if isinstance(error, OSError) and error.errno == errno.ENOSYS:
                     raise NotImplementedError from error
                 if isinstance(error, OSError) or type(error).__module__.startswith("botocore"):
-                    raise StoreError(
-                        f"the store {self.url} cannot be used ({reason}): check its name and your credentials, "
-                        "or name another with --store or REPAIRLAB_STORE"
-                    ) from error
+                    raise self._unusable(error) from error
                 raise
         raise AssertionError  # The waits never end.
 
-    def _unwritable(self, error: OSError) -> StoreError:
+    def _unusable(self, error: Exception) -> StoreError:
         return StoreError(
-            f"the store {self.url} cannot be written ({error.strerror or error}): free or unlock it, "
+            f"the store {self.url} cannot be used ({_reason(error)}): check its name and your credentials, "
+            "or name another with --store or REPAIRLAB_STORE"
+        )
+
+    def _unwritable(self, error: OSError) -> StoreError:
+        return self._refused("written", error)
+
+    def _refused(self, what: str, error: OSError) -> StoreError:
+        way_out = _WAYS_OUT.get(error.errno or 0, "free or unlock it")
+        return StoreError(
+            f"the store {self.url} cannot be {what} ({error.strerror or error}): {way_out}, "
             "or name another with --store or REPAIRLAB_STORE"
         )
 
@@ -306,6 +346,18 @@ def _check_url(url: str) -> None:
     is_elsewhere = "://" in url and (scheme not in PROTOCOLS or not place.strip("/") or "//" in place)
     if is_slip or is_elsewhere:
         raise StoreError(f"{url!r} is no store: give a folder, or a URL such as s3://bucket/prefix")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _is_there(path: str) -> bool:
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _was_taken(error: Exception) -> bool:

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 from infra.storage import write_file
+from infra.text import one_line
+from infra.weights_limits import CostlyError, check_archive, check_legacy, plain_tensors
 
 SUFFIX = ".safetensors"
 
@@ -48,7 +50,9 @@ HARMLESS = (
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 _LENGTH_BYTES = 8
-_LONGEST_HEADER_BYTES = 100_000_000
+_LONGEST_HEADER_BYTES = 2**24
+_MOST_LEVELS = 8
+"""How deep in a checkpoint its state dict is looked for."""
 
 
 class WeightsError(Exception):
@@ -111,10 +115,21 @@ def open_weights(path: str | Path) -> WeightsFile:
         raise WeightsError(f"{path} is empty")
     length = int.from_bytes(start[:_LENGTH_BYTES], "little")
     # Asked first: the length of a header may begin with the byte that a pickle begins with.
-    if start[_LENGTH_BYTES:] == b"{" and length < _LONGEST_HEADER_BYTES:
-        return _unwrapped(_read_safetensors(path), path)
-    if start.startswith((_ZIP, _PICKLE)):
-        return _unwrapped(_read_torch(path), path)
+    try:
+        if start[_LENGTH_BYTES:] == b"{" and length <= status.st_size:
+            if length > _LONGEST_HEADER_BYTES:
+                raise CostlyError(f"has {length:,} bytes beside the numbers of its tensors")
+            return _unwrapped(_read_safetensors(path), path)
+        if start.startswith(_ZIP):
+            check_archive(path)
+            return _unwrapped(_read_torch(path), path)
+        if start.startswith(_PICKLE):
+            check_legacy(path)
+            return _unwrapped(_read_torch(path), path)
+    except CostlyError as error:
+        raise WeightsError(
+            f"{path} {error}, and is not read: save network.state_dict() alone, of dense tensors"
+        ) from error
     raise WeightsError(f"{path} is neither a safetensors file nor one that torch.save wrote")
 
 
@@ -196,16 +211,20 @@ def _unwrapped(content: Any, path: Path) -> WeightsFile:
         left |= {_shown([*trail, name]): value for name, value in found.items() if name != taken}
         trail.append(taken)
         found = found[taken]
+        if len(trail) > _MOST_LEVELS:
+            raise WeightsError(
+                f"{path} has no state dict at the end of {_shown(trail)}: save network.state_dict() alone"
+            )
     if not isinstance(found, Mapping) or len(found) == 0:
         kind = "nothing" if isinstance(found, Mapping) else type(content).__name__
         raise WeightsError(f"{path} holds {kind} where a state dict is expected: save network.state_dict()")
     if not _is_state_dict(found):
         names = [name for name, value in found.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
         raise WeightsError(
-            f"{path} is no state dict: {str(names[0])[:80]!r} in it is no tensor; save network.state_dict() alone, or "
+            f"{path} is no state dict: {_shown(names[:1])!r} in it is no tensor; save network.state_dict() alone, or "
             f"under one of {', '.join(CONTAINERS)}"
         )
-    weights = cast(dict[str, Tensor], dict(found))
+    weights = plain_tensors(cast(Mapping[str, Tensor], found), path.stat().st_size)
     notes: list[str] = []
     if others := [name for name, value in left.items() if isinstance(value, Mapping) and _is_state_dict(value)]:
         notes.append(
@@ -231,7 +250,7 @@ def _plainly_named(weights: dict[str, Tensor], path: Path, notes: list[str]) -> 
 
 def _shown(names: Sequence[object]) -> str:
     """Names that a file gives, as they can be printed."""
-    return ".".join(re.sub(r"[^\x20-\x7e]", "?", str(name))[:40] for name in names)
+    return ".".join(one_line(name)[:40] if isinstance(name, str | int) else type(name).__name__ for name in names)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -244,5 +263,5 @@ def _is_state_dict(content: Mapping[Any, Any]) -> bool:
 
 def _damaged(path: Path, error: Exception) -> WeightsError:
     sentence = re.split(r"\.\s|\n", str(error).strip())[0].removesuffix(".")
-    reason = re.sub(r"[^\x20-\x7e]", "?", sentence)[:200] or type(error).__name__
+    reason = one_line(sentence)[:200] or type(error).__name__
     return WeightsError(f"{path} is damaged or cut short ({reason}): fetch or save it again")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tasks.image_folder import ImageFolders
 from tasks.published import Arrays, Files, IdxFiles, MatFiles, PickleFiles, Scale
-from tasks.science.checks import is_own
+from tasks.science.checks import is_own, shown
 from tasks.science.examples import Dataset, Examples, Scaling
 from tasks.science.identity import stream
 from tasks.science.own import OwnCodeError, find_function, load_own_data
@@ -150,7 +150,7 @@ def _choose(arrays: Arrays, n_images: int, name: str, split: str) -> Arrays:
 
 def _known(name: str) -> Known:
     if name not in DATASETS:
-        raise ValueError(f"there is no data set {name!r}; known: {', '.join(DATASETS)}")
+        raise ValueError(f"there is no data set {shown(name)}; known: {', '.join(DATASETS)}")
     return DATASETS[name]
 
 

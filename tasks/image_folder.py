@@ -29,6 +29,9 @@ from tasks.science.specs import DataSpec
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Of files that are images, in any case; others are left aside, as torchvision leaves them."""
 
+MOST_PIXELS = 2**26
+"""More than any photograph of a data set: an image of more is not decoded."""
+
 MOST_WORKERS = 8
 
 WORTH_IMAGES = 4_000
@@ -220,6 +223,9 @@ def decode_image(path: Path, side: int, crop: NDArray[np.float32] | None = None)
     chooses, resized by Pillow's antialiased bilinear filter. Raises DataError where it is no image."""
     try:
         with Image.open(path) as opened:
+            # Told by the header: nothing is decoded yet.
+            if opened.width * opened.height > MOST_PIXELS:
+                raise ValueError(f"it has {opened.width} x {opened.height} pixels")
             image = opened.convert("RGB")
     except Exception as error:  # Pillow raises nearly anything for a file that is none.
         reason = (str(error) or type(error).__name__).splitlines()[0]

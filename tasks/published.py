@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import importlib
 import io
+import math
 import tarfile
 import tempfile
 import zlib
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,10 @@ Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images (n_examples, channels, height, width) and labels (n_examples,) of a split."""
 
 _SPLITS = ("train", "test")
+_PIECE_BYTES = 2**20
+_MOST_EXAMPLES = 1_000_000
+_MOST_BYTES = 2**30
+"""More than any file of a data set that is read into memory, or what it inflates to."""
 _PREFIXES = {"train": "train", "test": "t10k"}
 
 
@@ -93,7 +98,7 @@ class IdxFiles:
         def read_split(split: str) -> Arrays:
             paths = [_idx_file(place, split, kind) for kind in ("images", "labels")]
             images_path, labels_path = (path for path in paths if path is not None)
-            images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
+            images, labels = read_idx(images_path, 3, shape[1:]), read_idx(labels_path, 1)
             _check(images_path, labels_path, images[:, None], labels, shape, n_classes)
             return images[:, None], labels.astype(np.int64)
 
@@ -196,6 +201,8 @@ class PickleFiles:
     def read(self, place: Path, shape: tuple[int, int, int], n_classes: int) -> tuple[Arrays, Arrays]:
         if place.is_dir():
             return self._read(place, lambda name: _contents(place / name), shape, n_classes)
+        # Before anything is inflated: what is published is known not to fill the memory.
+        _check_sum(place, self._published.tgz_md5)
         try:
             with tarfile.open(place, "r:gz") as archive:
                 # Members are read one by one: nothing is unpacked, so nothing is written.
@@ -239,23 +246,38 @@ class PickleFiles:
         return read_split(self._published.train_list), read_split(self._published.test_list)
 
 
-def read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
-    """An idx file of unsigned bytes with `rank` dimensions, gzipped (its CRC is checked) or plain.
+def read_idx(path: Path, rank: int, example: tuple[int, ...] | None = None) -> NDArray[np.uint8]:
+    """An idx file of unsigned bytes with `rank` dimensions, gzipped (its CRC is checked) or plain. `example` is the
+    shape of one of its examples, where it is known.
 
-    Raises DataError where the file is cut short, damaged or of another kind. Format: MNIST's own page, LeCun et al.
+    Raises DataError where the file is cut short, damaged or of another kind. No more is read, or inflated, than its
+    header says, and nothing where that is more than any data set. Format: MNIST's own page, LeCun et al.
     """
-    data = _contents(path)
     try:
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
+        with cast("IO[bytes]", gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
+            header = file.read(4 + 4 * rank)
+            if len(header) < 4 + 4 * rank or header[:4] != bytes([0, 0, 8, rank]):
+                raise _damaged(path, f"no idx file of bytes with {rank} dimensions")
+            shape = tuple(np.frombuffer(header, ">u4", rank, offset=4).astype(int).tolist())
+            n_values = math.prod(shape)
+            if shape[0] > _MOST_EXAMPLES or n_values > _MOST_BYTES or (example is not None and shape[1:] != example):
+                raise _damaged(path, f"its header says {' x '.join(map(str, shape))} values")
+            data = _read_at_most(file, n_values + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(path, _first_line(error)) from error
-    if len(data) < 4 + 4 * rank or data[:4] != bytes([0, 0, 8, rank]):
-        raise _damaged(path, f"no idx file of bytes with {rank} dimensions")
-    shape = tuple(np.frombuffer(data, ">u4", rank, offset=4).astype(int).tolist())
-    values = np.frombuffer(data, np.uint8, offset=4 + 4 * rank)
-    if values.size != np.prod(shape):
-        raise _damaged(path, f"{values.size} values where its header says {np.prod(shape)}")
-    return values.reshape(shape)
+    if len(data) != n_values:
+        found = f"more than {n_values}" if len(data) > n_values else str(len(data))
+        raise _damaged(path, f"{found} values where its header says {n_values}")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _read_at_most(file: IO[bytes], n_bytes: int) -> bytes:
+    """The next `n_bytes`, or as many as there are: no room is made for what is not there."""
+    pieces: list[bytes] = []
+    while n_bytes > 0 and (piece := file.read(min(n_bytes, _PIECE_BYTES))):
+        pieces.append(piece)
+        n_bytes -= len(piece)
+    return b"".join(pieces)
 
 
 def _torchvision(name: str) -> Any:
@@ -299,19 +321,36 @@ def _download(url: str, path: Path, md5: str) -> None:
 
 
 def _contents(path: Path) -> bytes:
-    """All of a file. DataError where it cannot be read."""
+    """All of a file. DataError where it cannot be read, or is larger than any that is published."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1) if path.stat().st_size <= _MOST_BYTES else None
     except OSError as error:
         raise _damaged(path, _first_line(error)) from error
+    if data is None or len(data) > _MOST_BYTES:
+        raise _damaged(path, f"it has more than {_MOST_BYTES:,} bytes")
+    return data
+
+
+def _check_sum(path: Path, md5: str) -> None:
+    """DataError where a file is not what was published. It is read a piece at a time."""
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    except OSError as error:
+        raise _damaged(path, _first_line(error)) from error
+    _compare(found, md5, path)
 
 
 def _matching(data: bytes, md5: str, path: Path) -> bytes:
     """`data` itself. DataError where it is not what was published."""
-    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    _compare(hashlib.md5(data, usedforsecurity=False).hexdigest(), md5, path)
+    return data
+
+
+def _compare(found: str, md5: str, path: Path) -> None:
     if found != md5:
         raise _damaged(path, f"its md5 is {found}, that of the published file {md5}")
-    return data
 
 
 def _check(

@@ -7,6 +7,7 @@ import dataclasses
 from infra.paths import request_key, requests_prefix
 from infra.sealing import pack_document, read_document
 from infra.storage import Store
+from tasks.science.bounds import MAX_REQUEST_BYTES
 from tasks.science.request import Request
 
 _SUFFIX = ".json"
@@ -37,6 +38,8 @@ def read_requests(store: Store, study: str) -> dict[str, Request]:
 def read_request(store: Store, study: str, request_id: str) -> Request:
     """Return one request. Raises DamagedError where the file is damaged or its name is not its content's."""
     key = request_key(study, request_id)
+    if store.size_bytes(key) > MAX_REQUEST_BYTES:
+        raise store.damaged(key, f"it has more than {MAX_REQUEST_BYTES:,} bytes")
     fields = read_document(store, key)
     try:
         request = Request.from_fields(fields)

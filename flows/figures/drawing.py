@@ -25,6 +25,8 @@ _STYLE: dict[Any, Any] = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "figure.dpi": 130,
+    # A name with dollar signs is a name, and no formula.
+    "text.parse_math": False,
 }
 
 _DASHES = {"solid": "-", "dash": "--", "dot": ":"}

@@ -31,6 +31,7 @@ from flows.presets import (
     width,
 )
 from flows.presets.preset import Preset
+from tasks.science.checks import shown
 
 PRESETS: dict[str, Preset] = {
     module.PRESET.name: module.PRESET
@@ -46,5 +47,5 @@ PRESETS: dict[str, Preset] = {
 def find_preset(name: str) -> Preset:
     """ValueError, naming those there are, for an unknown study."""
     if name not in PRESETS:
-        raise ValueError(f"there is no study {name!r}; known: {', '.join(PRESETS)}")
+        raise ValueError(f"there is no study {shown(name)}; known: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -9,18 +9,14 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from tasks.science.checks import is_own
+from tasks.science.bounds import MAX_CELLS, MAX_DEPTH, MAX_SEEDS, MAX_VALUES, MAX_WIDTH
+from tasks.science.checks import check_count, check_positive, is_own, shown
 from tasks.science.matchers import parse_matcher, published_modules
 from tasks.science.networks import build_network, find_architecture
 from tasks.science.own_cells import describe_own_grid
 from tasks.science.recipe import Recipe
 from tasks.science.request import Request
 from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, override
-
-MAX_SEEDS = 10_000
-
-MAX_VALUES = 10_000
-"""How many combinations of values a sweep may have."""
 
 DEFAULT_MEASUREMENT = Measurement("default")
 
@@ -119,7 +115,7 @@ class Preset:
             return self
         if word not in self.sizes:
             known = f"; known: {', '.join(self.sizes)}" if self.sizes else ": it comes in one"
-            raise ValueError(f"{self.name} has no size {word!r}{known}")
+            raise ValueError(f"{self.name} has no size {shown(word)}{known}")
         size = self.sizes[word]
         return dataclasses.replace(
             self,
@@ -157,11 +153,10 @@ class Preset:
         "last" is the end of training.
         Raises ValueError for a word or number that cannot be, before anything runs.
         """
-        if n_seeds is not None and not 2 <= n_seeds <= MAX_SEEDS:
-            raise ValueError(
-                f"seeds must be at least 2, so that there is a pair to interpolate, and at most {MAX_SEEDS}, "
-                f"got {n_seeds}"
-            )
+        _check_seeds(n_seeds)
+        for name, values, at_most in (("width", widths, MAX_WIDTH), ("depth", depths, MAX_DEPTH)):
+            for value in values or ():
+                check_positive("", at_most=at_most, **{name: value})
         set_by_hand = {**(training or {}), **(measurement or {})}
         swept = {name: values for name, values in self.sweep.items() if name not in set_by_hand} | dict(sweep or {})
         of_recipes, of_measurements, epochs = _split_sweep(swept)
@@ -178,6 +173,7 @@ class Preset:
                 raise ValueError(f"{self.name} has {len(seeds)} seeds that were imported, got {n_seeds}")
             seeds = seeds[:n_seeds]
         else:
+            _check_seeds(self.n_seeds)
             recipes = self._recipes_of(recipe, training or {}, _combinations(of_recipes))
             cells = self._trained_cells(describe, factors, recipes, epochs)
             seeds = list(range(n_seeds if n_seeds is not None else self.n_seeds))
@@ -209,7 +205,7 @@ class Preset:
     ) -> Callable[[Grid], list[Recipe]]:
         """What gives a grid's recipe of that word, its default for None, with `training` set and each of `changes`."""
         if word is not None and word not in self.recipes:
-            raise ValueError(f"{self.name} has no recipe {word!r}; known: {', '.join(self.recipes)}")
+            raise ValueError(f"{self.name} has no recipe {shown(word)}; known: {', '.join(self.recipes)}")
 
         def recipes(grid: Grid) -> list[Recipe]:
             chosen = override(grid.recipes[word if word is not None else next(iter(grid.recipes))], **training)
@@ -228,7 +224,12 @@ class Preset:
         cells: list[Cell] = []
         widths, depths = factors["width"], factors["depth"]
         for grid in self._grids(factors["dataset"], factors["architecture"], factors["normalization"]):
-            times = [time for recipe in recipes(grid) for time in self._times(recipe, epochs)]
+            chosen = recipes(grid)
+            n_times = max(1, len(self.checkpoints if epochs is None else epochs)) * max(1, len(self.spawns))
+            of_grid = (grid.datasets, grid.networks, widths or grid.widths, depths or grid.depths)
+            n_cells = math.prod(max(1, len(set(values))) for values in of_grid) * len(chosen) * n_times
+            check_count("cells", len(cells) + n_cells, MAX_CELLS)
+            times = [time for recipe in chosen for time in self._times(recipe, epochs)]
             specs = [describe(name) for name in dict.fromkeys(grid.datasets)]
             for data, network in product(specs, grid.networks):
                 for fields in _described(network, data, widths or grid.widths, depths or grid.depths):
@@ -245,7 +246,8 @@ class Preset:
             return cell.data.name if factor == "dataset" else getattr(cell, factor)
 
         for factor, values in wanted.items():
-            if lacking := [each for each in values or () if each not in {value(cell, factor) for cell in every}]:
+            there = {value(cell, factor) for cell in every}
+            if lacking := [each for each in values or () if each not in there]:
                 raise ValueError(f"nothing of {self.name} that was brought in has {factor} {lacking[0]}")
         return [cell for cell in every if all(not of or value(cell, factor) in of for factor, of in wanted.items())]
 
@@ -279,7 +281,7 @@ class Preset:
             known = list(dict.fromkeys(network[position] for network in networks))
             for name in wanted or ():
                 if name not in known:
-                    raise ValueError(f"{self.name} has no {word} {name!r}; it has {', '.join(known)}")
+                    raise ValueError(f"{self.name} has no {word} {shown(name)}; it has {', '.join(known)}")
         chosen: list[Grid] = []
         for grid in self.grids:
             kept = tuple(
@@ -302,6 +304,15 @@ class Preset:
                 f"{self.name} has no network of that architecture, normalization and data set; it has {listed}"
             )
         return chosen
+
+
+def _check_seeds(n_seeds: int | None) -> None:
+    """ValueError for a number of seeds that a study cannot have; None is no number of its own."""
+    if n_seeds is not None and not 2 <= n_seeds <= MAX_SEEDS:
+        raise ValueError(
+            f"seeds must be at least 2, so that there is a pair to interpolate, and at most {MAX_SEEDS}, "
+            f"got {shown(n_seeds)}"
+        )
 
 
 def _described(network: Network, data: DataSpec, widths: Sequence[int], depths: Sequence[int]) -> list[dict[str, Any]]:
@@ -327,7 +338,7 @@ def _split_sweep(
             raise ValueError(f"{name} has an option of its own: --{name}")
         if name not in [*_RECIPE_FIELDS, *_MEASUREMENT_FIELDS, "epoch"]:
             raise ValueError(
-                f"there is no field {name!r} to sweep; known, of recipes: {', '.join(_RECIPE_FIELDS)}; of "
+                f"there is no field {shown(name)} to sweep; known, of recipes: {', '.join(_RECIPE_FIELDS)}; of "
                 f"measurements: {', '.join(_MEASUREMENT_FIELDS)}; and epoch"
             )
         if not values:

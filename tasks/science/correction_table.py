@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from tasks.science.checks import is_own
+from tasks.science.checks import is_own, shown
 
 NORMALIZATIONS = ("none", "batch", "layer", "fixup", "batch-fused")
 """Words for what a network is normalized by; `batch-fused` is BatchNorm that was folded away after training."""
@@ -117,7 +117,7 @@ CORRECTIONS: Mapping[str, Correction] = {
 def find_correction(name: str) -> Correction:
     """The row of that name; ValueError, naming all there are, where there is none."""
     if name not in CORRECTIONS:
-        raise ValueError(f"there is no correction {name!r}; known: {', '.join(CORRECTIONS)}")
+        raise ValueError(f"there is no correction {shown(name)}; known: {', '.join(CORRECTIONS)}")
     return CORRECTIONS[name]
 
 

@@ -12,15 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
+from tasks.science.bounds import MAX_NUMBER, MAX_RESTARTS
+from tasks.science.checks import shown
+
 OptionValue = int | str
 
 
 @dataclass(frozen=True)
 class Option:
-    """`default` where nothing is said; `choices` are the words it may be, none for a positive whole number."""
+    """`default` where nothing is said; `choices` are the words it may be, none for a positive whole number of at most
+    `largest`."""
 
     default: OptionValue
     choices: tuple[str, ...] = ()
+    largest: int = MAX_NUMBER
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ MATCHERS: Mapping[str, Matcher] = {
     "weight": Matcher(
         "largest inner product of the weights, by coordinate descent over the axes (Git Re-Basin)",
         needs_data=False,
-        options={"restarts": Option(3), "solver": _SOLVER},
+        options={"restarts": Option(3, largest=MAX_RESTARTS), "solver": _SOLVER},
     ),
     "random": Matcher("B's units are shuffled: a control", needs_data=False),
 }
@@ -93,7 +98,7 @@ def parse_matcher(text: str) -> MatcherChoice:
     """The choice that `text` names. ValueError for a matcher, option or value that there is not."""
     name, _, assignments = text.partition("/")
     if name not in MATCHERS:
-        raise ValueError(f"there is no matcher {name!r}; known: {', '.join(MATCHERS)}")
+        raise ValueError(f"there is no matcher {shown(name)}; known: {', '.join(MATCHERS)}")
     known = MATCHERS[name].options
     options: dict[str, OptionValue] = {option: known[option].default for option in known}
     given: set[str] = set()
@@ -101,18 +106,23 @@ def parse_matcher(text: str) -> MatcherChoice:
         option, equals, value = assignment.partition("=")
         if option not in known or not equals:
             names = ", ".join(known) or "it has none"
-            raise ValueError(f"matcher {name}: {assignment!r} sets no option; known: {names}")
+            raise ValueError(f"matcher {name}: {shown(assignment)} sets no option; known: {names}")
         if option in given:
             raise ValueError(f"matcher {name}: {option} is given twice")
         given.add(option)
         choices = known[option].choices
         if choices:
             if value not in choices:
-                raise ValueError(f"matcher {name}: {option} must be one of {', '.join(choices)}, got {value!r}")
+                raise ValueError(f"matcher {name}: {option} must be one of {', '.join(choices)}, got {shown(value)}")
             options[option] = value
         else:
-            if not (value.isascii() and value.isdecimal()) or int(value) < 1:
-                raise ValueError(f"matcher {name}: {option} must be a positive whole number, got {value!r}")
+            if not (value.isascii() and value.isdecimal()) or not value.strip("0"):
+                raise ValueError(f"matcher {name}: {option} must be a positive whole number, got {shown(value)}")
+            # Compared by their digits first: Python does not read very long numbers.
+            if len(value) > len(str(MAX_NUMBER)) or int(value) > known[option].largest:
+                raise ValueError(
+                    f"matcher {name}: {option} must be at most {known[option].largest}, got {shown(value)}"
+                )
             options[option] = int(value)
     if name == "activation-published" and options["batch"] == 1:
         raise ValueError(f"matcher {name}: a batch of 1 image has no deviation, give at least 2")

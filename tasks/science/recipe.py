@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from tasks.science.checks import check_choice, check_positive
+from tasks.science.bounds import MAX_EPOCHS, MAX_PIXELS
+from tasks.science.checks import check_choice, check_positive, check_switches, check_words, is_whole, shown
 from tasks.science.identity import LABEL
 
 Optimizer = Literal["sgd", "adam"]
@@ -63,8 +64,10 @@ class Recipe:
     0 for all of it. Shifts and cutouts are of what is then seen."""
 
     def __post_init__(self) -> None:
+        check_words("a recipe's ", name=self.name)
         owner = f"recipe {self.name}: "
-        check_positive(owner, batch_size=self.batch_size, epochs=self.epochs)
+        check_positive(owner, batch_size=self.batch_size)
+        check_positive(owner, at_most=MAX_EPOCHS, epochs=self.epochs)
         for name in (
             "learning_rate",
             "warmup",
@@ -74,9 +77,13 @@ class Recipe:
             "label_smoothing",
             "clip_norm",
         ):
-            value = float(getattr(self, name))
+            given = getattr(self, name)
+            try:
+                value = float(given)
+            except (TypeError, ValueError, OverflowError):
+                value = np.nan
             if not (np.isfinite(value) and value >= 0):
-                raise ValueError(f"{owner}{name} must be a finite number of at least 0, got {value!r}")
+                raise ValueError(f"{owner}{name} must be a finite number of at least 0, got {shown(given)}")
             object.__setattr__(self, name, value)
         if self.learning_rate == 0:
             raise ValueError(f"{owner}learning_rate must be above 0")
@@ -92,11 +99,11 @@ class Recipe:
                 raise ValueError(f"{owner}{name} must be below 1, got {getattr(self, name):g}")
         for name in ("translate", "cutout", "resized_crop"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"{owner}{name} must be a whole number of pixels, got {value!r}")
-        for name in ("flip", "skip_nonfinite"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{owner}{name} must be True or False, got {getattr(self, name)!r}")
+            if not is_whole(value, 0):
+                raise ValueError(f"{owner}{name} must be a whole number of pixels, got {shown(value)}")
+            if value > MAX_PIXELS:
+                raise ValueError(f"{owner}{name} must be at most {MAX_PIXELS} pixels, got {shown(value)}")
+        check_switches(owner, flip=self.flip, skip_nonfinite=self.skip_nonfinite)
         if self.resized_crop and self.cutout > self.resized_crop:
             raise ValueError(
                 f"{owner}cutout must be at most resized_crop, {self.resized_crop} pixels, got {self.cutout}"

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from tasks.science.checks import is_whole
+from tasks.science.bounds import (
+    MAX_CELLS,
+    MAX_METHODS,
+    MAX_NUMBER,
+    MAX_PAIRS,
+    MAX_PATHS,
+    MAX_SEEDS,
+    MAX_VALUES,
+)
+from tasks.science.checks import check_count, check_switches, check_words, is_whole, shown
 from tasks.science.correction_table import check_correction, is_defined
 from tasks.science.identity import safe_name, spec_id
 from tasks.science.matchers import parse_matcher
 from tasks.science.recipe import Recipe
 from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Member, Merge, Origin, Path, ShiftMethod
+
+VARIED = (
+    *(f.name for spec in (Recipe, Measurement) for f in dataclasses.fields(spec) if f.name != "name"),
+    *("epoch", "spawn_seed", "spawn_epoch"),
+)
+"""Fields that a study may vary beside the factors that have options of their own."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +56,11 @@ class Request:
     def __post_init__(self) -> None:
         for name in ("cells", "seeds", "matchers", "corrections", "measurements", "swept"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_sizes()
+        self._check_fields()
         object.__setattr__(self, "matchers", tuple(parse_matcher(matcher).text for matcher in self.matchers))
-        safe_name(self.study)
-        if not all(is_whole(seed, 0, 2**31 - 1) for seed in self.seeds):
-            raise ValueError(f"seeds must be whole numbers from 0, got {self.seeds}")
+        if not all(is_whole(seed, 0, MAX_NUMBER) for seed in self.seeds):
+            raise ValueError(f"seeds must be whole numbers from 0 to {MAX_NUMBER}, got {shown(self.seeds)}")
         if len(self.seeds) < 2:
             raise ValueError(
                 f"a study needs at least 2 seeds, so that there is a pair to interpolate, got {len(self.seeds)}"
@@ -51,8 +68,13 @@ class Request:
         if not self.cells or not self.measurements:
             raise ValueError(f"study {self.study} has no {'cells' if not self.cells else 'measurements'}")
         for cell in self.cells:
-            if not cell.data.pairs(self.seeds):
-                raise ValueError(f"{cell.data.name}: seeds {self.seeds} are all of one half, and pairs lie across")
+            if not cell.data.n_pairs(self.seeds):
+                raise ValueError(
+                    f"{cell.data.name}: seeds {shown(self.seeds)} are all of one half, and pairs lie across"
+                )
+        check_count("pairs", self.n_pairs, MAX_PAIRS)
+        n_methods = len(self.matchers) * len(self.corrections) * len(self.measurements)
+        check_count("paths", self.n_pairs * n_methods, MAX_PATHS)
         if (self.logit_shifts or self.joint_training) and not any(cell.data.halves for cell in self.cells):
             names = ", ".join(dict.fromkeys(cell.data.name for cell in self.cells))
             raise ValueError(
@@ -64,6 +86,28 @@ class Request:
                 # Some cell's reason stands for all.
                 check_correction(correction, self.cells[0].normalization, self.cells[0].architecture)
 
+    def _check_sizes(self) -> None:
+        """ValueError where there are more of anything than a study may have, before anything is made of them."""
+        check_count("cells", len(self.cells), MAX_CELLS)
+        check_count("seeds", len(self.seeds), MAX_SEEDS)
+        check_count("matchers", len(self.matchers), MAX_METHODS)
+        check_count("corrections", len(self.corrections), MAX_METHODS)
+        check_count("measurements", len(self.measurements), MAX_VALUES)
+        check_count("swept fields", len(self.swept), len(VARIED))
+
+    def _check_fields(self) -> None:
+        """ValueError for a field of another kind than it should be, as a file of a stranger's may have."""
+        check_words("a study's ", name=self.study)
+        safe_name(self.study)
+        for name in ("controls", "ensembles", "logit_shifts", "joint_training"):
+            check_switches("", **{name: getattr(self, name)})
+        for name in ("matchers", "corrections", "swept"):
+            for word in getattr(self, name):
+                check_words("one of the ", **{name: word})
+        for word in self.swept:
+            if word not in VARIED:
+                raise ValueError(f"a study varies no field {shown(word)}; known: {', '.join(VARIED)}")
+
     @property
     def id(self) -> str:
         return spec_id((), self)
@@ -71,7 +115,7 @@ class Request:
     @property
     def n_pairs(self) -> int:
         """Over all cells; each is measured under every matcher and correction."""
-        return sum(len(cell.data.pairs(self.seeds)) for cell in self.cells)
+        return sum(cell.data.n_pairs(self.seeds) for cell in self.cells)
 
     def joint_cell(self, cell: Cell) -> Cell | None:
         """What is trained on both halves beside `cell`; None where nothing is."""

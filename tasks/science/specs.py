@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from tasks.science.checks import check_choice, check_positive, is_own, is_whole
+from tasks.science.bounds import MAX_ALPHAS, MAX_DEPTH, MAX_DRAW, MAX_LENGTH, MAX_NUMBER, MAX_WIDTH
+from tasks.science.checks import check_choice, check_positive, check_switches, check_words, is_own, is_whole, shown
 from tasks.science.correction_table import check_correction
 from tasks.science.identity import LABEL, REVISIONS, USER_DEFINED_REVISIONS, spec_id
 from tasks.science.matchers import MatcherChoice, parse_matcher
@@ -41,7 +42,16 @@ class DataSpec:
     own initial weights, and more seeds leave those before them as they are."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
+        check_words("a data set's ", name=self.name, fingerprint=self.fingerprint)
+        owner = f"{self.name}: "
+        check_positive(owner, n_train=self.n_train, n_test=self.n_test, n_classes=self.n_classes)
+        check_switches(owner, halves=self.halves)
+        object.__setattr__(self, "shape", shape := tuple(self.shape))
+        if len(shape) not in (1, 3) or not all(is_whole(length, 1, MAX_LENGTH) for length in shape):
+            raise ValueError(
+                f"{owner}an example's shape must be one length or three, each from 1 to {MAX_LENGTH}, "
+                f"got {shown(shape)}"
+            )
 
     @property
     def holds_ids(self) -> bool:
@@ -58,6 +68,13 @@ class DataSpec:
     def n_train_each(self) -> int:
         """How many images one endpoint is trained on; about, where halves are not equal."""
         return self.n_train // 2 if self.halves else self.n_train
+
+    def n_pairs(self, seeds: Sequence[int]) -> int:
+        """How many `pairs` there are, without a list of them."""
+        if not self.halves:
+            return len(seeds) * (len(seeds) - 1) // 2
+        n_second = sum(self.train_subset(seed) == "second" for seed in seeds)
+        return n_second * (len(seeds) - n_second)
 
     def pairs(self, seeds: Sequence[int]) -> list[tuple[int, int]]:
         """Every pair (A, B) of `seeds`, the smaller first; of halves, every one across, A of the first."""
@@ -86,11 +103,12 @@ class Origin:
     known: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_words("an origin's ", name=self.name)
         # A list, where it was read from JSON.
         object.__setattr__(self, "known", tuple(sorted(self.known)))
         fields = [f.name for f in dataclasses.fields(Recipe)]
         if lacking := [name for name in self.known if name not in fields]:
-            raise ValueError(f"recipes have no field {lacking[0]!r}; known: {', '.join(fields)}")
+            raise ValueError(f"recipes have no field {shown(lacking[0])}; known: {', '.join(fields)}")
 
 
 @dataclass(frozen=True)
@@ -120,8 +138,11 @@ class Cell:
     """Where its endpoints were brought in from; None where they are trained here."""
 
     def __post_init__(self) -> None:
-        check_positive("", width=self.width, depth=self.depth)
-        if is_own(self.architecture) != bool(self.graph):
+        check_words("a cell's ", architecture=self.architecture, normalization=self.normalization, graph=self.graph)
+        own = is_own(self.architecture)
+        check_positive("", at_most=MAX_NUMBER if own else MAX_WIDTH, width=self.width)
+        check_positive("", at_most=MAX_NUMBER if own else MAX_DEPTH, depth=self.depth)
+        if own != bool(self.graph):
             raise ValueError(f"{self.architecture} {'needs' if not self.graph else 'has no'} digest of its graph")
         self._check_time()
         # The last epoch is the end: one identity for one thing.
@@ -153,18 +174,18 @@ class Cell:
         if self.epoch is not None and not is_whole(self.epoch, 0, n_epochs):
             raise ValueError(
                 f"epoch must be a whole number from 0 to {n_epochs}, the epochs of recipe {self.recipe.name}, or last, "
-                f"got {self.epoch!r}"
+                f"got {shown(self.epoch)}"
             )
         if self.spawn is None:
             return
         # A list, where it was read from JSON.
         object.__setattr__(self, "spawn", spawn := tuple(self.spawn))
-        if len(spawn) != 2 or not is_whole(spawn[0], 0):
-            raise ValueError(f"spawn must be a parent's seed and an epoch of its training, got {spawn!r}")
+        if len(spawn) != 2 or not is_whole(spawn[0], 0, MAX_NUMBER):
+            raise ValueError(f"spawn must be a parent's seed and an epoch of its training, got {shown(spawn)}")
         if not is_whole(spawn[1], 0, n_epochs - 1):
             raise ValueError(
                 f"the epoch to spawn at must be a whole number from 0 to {n_epochs - 1}, so that recipe "
-                f"{self.recipe.name} goes on from there, got {spawn[1]!r}"
+                f"{self.recipe.name} goes on from there, got {shown(spawn[1])}"
             )
         if self.epoch is not None and self.epoch <= spawn[1]:
             raise ValueError(
@@ -300,21 +321,24 @@ class Measurement:
     """What curves are computed in. Statistics and corrections are in float32 whatever it is."""
 
     def __post_init__(self) -> None:
+        check_words("a measurement's ", name=self.name)
         for name in ("statistics", "evaluation"):
             if getattr(self, name) is not None:
                 check_positive("the number of images for ", **{name: getattr(self, name)})
-        if isinstance(self.draw, bool) or not isinstance(self.draw, int) or self.draw < 0:
-            raise ValueError(f"the draw of statistics must be a whole number of at least 0, got {self.draw!r}")
+        if not is_whole(self.draw, 0):
+            raise ValueError(f"the draw of statistics must be a whole number of at least 0, got {shown(self.draw)}")
+        if self.draw > MAX_DRAW:
+            raise ValueError(f"the draw of statistics must be at most {MAX_DRAW}, got {shown(self.draw)}")
         check_choice("", "evaluated_in", self.evaluated_in, EvaluationPrecision)
-        for name in ("augmented", "flip_averaged"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        check_switches("", augmented=self.augmented, flip_averaged=self.flip_averaged)
         if self.statistics == 1:
             raise ValueError("the number of images for statistics must be at least 2, so that they have a spread")
-        if isinstance(self.alphas, bool) or not isinstance(self.alphas, int) or self.alphas < 3 or self.alphas % 2 == 0:
+        if not is_whole(self.alphas, 3) or self.alphas % 2 == 0:
             raise ValueError(
-                f"the number of alphas must be odd and at least 3, so that the midpoint is there, got {self.alphas!r}"
+                "the number of alphas must be odd and at least 3, so that the midpoint is there, "
+                f"got {shown(self.alphas)}"
             )
+        check_positive("the number of ", at_most=MAX_ALPHAS, alphas=self.alphas)
 
     @property
     def samples(self) -> Samples:
@@ -504,5 +528,11 @@ def override(spec: Any, **changes: Any) -> Any:
     changed = {name: value for name, value in changes.items() if value != getattr(spec, name)}
     if not changed:
         return spec
-    suffix = ",".join(f"{name}={value}" for name, value in changed.items())
+    suffix = ",".join(f"{name}={_worded(value)}" for name, value in changed.items())
     return dataclasses.replace(spec, name=f"{spec.name}/{suffix}", **changed)
+
+
+def _worded(value: object) -> str:
+    """A changed value in a name: as it is, unless it is none that a field takes."""
+    is_plain = isinstance(value, float) or (isinstance(value, str) and len(value) < 80)
+    return str(value) if is_plain else shown(value)

@@ -141,8 +141,8 @@ class TestUnderAServer:
             ({"alphas": 4}, "the number of alphas must be odd"),
             ({"recipe": "nouvelle"}, "digits-depth has no recipe 'nouvelle'"),
             ({"size": "small"}, "digits-depth has no size 'small'"),
-            ({"sweep": {"learning_rate": [[1, 2]]}}, "a value of a kind that it does not take: float() argument"),
-            ({"sweep": {"learning_rate": [None]}}, "a value of a kind that it does not take: float() argument"),
+            ({"sweep": {"learning_rate": [[1, 2]]}}, "learning_rate must be a finite number of at least 0, got [1, 2]"),
+            ({"sweep": {"learning_rate": [None]}}, "learning_rate must be a finite number of at least 0, got None"),
             ({"precision": "float16"}, "float16"),
         ],
     )

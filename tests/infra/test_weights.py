@@ -79,7 +79,7 @@ def test_what_was_taken_and_left_is_told():
     torch.save(STATE, "alone.pt")
     assert open_weights("alone.pt").notes == ()
     torch.save({"net": STATE, "a\x1b[31m" + "b" * 99: 1}, "odd.pt")
-    assert open_weights("odd.pt").notes == ("odd.pt: left out beside the weights: a?[31m" + "b" * 34,)
+    assert open_weights("odd.pt").notes == ("odd.pt: left out beside the weights: a\\x1b[31m" + "b" * 31,)
 
 
 def test_what_compiling_adds_is_taken_out_of_the_middle_of_names():

@@ -6,8 +6,10 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import struct
 import tarfile
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +153,42 @@ def test_a_plain_file_of_the_wrong_length_is_damage(tmp_path: Path):
         read_idx(tmp_path / "x", 3)
 
 
+@pytest.mark.parametrize("name", ["x", "x.gz"])
+@pytest.mark.parametrize(
+    ("shape", "body", "reason"),
+    [
+        ((2**32 - 1, 2**32 - 1, 2**32 - 1), b"", "its header says 4294967295 x 4294967295 x 4294967295 values"),
+        ((2**31, 2**31, 4), b"", "its header says 2147483648 x 2147483648 x 4 values"),
+        ((0, 2, 2), b"\0" * 4, "more than 0 values where its header says 0"),
+        ((1_000_000, 28, 28), b"\0" * 100, "100 values where its header says 784000000"),
+        ((1_000_001, 28, 28), b"", "its header says 1000001 x 28 x 28 values"),
+        ((10, 2**15, 2**15), b"", "its header says 10 x 32768 x 32768 values"),
+        ((3, 2, 2), b"\0" * 50_000_000, "more than 12 values where its header says 12"),
+    ],
+    ids=range(7),
+)
+def test_no_more_is_read_than_a_header_says(
+    tmp_path: Path, shape: tuple[int, ...], body: bytes, reason: str, name: str
+):
+    data = bytes([0, 0, 8, 3]) + struct.pack(">3I", *shape) + body
+    (tmp_path / name).write_bytes(gzip.compress(data, 1) if name == "x.gz" else data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=re.escape(reason)):
+            read_idx(tmp_path / name, 3)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_larger_than_any_that_is_published_is_not_read(tmp_path: Path, monkeypatch):
+    write_cifar(tmp_path, monkeypatch, CIFAR["cifar10"])
+    with (tmp_path / "cifar-10-batches-py" / "data_batch_1").open("r+b") as file:
+        file.truncate(2**31)
+    with pytest.raises(DataError, match=r"data_batch_1 is damaged \(it has more than 1,073,741,824 bytes\)"):
+        load_dataset("cifar10", tmp_path)
+
+
 def test_other_data_have_another_fingerprint(tmp_path: Path):
     write_files(tmp_path / "mnist")
     first = load_dataset("mnist", tmp_path).spec.fingerprint
@@ -284,10 +322,12 @@ def write_cifar(
 CIFAR = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}
 
 
-def pack_archive(folder: Path, archive: Path) -> None:
+def pack_archive(folder: Path, archive: Path) -> str:
+    """Returns the md5 of what was packed."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(folder, folder.name)
+    return hashlib.md5(archive.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("name", list(CIFAR))
@@ -298,7 +338,7 @@ def test_cifar_is_read_unpacked_or_as_its_archive(tmp_path: Path, monkeypatch, n
     arrays = write_cifar(home, monkeypatch, fetcher)
     if place.endswith("archive"):
         archive = tmp_path / "data" / place.removesuffix("archive") / fetcher.filename
-        pack_archive(home / fetcher.base_folder, archive)
+        monkeypatch.setattr(fetcher, "tgz_md5", pack_archive(home / fetcher.base_folder, archive))
     dataset = load_dataset(name, tmp_path / "data")
     names = [batch for batch, _ in fetcher.train_list]
     images = np.concatenate([arrays[batch][0] for batch in names])
@@ -416,15 +456,39 @@ def test_a_batch_that_is_not_of_images_is_damage(tmp_path: Path, monkeypatch):
         (lambda path: path.write_bytes(path.read_bytes()[:5000]), ".+"),
         (lambda path: path.write_bytes(b"<html>404</html>"), "not a gzip file"),
         (lambda path: pack_archive(Path(__file__), path), "data_batch_1"),
+        (lambda path: pack_hostile(path, tarfile.SYMTYPE), "is no file|not found"),
+        (lambda path: pack_hostile(path, tarfile.LNKTYPE), "is no file|not found"),
+        (lambda path: pack_hostile(path, tarfile.CHRTYPE), "is no file"),
+        (lambda path: pack_hostile(path, tarfile.FIFOTYPE), "is no file"),
+        (lambda path: pack_hostile(path, tarfile.REGTYPE, "../"), "not found"),
+        (lambda path: pack_hostile(path, tarfile.REGTYPE, "/"), "not found"),
     ],
 )
-def test_a_damaged_archive_is_a_sentence_that_names_it(tmp_path: Path, monkeypatch, damage: Callable, reason: str):
+@pytest.mark.parametrize("is_published", [True, False])
+def test_a_damaged_archive_is_a_sentence_that_names_it(
+    tmp_path: Path, monkeypatch, damage: Callable, reason: str, is_published: bool
+):
+    """One whose checksum differs is not opened; of one that has it nothing but plain files is read."""
     write_cifar(tmp_path / "aside", monkeypatch, CIFAR["cifar10"])
     archive = tmp_path / "data" / "cifar-10-python.tar.gz"
     pack_archive(tmp_path / "aside" / "cifar-10-batches-py", archive)
     damage(archive)
-    with pytest.raises(DataError, match=rf"cifar-10-python\.tar\.gz is damaged \(.*{reason}.*\): delete it and fetch"):
+    if is_published:
+        monkeypatch.setattr(CIFAR["cifar10"], "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    else:
+        monkeypatch.setattr("tarfile.open", None)
+    told = f"({reason})" if is_published else "its md5 is [0-9a-f]+, that of the published file"
+    with pytest.raises(DataError, match=rf"cifar-10-python\.tar\.gz is damaged \(.*{told}.*\): delete it and fetch"):
         load_dataset("cifar10", tmp_path / "data")
+    assert not (tmp_path / "data_batch_1").exists()
+
+
+def pack_hostile(archive: Path, kind: bytes, prefix: str = "") -> None:
+    """An archive whose first batch is a link, a device or a file elsewhere."""
+    with tarfile.open(archive, "w:gz") as tar:
+        member = tarfile.TarInfo(f"{prefix}cifar-10-batches-py/data_batch_1")
+        member.type, member.linkname = kind, "/etc/hostname"
+        tar.addfile(member)
 
 
 def write_svhn(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Published:
@@ -505,7 +569,8 @@ def test_a_folder_with_some_of_the_batches_is_named(tmp_path: Path, monkeypatch)
 def test_what_is_fetched_lies_in_the_data_folder_whole_or_not_at_all(tmp_path: Path, monkeypatch):
     write_cifar(tmp_path / "aside", monkeypatch, CIFAR["cifar10"])
     archive = tmp_path / "aside" / "x.tar.gz"
-    pack_archive(tmp_path / "aside" / "cifar-10-batches-py", archive)
+    md5 = pack_archive(tmp_path / "aside" / "cifar-10-batches-py", archive)
+    monkeypatch.setattr(CIFAR["cifar10"], "tgz_md5", md5)
     asked: list[tuple[str, str]] = []
 
     def cut_short(_url: str, root: str, filename: str, _md5: str) -> None:
@@ -521,7 +586,7 @@ def test_what_is_fetched_lies_in_the_data_folder_whole_or_not_at_all(tmp_path: P
         load_dataset("cifar10", tmp_path / "data")
     monkeypatch.setattr(torchvision.datasets.utils, "download_url", fetch)
     assert load_dataset("cifar10", tmp_path / "data").spec.n_train == 100
-    assert asked == [(CIFAR["cifar10"].url, "c58f30108f718f92721af3b95e74349a")]
+    assert asked == [(CIFAR["cifar10"].url, md5)]
     assert [path.name for path in (tmp_path / "data" / "cifar10").iterdir()] == ["cifar-10-python.tar.gz"]
 
 

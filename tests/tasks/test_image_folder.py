@@ -5,8 +5,12 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import multiprocessing
+import os
 import shutil
+import struct
 import time
+import tracemalloc
+import zlib
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -385,3 +389,46 @@ def test_a_killed_training_goes_on_to_the_same_bits(
         assert ours is not None
         assert theirs is not None
         assert ours["weights_sha256"] == theirs["weights_sha256"]
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header claims that many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(9_000, 9_000), (2**16, 1_100), (20_000, 20_000), (2**31 - 1, 2**31 - 1)]
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_an_image_of_more_pixels_than_any_photograph_is_not_decoded(tmp_path: Path, width: int, height: int):
+    (tmp_path / "x.png").write_bytes(bomb(width, height))
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            DataError, match=r"x\.png cannot be read as an image \(.*pixels.*\): put the original there"
+        ):
+            image_folder.decode_image(tmp_path / "x.png", 8)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_no_file_is_no_image_and_links_that_lead_around_are_a_sentence(place: Path):
+    before = load_dataset("imagenet", place.parent).spec
+    name = next(path.name for path in (place / "train").iterdir())
+    (place / "train" / name / "gone.jpg").symlink_to(place / "nowhere.jpg")
+    os.mkfifo(place / "train" / name / "pipe.jpg")
+    datasets._read.cache_clear()
+    assert load_dataset("imagenet", place.parent).spec == before
+    for loop in (place / "train" / "loop", place / "train" / name / "around.jpg"):
+        loop.symlink_to(loop)
+        datasets._read.cache_clear()
+        with pytest.raises(DataError, match=r"cannot be read \(Too many levels of symbolic links\)"):
+            load_dataset("imagenet", place.parent)
+        loop.unlink()

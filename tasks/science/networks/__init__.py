@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks.science.checks import is_own
+from tasks.science.checks import is_own, shown
 from tasks.science.networks.fixup import FixupResNet20
 from tasks.science.networks.initialization import initial_state
 from tasks.science.networks.mlp import MLP
@@ -75,7 +75,7 @@ SMALL_SIDE = 64
 def find_architecture(word: str) -> Architecture:
     """ValueError, naming those there are, for an unknown one; a person's own is none of them."""
     if word not in ARCHITECTURES:
-        raise ValueError(f"there is no architecture {word!r}; known: {', '.join(ARCHITECTURES)}")
+        raise ValueError(f"there is no architecture {shown(word)}; known: {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[word]
 
 
@@ -112,7 +112,8 @@ def _check(cell: Cell) -> None:
     known = find_architecture(cell.architecture)
     if cell.normalization not in known.normalizations:
         raise ValueError(
-            f"{cell.architecture} has no normalization {cell.normalization!r}; known: {', '.join(known.normalizations)}"
+            f"{cell.architecture} has no normalization {shown(cell.normalization)}; "
+            f"known: {', '.join(known.normalizations)}"
         )
     if known.depth is not None and cell.depth != known.depth:
         raise ValueError(f"{cell.architecture} has depth {known.depth} and no other, got {cell.depth}")
