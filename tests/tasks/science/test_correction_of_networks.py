@@ -39,8 +39,8 @@ ALPHA = 0.3
 KINDS = [
     ("mlp", "none", 3, 24),
     ("mlp", "batch", 3, 24),
-    ("vgg11", "none", 11, 1, 8),
-    ("vgg11", "batch", 11, 1, 8),
+    ("vgg11", "none", 11, 1, 8, 28),
+    ("vgg11", "batch", 11, 1, 8, 28),
     ("resnet20", "batch", 20, 1, 8),
     ("resnet20", "layer", 20, 1, 8),
     ("resnet20", "fixup", 20, 1, 8),
