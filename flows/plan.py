@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from infra.settings import Device
@@ -16,8 +17,10 @@ from infra.storage import Store
 from infra.text import one_line
 from tasks.artifacts import has_match, has_path, joint_members, missing_seeds, read_endpoint, trained_members
 from tasks.datasets import UNKNOWN_FINGERPRINT
+from tasks.science.checks import is_own
 from tasks.science.matchers import parse_matcher
 from tasks.science.networks import build_network
+from tasks.science.networks.normalization import LayerNorm2d
 from tasks.science.recipe import Recipe
 from tasks.science.request import Request
 from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement
@@ -122,12 +125,22 @@ def _count_forward(network: tuple[tuple[str, Any], ...], shape: tuple[int, ...],
     data = DataSpec("", "", 1, 1, n_classes, shape)
     cell = Cell(data, recipe=Recipe("", 1, 1, 1.0, 0.0), **dict(network))
     counter = FlopCounterMode(display=False)
+    module = build_network(cell)
+    if not is_own(cell.architecture):
+        _leave_out_uncounted(module)
     with counter, torch.no_grad():
-        module = build_network(cell)
         # A person's own has weights, and is run.
         device = next((tensor.device for tensor in module.parameters()), "cpu")
         module(torch.zeros((1, *shape), device=device))
     return int(counter.get_total_flops())
+
+
+def _leave_out_uncounted(network: nn.Module) -> None:
+    """Puts identities in the place of norms and ReLUs: they count for nothing, and take most of the time on shapes."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d | LayerNorm2d | nn.ReLU):
+                setattr(module, name, nn.Identity())
 
 
 def training_seconds(cell: Cell, flops_per_second: float = CPU_FLOPS) -> float:

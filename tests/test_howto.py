@@ -67,11 +67,11 @@ def follow(name: str, root: Path) -> set[str]:
     return {block.file for block in found}
 
 
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
+def copied(root: Path) -> Path:
+    """`root`, with a copy of the code."""
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path
+        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return root
 
 
 def differing(root: Path) -> set[str]:
@@ -112,39 +112,8 @@ def command(name: str) -> list[str]:
     return shlex.split(block)[1:]
 
 
-def test_a_matcher_is_added_by_two_files_and_measured_like_any_other(copy: Path):
-    assert follow("matcher.md", copy) == {"tasks/science/matchers.py", "tasks/science/matching.py"}
-    assert differing(copy) == {"tasks/science/matchers.py", "tasks/science/matching.py"}
-    words = [*command("matcher.md"), "--epochs", "5", "--alphas", "3"]
-    ran = call(
-        copy,
-        "import flows, tasks\n"
-        "from tasks.science.matchers import parse_matcher\n"
-        "print(tasks.__path__[0])\n"
-        "print(parse_matcher('activation-greedy/reading=pre').text)\n"
-        "try:\n    parse_matcher('activation-greedy/solver=lapx')\n"
-        "except ValueError as error:\n    print(error)\n"
-        f"import sys\nsys.argv = ['repairlab', *{words!r}]\n"
-        "from flows.cli import main\nmain()\n",
-    )
-    assert ran.returncode == 0, ran.stderr
-    where, text, refusal, *_ = ran.stdout.splitlines()
-    assert Path(where) == copy / "tasks"
-    assert text == "activation-greedy/reading=pre"
-    assert f"```text\n{refusal}\n```" in (PAGES / "matcher.md").read_text()
-    tables = copy / "runs/studies/digits-depth"
-    merges = pd.read_parquet(tables / "merges.parquet").query("kind == 'pair'")
-    greedy, optimal = (merges[merges["matcher"] == name] for name in ("activation-greedy", "activation"))
-    assert len(greedy) == len(optimal) == 3
-    assert (greedy["function_error"] < 1e-9).all()
-    assert [json.loads(options) for options in greedy["matcher_options"]] == [{"reading": "post"}] * 3
-    beside = greedy.merge(optimal, on=["seed_a", "seed_b"], suffixes=("", "_optimal"))
-    assert (beside["objective"] <= beside["objective_optimal"]).all()
-    for table in ("paths", "barriers", "axes", "ablation", "contrasts"):
-        assert "activation-greedy" in set(pd.read_parquet(tables / f"{table}.parquet")["matcher"]), table
-
-
 OWN_FILES = {
+    "matcher.md": {"tasks/science/matchers.py", "tasks/science/matching.py"},
     "network.md": {"tasks/science/networks/lenet.py", "tasks/science/networks/__init__.py"},
     "correction.md": {"tasks/science/correction_table.py"},
     "data.md": {"tasks/datasets.py"},
@@ -163,36 +132,77 @@ controls = false
 """
 
 
-def test_a_network_a_correction_a_data_set_and_a_preset_are_added_as_their_pages_say(copy: Path):
-    """All on one copy, so that none stands in the way of another."""
+@dataclass(frozen=True)
+class Followed:
+    """A copy of the code that was changed as all pages say, and what a process that imported it wrote."""
+
+    root: Path
+    out: str
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory) -> Followed:
+    """All pages on one copy, so that none stands in the way of another; and one process, which takes long to start."""
+    root = copied(tmp_path_factory.mktemp("followed"))
     for page, files in OWN_FILES.items():
-        before = differing(copy)
-        assert follow(page, copy) == files
-        assert differing(copy) - before == files
-    (copy / "lenet.toml").write_text(LENET)
+        before = differing(root)
+        assert follow(page, root) == files
+        assert differing(root) - before == files
+    (root / "lenet.toml").write_text(LENET)
     runs = [
+        [*command("matcher.md"), "--epochs", "5", "--alphas", "3"],
         [*command("correction.md"), "--dry-run"],
         ["run", "width", "--dataset", "fashion_mnist_20k", "--dry-run"],
         ["run", "weight-decay", "--dry-run"],
         ["run", "lenet.toml"],
     ]
     ran = call(
-        copy,
+        root,
+        "import flows, tasks\n"
+        "from tasks.science.matchers import parse_matcher\n"
+        "print(tasks.__path__[0])\n"
+        "print(parse_matcher('activation-greedy/reading=pre').text)\n"
+        "try:\n    parse_matcher('activation-greedy/solver=lapx')\n"
+        "except ValueError as error:\n    print(error)\n"
         "from flows.cli import app\n"
         "from flows.presets import PRESETS\n"
+        "from infra.runners import prefect_api\n"
         "print(PRESETS['weight-decay'].question)\n"
-        f"for words in {runs!r}:\n    app(words, standalone_mode=False)\n"
+        f"with prefect_api():\n    for words in {runs!r}:\n        app(words, standalone_mode=False)\n"
         "from pathlib import Path\n"
         "from tasks.datasets import find_dataset, load_dataset\n"
         "if find_dataset('fashion_mnist_20k', Path('data')):\n"
         "    print(len(load_dataset('fashion_mnist_20k', Path('data')).train.labels), 'images')\n",
     )
     assert ran.returncode == 0, ran.stderr
-    assert "Does weight decay make MLPs easier to merge?" in ran.stdout
-    assert ran.stdout.count("to do: ") == 3
-    if "images" in ran.stdout.splitlines()[-1]:
-        assert ran.stdout.splitlines()[-1] == "20000 images"
-    tables = copy / "runs/studies/lenet"
+    return Followed(root, ran.stdout)
+
+
+@pytest.mark.xdist_group("howto")
+def test_a_matcher_is_added_by_two_files_and_measured_like_any_other(followed: Followed):
+    where, text, refusal, *_ = followed.out.splitlines()
+    assert Path(where) == followed.root / "tasks"
+    assert text == "activation-greedy/reading=pre"
+    assert f"```text\n{refusal}\n```" in (PAGES / "matcher.md").read_text()
+    tables = followed.root / "runs/studies/digits-depth"
+    merges = pd.read_parquet(tables / "merges.parquet").query("kind == 'pair'")
+    greedy, optimal = (merges[merges["matcher"] == name] for name in ("activation-greedy", "activation"))
+    assert len(greedy) == len(optimal) == 3
+    assert (greedy["function_error"] < 1e-9).all()
+    assert [json.loads(options) for options in greedy["matcher_options"]] == [{"reading": "post"}] * 3
+    beside = greedy.merge(optimal, on=["seed_a", "seed_b"], suffixes=("", "_optimal"))
+    assert (beside["objective"] <= beside["objective_optimal"]).all()
+    for table in ("paths", "barriers", "axes", "ablation", "contrasts"):
+        assert "activation-greedy" in set(pd.read_parquet(tables / f"{table}.parquet")["matcher"]), table
+
+
+@pytest.mark.xdist_group("howto")
+def test_a_network_a_correction_a_data_set_and_a_preset_are_added_as_their_pages_say(followed: Followed):
+    assert "Does weight decay make MLPs easier to merge?" in followed.out
+    assert followed.out.count("to do: ") == 3
+    if "images" in followed.out.splitlines()[-1]:
+        assert followed.out.splitlines()[-1] == "20000 images"
+    tables = followed.root / "runs/studies/lenet"
     merges = pd.read_parquet(tables / "merges.parquet").query("matcher == 'activation'")
     assert len(merges) == 1
     assert (merges["function_error"] < 1e-9).all()
@@ -204,7 +214,7 @@ def test_a_network_a_correction_a_data_set_and_a_preset_are_added_as_their_pages
     assert first.loc["none", "sd_error"] > 10 * first.loc["rescale-closed-form", "sd_error"]
 
 
-def test_a_change_whose_place_is_gone_is_told(copy: Path):
+def test_a_change_whose_place_is_gone_is_told(tmp_path: Path):
     block = Block("tasks/science/matchers.py", " there is no such line\n+and nothing goes behind it\n", is_new=False)
     with pytest.raises(AssertionError, match="has these lines 0 times"):
-        apply(block, copy)
+        apply(block, copied(tmp_path))

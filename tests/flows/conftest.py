@@ -15,6 +15,14 @@ for folder in (Path(__file__).parent, Path(__file__).parent.parent / "tasks"):
 from made_tables import ablation_rows  # noqa: E402
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker of `pytest -n` runs all tests that need a Prefect server: each starts its own."""
+    for item in items:
+        if "prefect_server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("prefect"))
+
+
 @pytest.fixture
 def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
     """Writes a module of a person's own into a folder that becomes the current one; returns its name."""

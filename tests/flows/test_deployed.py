@@ -118,7 +118,6 @@ def test_a_form_takes_stores_that_all_workers_find(url: str | None):
 
 
 @pytest.mark.usefixtures("prefect_server")
-@pytest.mark.xdist_group("prefect")
 class TestUnderAServer:
     def test_a_study_is_one_run_and_its_report_another(self, store: Store):
         state = run(StudyForm(**TINY, store=store.url))

@@ -64,7 +64,6 @@ def test_a_study_whose_statistics_no_memory_holds_is_refused_before_it_trains(st
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
-@pytest.mark.xdist_group("prefect")
 @pytest.mark.parametrize("runner", ["threads", "processes"])
 def test_the_study_runs_on_a_small_folder_to_its_tables(tmp_path: Path, store: Store, runner: str, monkeypatch):
     write_folders(tmp_path, n_train=8, n_val=2)

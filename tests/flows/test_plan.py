@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from flows.options import StudyOptions
 from flows.plan import (
@@ -18,6 +20,7 @@ from flows.plan import (
 from flows.presets import PRESETS
 from infra.storage import Store
 from tasks.datasets import describe_dataset
+from tasks.science.networks import build_network
 from tasks.science.recipe import Recipe
 from tasks.science.request import Request
 from tasks.science.specs import Cell, DataSpec
@@ -117,3 +120,18 @@ def test_a_convolution_counts_once_per_pixel():
     resnet20 = Cell(data, "resnet20", "batch", 1, 20, Recipe("r", 5, 1, 0.1, 0.1))
     published_multiplications = 40.8e6 + 3 * 3 * (16 * 32 * 16 * 16 + 32 * 64 * 8 * 8)  # with 3x3 shortcuts
     assert forward_flops(resnet20) == pytest.approx(2 * published_multiplications, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "normalization", "depth"),
+    [("mlp", "batch", 3), ("vgg11", "batch", 11), ("resnet20", "layer", 20), ("resnet18", "batch", 18)],
+)
+def test_the_arithmetic_of_a_network_is_that_of_its_whole_forward_pass(
+    architecture: str, normalization: str, depth: int
+):
+    cell = Cell(
+        DataSpec("", "", 1, 1, 10, (1, 8, 8)), architecture, normalization, 1, depth, Recipe("", 1, 1, 1.0, 0.0)
+    )
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        build_network(cell)(torch.zeros((1, 1, 8, 8), device="meta"))
+    assert forward_flops(cell) == counter.get_total_flops() > 0

@@ -29,7 +29,7 @@ from tasks.datasets import DATASETS
 from tasks.published import DataError
 from tasks.science import training
 
-pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.xdist_group("prefect")]
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 SMALL = {"study": "digits-depth", "depth": [2, 3], "width": [32], "seeds": 3, "epochs": 4, "alphas": 5}
 

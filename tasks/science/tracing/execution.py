@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,15 +13,22 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from tasks.science.tracing.graph import TRACING, Graph, trace_graph
+from tasks.science.tracing.structure import describe_structure
 
 See = Callable[[Node, Any], Any]
 """Receives an operation and its result; what it returns takes the result's place."""
 
 _GRAPHS: WeakKeyDictionary[nn.Module, dict[Any, Graph]] = WeakKeyDictionary()
 
+_ALIKE: OrderedDict[Hashable, Graph] = OrderedDict()
+"""The graphs that were asked for last, by the structure of their networks."""
+
+_N_ALIKE = 32
+
 
 def graph_for(network: nn.Module, batch: Tensor) -> Graph:
-    """Return the graph of `network` in evaluation mode on batches of the shape of `batch`, traced once per shape.
+    """Return the graph of `network` in evaluation mode on batches of the shape of `batch`, traced once per shape, and
+    once for networks of torch's and the project's own classes that are built alike.
 
     It is traced in the network's own type, whatever the type of `batch`, so that operations keep their names.
     Raises TraceError for a network that cannot be traced.
@@ -37,8 +45,19 @@ def graph_for(network: nn.Module, batch: Tensor) -> Graph:
                 example = example.to(floats[0].dtype)
             if tensors:
                 example = example.to(tensors[0].device)
-            graphs[key] = trace_graph(traced, (example,), training=False)
+            graphs[key] = _trace_once(traced, example, describe_structure(network, example))
         return graphs[key]
+
+
+def _trace_once(network: nn.Module, example: Tensor, structure: Hashable | None) -> Graph:
+    if structure is None:
+        return trace_graph(network, (example,), training=False)
+    if structure not in _ALIKE:
+        _ALIKE[structure] = trace_graph(network, (example,), training=False)
+    _ALIKE.move_to_end(structure)
+    while len(_ALIKE) > _N_ALIKE:
+        _ALIKE.popitem(last=False)
+    return _ALIKE[structure]
 
 
 def _described(module: nn.Module) -> tuple[Any, ...]:

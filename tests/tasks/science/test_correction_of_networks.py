@@ -39,8 +39,8 @@ ALPHA = 0.3
 KINDS = [
     ("mlp", "none", 3, 24),
     ("mlp", "batch", 3, 24),
-    ("vgg11", "none", 11, 1, 8),
-    ("vgg11", "batch", 11, 1, 8),
+    ("vgg11", "none", 11, 1, 8, 28),
+    ("vgg11", "batch", 11, 1, 8, 28),
     ("resnet20", "batch", 20, 1, 8),
     ("resnet20", "layer", 20, 1, 8),
     ("resnet20", "fixup", 20, 1, 8),
@@ -79,17 +79,19 @@ def defined(architecture: str, normalization: str) -> list[str]:
 
 
 class Pair:
-    """Two networks of a kind with random weights, norms and statistics included, in float64, at 1x28x28."""
+    """Two networks of a kind with random weights, norms and statistics included, in float64."""
 
-    def __init__(self, architecture: str, normalization: str, depth: int, width: int, n_images: int = 12) -> None:
+    def __init__(
+        self, architecture: str, normalization: str, depth: int, width: int, n_images: int = 12, side: int = 16
+    ) -> None:
         self.architecture, self.normalization = architecture, normalization
-        data = DataSpec("noise", "", n_images, n_images, 10, (1, 28, 28))
+        data = DataSpec("noise", "", n_images, n_images, 10, (1, side, side))
         self.cell = Cell(data, architecture, normalization, width, depth, Recipe("none", 1, 1, 1.0, 0.0))
         self.network = build_network(self.cell)
         self.states = [self.draw(seed) for seed in (0, 1)]
         rng = torch.Generator().manual_seed(7)
-        self.images = torch.randn(n_images, 1, 28, 28, generator=rng, dtype=torch.float64)
-        self.held_out = torch.randn(6, 1, 28, 28, generator=rng, dtype=torch.float64)
+        self.images = torch.randn(n_images, 1, side, side, generator=rng, dtype=torch.float64)
+        self.held_out = torch.randn(6, 1, side, side, generator=rng, dtype=torch.float64)
 
     def draw(self, seed: int) -> State:
         """Gammas of either sign; Fixup's zeros, which would make every block the identity, replaced."""
@@ -253,7 +255,7 @@ def test_repair_and_reset_differ_by_eps_alone():
 
 def test_one_pass_comes_within_a_few_thousandths_of_the_exact_estimator():
     """In float32; what is compared are the moments of the folded network, measured afterwards, with the goal's."""
-    pair = Pair("resnet20", "batch", 20, 1, n_images=60)
+    pair = Pair("resnet20", "batch", 20, 1, n_images=60, side=28)
     images = pair.images.float()
     states = [{n: t.float() if t.is_floating_point() else t for n, t in state.items()} for state in pair.states]
     a, b = (measure_side(pair.network, state, images) for state in states)
@@ -288,8 +290,8 @@ def test_with_frozen_statistics_repair_is_reset_where_these_are_the_exact_interp
 
 
 def test_the_closed_form_is_that_of_interpolated_preactivations_written_out(pair: Pair, monkeypatch):
-    monkeypatch.setattr("tasks.science.preactivations._PAIRED_BYTES", 5 * 8 * 153_664)
     a, b = sides_of(pair)
+    monkeypatch.setattr("tasks.science.preactivations._PAIRED_BYTES", 5 * 8 * a.layout.n_values)  # batches of 5 images
     covariances = matched_covariances(pair.network, a.layout, *pair.states, pair.images)
     predicted = predicted_moments(a.moments, b.moments, covariances, ALPHA)
     seen = []

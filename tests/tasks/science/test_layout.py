@@ -117,7 +117,7 @@ def test_what_users_write_is_corrected_where_one_rescaling_can():
     [
         ("resnet18", 20, 8, 0),
         ("mobilenet_v2", 52, 10, 0),
-        ("densenet121", 120, 0, 62),
+        pytest.param("densenet121", 120, 0, 62, marks=pytest.mark.slow),
         ("squeezenet1_1", 25, 0, 0),
     ],
 )
