@@ -12,9 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-# Python puts the current folder first on the path of what it starts with -m or -c, as workers and Prefect's own server
-# are: a file there named like a module of theirs would be run.
-os.environ.setdefault("PYTHONSAFEPATH", "1")
 # Prefect reads these as it is imported. A user's own values stand.
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

@@ -37,7 +37,7 @@ from flows.progress import show_stages
 from flows.report import report
 from flows.work import Submitted, Work
 from infra.paths import request_key
-from infra.runners import Routing, ServerError, check_runner, make_runner, prefect_api
+from infra.runners import Routing, ServerError, check_runner, make_runner, prefect_api, safe_path
 from infra.settings import Settings
 from infra.storage import Store, StoreError
 from tasks.align import align
@@ -260,7 +260,7 @@ def measure_paths(
 def run_study(options: StudyOptions, settings: Settings) -> StudyResult:
     """The flow, on the runner that the settings name. Raises ServerError where what it needs does not answer."""
     check_runner(settings)
-    with prefect_api():
+    with safe_path(), prefect_api():
         configured = study.with_options(task_runner=make_runner(settings), flow_run_name=options.study)
         try:
             # Prefect takes the state apart that a flow returns: its result is returned, its error raised.

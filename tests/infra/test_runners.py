@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +13,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
 from infra import runners
-from infra.runners import TASK_OPTIONS, is_watched, make_runner, retry_transient, run_logger
+from infra.runners import TASK_OPTIONS, is_watched, make_runner, retry_transient, run_logger, safe_path
 from infra.settings import Settings
 
 
@@ -79,3 +83,19 @@ def test_a_worker_waits_for_the_prefect_server_before_its_first_task(monkeypatch
     monkeypatch.setattr(runners, "_GREETING_SECONDS", 0)
     with pytest.raises(RuntimeError, match="Failed to reach API"):
         runners._greet("http://127.0.0.1:1/api")
+
+
+def test_what_is_started_with_a_safe_path_does_not_look_for_modules_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "theirs.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    command = [sys.executable, "-c", "import theirs"]
+    with safe_path():
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 1
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+    with safe_path():
+        pass
+    assert os.environ["PYTHONSAFEPATH"] == ""
