@@ -10,9 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-# Python puts the current folder first on the path of what it starts with -m or -c, as workers and Prefect's own server
-# are: a file there named like a module of theirs would be run.
-os.environ.setdefault("PYTHONSAFEPATH", "1")
 from infra.faults import SERVER_FAULTS
 
 # Prefect reads these as it is imported. A user's own values stand.

@@ -35,7 +35,7 @@ from flows.prefect_page import progress_artifacts, tag_run
 from flows.progress import show_stages
 from flows.report import report
 from flows.work import Submitted, Work
-from infra.runners import Routing, ServerError, check_runner, make_runner, prefect_api, telling_of_the_api
+from infra.runners import Routing, ServerError, check_runner, make_runner, prefect_api, safe_path, telling_of_the_api
 from infra.settings import Settings
 from infra.storage import Store, StoreError
 from tasks.align import align
@@ -259,7 +259,7 @@ def measure_paths(
 def run_study(options: StudyOptions, settings: Settings) -> StudyResult:
     """The flow, on the runner that the settings name. Raises ServerError where what it needs does not answer."""
     check_runner(settings)
-    with prefect_api():
+    with safe_path(), prefect_api():
         configured = study.with_options(task_runner=make_runner(settings), flow_run_name=options.study)
         with telling_of_the_api():
             # Prefect takes the state apart that a flow returns: its result is returned, its error raised.

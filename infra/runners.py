@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import sys
 import time
 from collections.abc import Generator
@@ -185,11 +186,31 @@ def _greet(api_url: str) -> None:
                 time.sleep(1)
 
 
+_SAFE_PATH = "PYTHONSAFEPATH"
+
 _own_servers: list[OwnServer] = []
 
 
 class ServerError(Exception):
     """A server or worker that is needed cannot be reached or started; the message says what to do."""
+
+
+@contextmanager
+def safe_path() -> Generator[None]:
+    """Processes that are started inside do not look for modules in the current folder, unless this one does.
+
+    Python puts it first on the path of what is started with -m or -c, as workers and Prefect's own server are: a file
+    there named like a module of theirs would be run.
+    """
+    given = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[_SAFE_PATH]
+        else:
+            os.environ[_SAFE_PATH] = given
 
 
 @contextmanager

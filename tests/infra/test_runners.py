@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -18,6 +22,7 @@ from infra.runners import (
     make_runner,
     retry_transient,
     run_logger,
+    safe_path,
     telling_of_the_api,
 )
 from infra.settings import Settings
@@ -127,3 +132,19 @@ def test_a_task_that_the_server_could_not_begin_is_told_from_one_that_it_refused
     assert lost_the_api(refusal(500))
     assert not lost_the_api(refusal(422))
     assert not lost_the_api(RuntimeError("wrong"))
+
+
+def test_what_is_started_with_a_safe_path_does_not_look_for_modules_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "theirs.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    command = [sys.executable, "-c", "import theirs"]
+    with safe_path():
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 1
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+    with safe_path():
+        pass
+    assert os.environ["PYTHONSAFEPATH"] == ""

@@ -11,10 +11,12 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.objects import WorkPool
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
@@ -23,8 +25,9 @@ from prefect.utilities.templating import find_placeholders
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 from processes import PrefectServer, Process, wait_until
 
+from infra.stack.errors import StackError
 from infra.stack.parts import POOL
-from infra.stack.register import pool_template
+from infra.stack.register import close_pool, pool_template
 
 TINY = {"study": "digits-depth", "width": [16], "depth": [2], "seeds": 2, "epochs": 2, "alphas": 3}
 
@@ -76,6 +79,14 @@ def test_the_server_refuses_every_job_variable(kind: str):
 def test_the_template_has_no_place_for_a_variable():
     assert find_placeholders(pool_template()) == set()
     assert "env" not in pool_template()["job_configuration"]
+
+
+def test_a_pool_of_another_type_is_left_alone_in_a_sentence():
+    client = Mock(**{"read_work_pool.return_value": WorkPool(name=POOL, type="kubernetes")})
+    with pytest.raises(StackError, match="the work pool repairlab is of type kubernetes, and ours starts processes"):
+        close_pool(client)
+    client.update_work_pool.assert_not_called()
+    client.create_work_pool.assert_not_called()
 
 
 class Pool:
