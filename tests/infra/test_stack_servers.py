@@ -202,10 +202,11 @@ def test_a_database_that_stays_away_ends_a_run_in_a_sentence_and_the_same_comman
     stack: Stack, tmp_path: Path, environment: dict[str, str], undisturbed: dict[str, pd.DataFrame]
 ):
     store = Store(str(tmp_path / "store"))
-    with run_study(tmp_path, store, **environment) as run:
+    # It asks again for seconds instead of minutes.
+    with run_study(tmp_path, store, **environment, PREFECT_CLIENT_MAX_RETRIES="2") as run:
         wait_until(lambda: count(store, "endpoints/") or not run.is_running)
         kill_database(stack)
-        assert run.wait(900) == 1
+        assert run.wait() == 1
         assert "repairlab: the Prefect server fails (500 Internal Server Error), most likely" in run.output()
         assert "Traceback" not in run.output()
     assert stack.call("up").startswith("started PostgreSQL")
