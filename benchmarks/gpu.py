@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from infra.lifeline import begin_worker
 from tasks.science.augmentation import TrainImages, draw_views
 from tasks.science.curves import Splits, evaluate_splits, measure_path, measure_side
 from tasks.science.examples import Dataset, Examples
@@ -169,6 +170,7 @@ def train_beside_others(
     rank: int, cell: Cell, dataset: Dataset, seeds: Sequence[int], device: str, at_once: Any
 ) -> None:
     """Trains `seeds` in a process of its own, together with others: seconds per epoch go to `at_once`."""
+    begin_worker()
     begin, seconds = at_once
     torch.set_num_threads(1)
     on = torch.device(device)

@@ -30,6 +30,7 @@ from processes import DaskCluster, PrefectServer, wait_until
 import flows.study
 from flows.options import OwnStudy, StudyOptions
 from infra.dask import count_workers
+from infra.lifeline import begin_worker
 from infra.runners import use_one_thread
 from infra.settings import Settings
 from infra.storage import Store
@@ -43,6 +44,12 @@ N_WORKERS = 2
 N_SEEDS = 4
 UNITS_PER_CELL = N_SEEDS + 6 * 3
 """Six pairs, each with a direct, an aligned and a repaired path."""
+
+
+def begin_stub_worker() -> None:
+    """What a worker process begins with."""
+    begin_worker()
+    install_stub()
 
 
 def install_stub() -> None:
@@ -109,7 +116,7 @@ def run_one(runner: str, n_units: int, scheduler: str | None) -> dict[str, Any]:
     flows.study.gather.fn = gathered
     if runner == "processes":
         flows.study.make_runner = lambda settings: ProcessPoolTaskRunner(  # pyright: ignore
-            max_workers=settings.workers, initializer=install_stub
+            max_workers=settings.workers, initializer=begin_stub_worker
         )
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(store=folder, runner=runner, workers=N_WORKERS, scheduler=scheduler)

@@ -27,6 +27,7 @@ import psutil
 import torch
 from prefect.task_runners import ProcessPoolTaskRunner
 
+from infra.lifeline import begin_worker
 from infra.runners import use_one_thread
 
 LOG = "REPAIRLAB_PROFILE_LOG"
@@ -95,6 +96,12 @@ def install() -> None:
     write_span("start", psutil.Process().create_time(), 0.0)
 
 
+def begin_timed_worker() -> None:
+    """What a worker process begins with."""
+    begin_worker()
+    install()
+
+
 def run_study(words: dict[str, Any], folder: Path) -> None:
     import flows.cli
     import flows.report
@@ -105,7 +112,7 @@ def run_study(words: dict[str, Any], folder: Path) -> None:
     flows.study.find_request = timed("begin", flows.study.find_request)
     flows.study.run_study = timed("with Prefect", flows.study.run_study)
     flows.study.make_runner = lambda settings: ProcessPoolTaskRunner(  # pyright: ignore
-        max_workers=settings.workers, initializer=install
+        max_workers=settings.workers, initializer=begin_timed_worker
     )
     flows.cli.run("mlp-width", store=str(folder / "store"), dataset=["fashion_mnist"], yes=True, **words)
 

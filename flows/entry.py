@@ -23,7 +23,7 @@ def main() -> None:
     from infra.interrupt import end_when_stopped
 
     end_when_stopped(GOES_ON if sys.argv[1:2] and sys.argv[1] in _KEEPS_WHAT_IS_FINISHED else STARTS_OVER)
-    # Of log lines that a Prefect server does not take, it would be told in the middle of another line.
+    # Prefect reports log lines that its server does not take on standard error, in the middle of other lines.
     logging.raiseExceptions = False
     from flows.cli import main as run_command
 

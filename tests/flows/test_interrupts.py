@@ -48,8 +48,9 @@ def assert_said(process: Process, sentence: str) -> None:
 
 @linux
 @pytest.mark.parametrize("words", [("run", *STUDY), ("demo",), ("studies",), ("report", "x"), ("du",), ("--help",)])
-def test_the_first_moment_of_any_command(tmp_path: Path, words: tuple[str, ...]):
-    with Process(tmp_path / "log", "repairlab", *words, REPAIRLAB_STORE=str(tmp_path / "store")) as process:
+@pytest.mark.parametrize("command", [("repairlab",), ("python", "-m", "flows.entry")], ids=lambda words: words[0])
+def test_the_first_moment_of_any_command(tmp_path: Path, command: tuple[str, ...], words: tuple[str, ...]):
+    with Process(tmp_path / "log", *command, *words, REPAIRLAB_STORE=str(tmp_path / "store")) as process:
         wait_until(lambda: first_moment(process, Store(str(tmp_path / "store"))), every=0)
         assert_said(process, GOES_ON if words[0] in ("run", "demo") else STARTS_OVER)
 

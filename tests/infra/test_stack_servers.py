@@ -161,59 +161,6 @@ def test_up_again_starts_nothing(stack: Stack):
     assert stack.state == before
 
 
-DOWN_SECONDS = 25
-
-
-def kill_database(stack: Stack) -> None:
-    end(family(stack.state.processes["postgres"]), signal.SIGKILL, 5)
-
-
-@pytest.fixture(scope="module")
-def environment(stack: Stack) -> dict[str, str]:
-    """Of a run that tells the stack's Prefect server, and keeps its store elsewhere."""
-    given = parts.secret_environment(stack.state, stack.credentials)
-    return {name: given[name] for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> dict[str, pd.DataFrame]:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    store = Store(str(folder / "store"))
-    finish_study(folder, store, **environment)
-    return read_tables(store)
-
-
-def test_a_database_that_is_away_for_a_while_delays_a_run_and_up_brings_it_back(
-    stack: Stack, tmp_path: Path, environment: dict[str, str], undisturbed: dict[str, pd.DataFrame]
-):
-    store = Store(str(tmp_path / "store"))
-    with run_study(tmp_path, store, **environment) as run:
-        wait_until(lambda: count(store, "endpoints/") or not run.is_running)
-        kill_database(stack)
-        time.sleep(DOWN_SECONDS)
-        assert run.is_running, run.output()
-        assert stack.call("up").startswith("started PostgreSQL")
-        assert run.wait() == 0, run.output()[-3000:]
-        assert "Traceback" not in run.output()
-    assert_same_tables(read_tables(store), undisturbed)
-    assert stack.call("status").count("running ") == 6
-
-
-def test_a_database_that_stays_away_ends_a_run_in_a_sentence_and_the_same_command_goes_on(
-    stack: Stack, tmp_path: Path, environment: dict[str, str], undisturbed: dict[str, pd.DataFrame]
-):
-    store = Store(str(tmp_path / "store"))
-    with run_study(tmp_path, store, **environment) as run:
-        wait_until(lambda: count(store, "endpoints/") or not run.is_running)
-        kill_database(stack)
-        assert run.wait(900) == 1
-        assert "repairlab: the Prefect server fails (500 Internal Server Error), most likely" in run.output()
-        assert "Traceback" not in run.output()
-    assert stack.call("up").startswith("started PostgreSQL")
-    finish_study(tmp_path, store, **environment)
-    assert_same_tables(read_tables(store), undisturbed)
-
-
 def test_deployments_name_no_folder_of_this_machine_and_their_form_offers_what_there_is(stack: Stack):
     from flows.presets import PRESETS
 
@@ -297,6 +244,60 @@ def test_missed_runs_do_not_pile_up_and_up_starts_the_worker_again(stack: Stack)
             time.sleep(0.5)
         names = sorted(client.read_flow_run(run).state.name for run in missed)
     assert names == ["Cancelled", "Cancelled", "Completed"]
+
+
+DOWN_SECONDS = 25
+
+
+def kill_database(stack: Stack) -> None:
+    end(family(stack.state.processes["postgres"]), signal.SIGKILL, 5)
+
+
+@pytest.fixture(scope="module")
+def environment(stack: Stack) -> dict[str, str]:
+    """Of a run that tells the stack's Prefect server, and keeps its store elsewhere."""
+    given = parts.secret_environment(stack.state, stack.credentials)
+    return {name: given[name] for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> dict[str, pd.DataFrame]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    store = Store(str(folder / "store"))
+    finish_study(folder, store, **environment)
+    return read_tables(store)
+
+
+def test_a_database_that_is_away_for_a_while_delays_a_run_and_up_brings_it_back(
+    stack: Stack, tmp_path: Path, environment: dict[str, str], undisturbed: dict[str, pd.DataFrame]
+):
+    store = Store(str(tmp_path / "store"))
+    with run_study(tmp_path, store, **environment) as run:
+        wait_until(lambda: count(store, "endpoints/") or not run.is_running)
+        kill_database(stack)
+        time.sleep(DOWN_SECONDS)
+        assert run.is_running, run.output()
+        assert stack.call("up").startswith("started PostgreSQL")
+        assert run.wait() == 0, run.output()[-3000:]
+        assert "Traceback" not in run.output()
+    assert_same_tables(read_tables(store), undisturbed)
+    assert stack.call("status").count("running ") == 6
+
+
+def test_a_database_that_stays_away_ends_a_run_in_a_sentence_and_the_same_command_goes_on(
+    stack: Stack, tmp_path: Path, environment: dict[str, str], undisturbed: dict[str, pd.DataFrame]
+):
+    store = Store(str(tmp_path / "store"))
+    # It asks again for seconds instead of minutes.
+    with run_study(tmp_path, store, **environment, PREFECT_CLIENT_MAX_RETRIES="2") as run:
+        wait_until(lambda: count(store, "endpoints/") or not run.is_running)
+        kill_database(stack)
+        assert run.wait() == 1
+        assert "repairlab: the Prefect server fails (500 Internal Server Error), most likely" in run.output()
+        assert "Traceback" not in run.output()
+    assert stack.call("up").startswith("started PostgreSQL")
+    finish_study(tmp_path, store, **environment)
+    assert_same_tables(read_tables(store), undisturbed)
 
 
 def test_down_leaves_nothing_and_no_stranger_is_touched(stack: Stack):
