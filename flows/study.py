@@ -9,7 +9,8 @@ interrupted goes on where it was.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path as Folder
@@ -37,9 +38,9 @@ from flows.report import report
 from flows.work import Submitted, Work
 from infra.runners import Routing, ServerError, check_runner, make_runner, prefect_api, safe_path, telling_of_the_api
 from infra.settings import Settings
-from infra.storage import Store, StoreError
+from infra.storage import Store, StoreError, UnreachableError
 from tasks.align import align
-from tasks.artifacts import has_match, has_path, joint_members, missing_checkpoints, trained_members
+from tasks.artifacts import has_match, has_path, joint_members, missing_checkpoints, missing_seeds, trained_members
 from tasks.datasets import load_dataset, published_shape
 from tasks.ensemble import ensemble
 from tasks.gather import gather
@@ -112,40 +113,73 @@ def carry_out(options: StudyOptions, settings: Settings) -> StudyResult:
             raise DataError(str(error)) from error
     save_request(store, request)
     tag_run(request, options.size)
-    with progress_artifacts(request.study) as artifacts, show_stages(artifacts, quiet=settings.quiet) as stages:
-        work = Work(stages, Routing.of(settings))
-        for sentence in lacking:
-            work.report(sentence)
-        training = train_endpoints(work, request, store, settings)
-        stages.settle()
-        failures: dict[str, str] = {}
-        matching: list[tuple[Cell, list[Merge], list[Submitted]]] = []
-        for cells, groups in training:
-            for seeds, submitted in groups:
-                if failure := work.wait(submitted).failure:
-                    failures |= {Endpoint(cell, seed).id: failure for cell in cells for seed in seeds}
-            trained = [submitted for _, submitted in groups]
-            for cell in (cell for cell in cells if cell in request.cells):
-                merges = request.merges(cell, trained_members(store, request, cell))
-                matching.append((cell, merges, align_pairs(work, merges, trained, store, data_dir)))
-        stages.settle()
-        measuring: list[Submitted] = []
-        carried = task_seconds(measuring_seconds(request), settings.workers)
-        for cell, merges, aligning in matching:
-            for submitted in aligning:
-                for stopped in work.wait(submitted).result or []:
-                    work.report(stopped)
-            usable = [merge for merge in merges if has_match(store, merge)]
-            paths = request.paths(usable, joint_members(store, request, cell))
-            measuring += measure_paths(work, paths, carried, aligning, store, data_dir)
-        stages.settle()
-        for submitted in measuring:
-            work.wait(submitted)
-    tables = gather.with_options(task_run_name=f"gather {request.study}")(request.study, store, failures)
-    page = report.with_options(task_run_name=f"report {request.study}")(request.study, store)
+    with lasting(store, request) as check_kept:
+        with progress_artifacts(request.study) as artifacts, show_stages(artifacts, quiet=settings.quiet) as stages:
+            work = Work(stages, Routing.of(settings))
+            for sentence in lacking:
+                work.report(sentence)
+            training = train_endpoints(work, request, store, settings)
+            stages.settle()
+            failures: dict[str, str] = {}
+            matching: list[tuple[Cell, list[Merge], list[Submitted]]] = []
+            for cells, groups in training:
+                for seeds, submitted in groups:
+                    if failure := work.wait(submitted).failure:
+                        failures |= {Endpoint(cell, seed).id: failure for cell in cells for seed in seeds}
+                trained = [submitted for _, submitted in groups]
+                for cell in (cell for cell in cells if cell in request.cells):
+                    merges = request.merges(cell, trained_members(store, request, cell))
+                    matching.append((cell, merges, align_pairs(work, merges, trained, store, data_dir)))
+                check_kept(cells, failures)
+            stages.settle()
+            measuring: list[Submitted] = []
+            carried = task_seconds(measuring_seconds(request), settings.workers)
+            for cell, merges, aligning in matching:
+                for submitted in aligning:
+                    for stopped in work.wait(submitted).result or []:
+                        work.report(stopped)
+                usable = [merge for merge in merges if has_match(store, merge)]
+                paths = request.paths(usable, joint_members(store, request, cell))
+                measuring += measure_paths(work, paths, carried, aligning, store, data_dir)
+            stages.settle()
+            for submitted in measuring:
+                work.wait(submitted)
+        check_kept([], failures)
+        tables = gather.with_options(task_run_name=f"gather {request.study}")(request.study, store, failures)
+        page = report.with_options(task_run_name=f"report {request.study}")(request.study, store)
     if work.problems:
         raise UnfinishedError(work.problems)
     return StudyResult(tables, page)
+
+
+@contextmanager
+def lasting(store: Store, request: Request) -> Generator[Callable[[Iterable[Cell], Collection[str]], None]]:
+    """Raises StoreError where what a study has finished goes from its store before the study is gathered. What is given
+    looks whether the request is still there, and those endpoints of cells that have not failed."""
+    gone = StoreError(
+        f"the store {store.url} was emptied, or lost some of its files, while {request.study} ran, so nothing is "
+        "reported: the same command makes again what is gone"
+    )
+
+    def check_kept(cells: Iterable[Cell], failures: Collection[str]) -> None:
+        lost = any(
+            Endpoint(cell, seed).id not in failures
+            for cell in cells
+            for seed in missing_seeds(store, cell, request.seeds)
+        )
+        if lost or not store.own.exists(request_key(request.study, request.id)):
+            raise gone
+
+    try:
+        yield check_kept
+    except FileNotFoundError as error:
+        raise gone from error
+    except UnreachableError:
+        raise
+    except Exception:  # Whatever comes of half a store is explained by that.
+        check_kept([], [])
+        raise
+    check_kept([], [])
 
 
 def find_request(options: StudyOptions, store: Store, data_dir: Folder) -> tuple[Request, list[str]]:

@@ -17,8 +17,8 @@ from processes import Process
 from flows.cli import main
 from flows.options import StudyOptions, read_study
 from flows.results import open_study
-from infra.paths import request_key
 from infra.storage import Store
+from tasks.requests import save_request
 from tasks.science.recipe import Recipe
 from tasks.science.request import Request
 from tasks.science.specs import Cell
@@ -298,7 +298,7 @@ def hostile(tmp_path: Path, module: str, blobs, monkeypatch: pytest.MonkeyPatch)
     run_all(store, request)
     cell = dataclasses.replace(request.cells[0], architecture=f"{module}:build", graph="0" * 64)
     theirs = Request("test", (cell,), (0, 1), ("none",), ("none",), request.measurements)
-    store.create(request_key("test", theirs.id), theirs.to_json().encode())
+    save_request(store, theirs)
     return store
 
 
