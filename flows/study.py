@@ -36,6 +36,7 @@ from flows.prefect_page import progress_artifacts, tag_run
 from flows.progress import show_stages
 from flows.report import report
 from flows.work import Submitted, Work
+from infra.paths import request_key
 from infra.runners import Routing, ServerError, check_runner, make_runner, prefect_api, safe_path, telling_of_the_api
 from infra.settings import Settings
 from infra.storage import Store, StoreError, UnreachableError

@@ -35,6 +35,18 @@ if TYPE_CHECKING:
     from infra.own_server import OwnServer
 
 
+class OneThreadEach(ThreadPoolTaskRunner[Any]):
+    """Threads of this process that compute with one torch thread each.
+
+    The number of torch threads is kept for every thread: a new one has as many as there are cores until it is told
+    otherwise, and a convolution that is its first operation is then computed by all of them, to other last digits.
+    """
+
+    def _register_worker_thread(self) -> None:
+        super()._register_worker_thread()
+        use_one_thread()
+
+
 def make_runner(settings: Settings) -> TaskRunner[Any]:
     """The runner that `settings` name, with as many workers as they say, which report to the Prefect API of here."""
     if settings.runner == "dask":
@@ -44,7 +56,7 @@ def make_runner(settings: Settings) -> TaskRunner[Any]:
         return make_dask_runner(settings.scheduler, settings.workers, n_gpus)
     if settings.runner == "threads":
         use_one_thread()
-        return ThreadPoolTaskRunner(max_workers=settings.workers)
+        return OneThreadEach(max_workers=settings.workers)
     api_url = get_current_settings().api.url
     return ProcessPoolTaskRunner(max_workers=settings.workers, initializer=_begin_worker, initargs=(api_url,))
 
@@ -155,7 +167,7 @@ def lost_its_worker(error: BaseException) -> bool:
 
 
 def use_one_thread() -> None:
-    """Sets this process to one intra-op thread."""
+    """Set the number of torch threads of this thread to one."""
     torch.set_num_threads(1)
 
 

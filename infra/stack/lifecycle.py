@@ -77,7 +77,7 @@ def up(settings: StackSettings) -> list[str]:
                 _end_part(state, part.name, part)
             folder.write_state(state)
             raise
-        return [part.title for part in begun]
+        return [part.title for part in parts if part in begun]
 
 
 def _any_runs(state: State) -> bool:

@@ -84,6 +84,34 @@ class Client:
             raise RuntimeError("Failed to reach API")
 
 
+FIRST_CONVOLUTION = """
+import os, torch
+from infra.runners import make_runner
+from infra.settings import Settings
+from prefect import flow, task
+
+layer, images = torch.nn.Conv2d(8, 8, 3), torch.randn(16, 8, 16, 16)
+
+@task
+def convolve():
+    before = len(os.listdir("/proc/self/task"))
+    layer(images)
+    return len(os.listdir("/proc/self/task")) - before
+
+runner = make_runner(Settings(runner="threads", workers=1))
+with runner:
+    runner._executor.submit(lambda: print(convolve.fn())).result()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted on Linux")
+def test_the_first_convolution_of_a_new_thread_is_computed_by_that_thread_alone():
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", FIRST_CONVOLUTION]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout == "0\n"
+
+
 def test_a_worker_waits_for_the_prefect_server_before_its_first_task(monkeypatch):
     client = Client()
     monkeypatch.setattr(runners, "get_client", lambda **_: client)
