@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from infra.storage import Store
+from infra.storage import RUN_AGAIN, Store
 
 _MARK = b"repairlab-sha256:"
 _BLANK = b"0" * 64
@@ -54,11 +54,11 @@ def _digest(data: bytes, start: int, key: str) -> bytes:
     return digest.hexdigest().encode()
 
 
-def read_sealed(store: Store, key: str) -> bytes:
+def read_sealed(store: Store, key: str, remedy: str = RUN_AGAIN) -> bytes:
     """Return the content of a sealed file. Raises DamagedError where it is not what was written there."""
     data = store.read(key)
     if (reason := find_damage(data, key)) is not None:
-        raise store.damaged(key, reason)
+        raise store.damaged(key, reason, remedy)
     return data
 
 
@@ -67,14 +67,14 @@ def pack_document(key: str, fields: Mapping[str, Any]) -> bytes:
     return seal(json.dumps({**fields, "digest": SLOT}, indent=1, sort_keys=True).encode(), key)
 
 
-def read_document(store: Store, key: str) -> dict[str, Any]:
+def read_document(store: Store, key: str, remedy: str = RUN_AGAIN) -> dict[str, Any]:
     """Return the fields of a sealed JSON file. Raises DamagedError where it is none."""
-    data = read_sealed(store, key)
+    data = read_sealed(store, key, remedy)
     try:
         fields = json.loads(data)
         del fields["digest"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise store.damaged(key, "it is no JSON document of repairlab") from error
+        raise store.damaged(key, "it is no JSON document of repairlab", remedy) from error
     return fields
 
 

@@ -47,6 +47,9 @@ PROTOCOLS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
 
 _WAITS_SECONDS = (0.2, 0.5, 1.0, 2.0)
 
+RUN_AGAIN = "run the study again to make it anew"
+"""What makes a file anew that was deleted."""
+
 T = TypeVar("T")
 
 
@@ -134,12 +137,12 @@ class Store:
         filesystem, _ = self._filesystem
         return self._full(key) if self.is_local else str(filesystem.unstrip_protocol(self._full(key)))
 
-    def damaged(self, key: str, reason: str) -> DamagedError:
-        """Return the error for a file that cannot be used, with the way out."""
+    def damaged(self, key: str, reason: str, remedy: str = RUN_AGAIN) -> DamagedError:
+        """Return the error for a file that cannot be used, with the way out: to delete it and do what `remedy` says."""
         place = self.locate(key)
         if self.upstream is not None and not self.own.exists(key):
             return DamagedError(f"{place}, upstream, is damaged ({reason}): leave out --upstream to make your own")
-        return DamagedError(f"{place} is damaged ({reason}): delete it and run the study again to make it anew")
+        return DamagedError(f"{place} is damaged ({reason}): delete it and {remedy}")
 
     def version(self, key: str) -> str | None:
         """Return what changes whenever `key` is written again; None where it is not there. Never of an upstream."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
-from infra.lifeline import begin_worker
 from tasks.published import DataError
 from tasks.science.crops import crop_boxes
 from tasks.science.examples import EVALUATION_SIDE, Dataset, FileExamples, Scaling
@@ -270,5 +271,14 @@ def _as_they_are(decoded: Decoded) -> Decoded:
 
 def _begin_worker(_worker: int) -> None:
     torch.set_num_threads(1)
-    # Else it would wait for ever for somebody to take the images that it has decoded.
-    begin_worker()
+    # Ctrl-C reaches every process of a terminal; the parent decides what it means, and ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process once its parent is gone, however that ended: else it would wait for ever for somebody to take
+    the images that it has decoded. Not by way of infra, without which data sets are read."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)

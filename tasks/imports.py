@@ -26,6 +26,8 @@ from tasks.science.training import Training, TrainingState, judge
 MOST = 2**31 - 1
 """The largest seed, width or depth of what is imported."""
 
+_IMPORT_AGAIN = "import the weights again"
+
 
 def save_import(
     store: Store, study: str, endpoint: Endpoint, network: nn.Module, state: State, dataset: Dataset
@@ -68,13 +70,13 @@ def read_imports(store: Store, study: str) -> list[Endpoint]:
 def read_import(store: Store, study: str, endpoint_id: str) -> Endpoint:
     """Return one of `read_imports`. Raises DamagedError where the file is none that `save_import` writes."""
     key = import_key(study, endpoint_id)
-    fields = read_document(store, key)
+    fields = read_document(store, key, _IMPORT_AGAIN)
     try:
         endpoint = Endpoint(read_cell(fields["cell"]), fields["seed"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise store.damaged(key, f"it is no import: {error}") from error
+        raise store.damaged(key, f"it is no import: {error}", _IMPORT_AGAIN) from error
     cell = endpoint.cell
     is_import = cell.origin is not None and cell.origin.name == study and (cell.epoch, cell.spawn) == (None, None)
     if not is_import or not is_whole(endpoint.seed, 0, MOST) or endpoint.id != endpoint_id:
-        raise store.damaged(key, f"it is of no endpoint of {study}")
+        raise store.damaged(key, f"it is of no endpoint of {study}", _IMPORT_AGAIN)
     return endpoint

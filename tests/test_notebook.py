@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pyarrow as pa
 import pytest
 from object_storage import BUCKET, ObjectStorage
 from s3fs import S3FileSystem
 
+from infra.paths import table_key
 from infra.storage import Store
+from infra.tables import Column, open_table, write_table
+from tasks.schema import BARRIERS
 
 # One study and one S3 server for all of these tests.
 pytestmark = pytest.mark.xdist_group("notebook")
@@ -108,8 +112,11 @@ def test_a_table_that_differs_on_s3_stops_the_notebook(store: Store, on_s3: dict
     other = Store(str(tmp_path / "other"))
     for name in store.names("studies/factors"):
         if name.endswith(".parquet"):
-            source = "paths" if name == "barriers.parquet" else name.removesuffix(".parquet")
-            other.create(f"studies/factors/{name}", store.read(f"studies/factors/{source}.parquet"))
+            other.create(f"studies/factors/{name}", store.read(f"studies/factors/{name}"))
+    key = table_key("factors", "barriers")
+    frame, provenance = open_table(store, key)
+    own = {name: Column(pa.Array.from_pandas(frame[name]).type, "") for name in frame if name not in BARRIERS.columns}
+    write_table(other, key, BARRIERS, frame.assign(loss_barrier=frame["loss_barrier"] + 1), provenance, **own)
     to = tmp_path / "executed.ipynb"
     ran = run(sys.executable, "docs/analysis.py", to, REPAIRLAB_STORE=other.url, **on_s3)
     assert ran.returncode != 0

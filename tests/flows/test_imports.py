@@ -16,6 +16,7 @@ import torch
 
 from flows.cli import main
 from infra.paths import import_key, table_key
+from infra.sealing import pack_document
 from infra.storage import DamagedError, Store
 from infra.tables import read_table
 from tasks import datasets
@@ -247,7 +248,7 @@ def test_code_that_only_a_store_names_is_never_run(own: str, call):
     key = import_key("mine", endpoint.id)
     hostile = json.loads(store.read(key))
     hostile["cell"]["architecture"] = "antigravity:fly"
-    store.replace(key, json.dumps(hostile).encode())
+    store.replace(key, pack_document(key, hostile))
     with pytest.raises(DamagedError, match="is of no endpoint of mine"):
         read_imports(store, "mine")
     assert call("run", "mine", *words(own), "--dry-run")[0] == 1
@@ -288,8 +289,9 @@ def test_a_manifest_that_import_did_not_write_is_a_sentence(own: str, call):
     hostile += [changed(origin={"name": "mine", "known": ["nothing"]}), json.dumps({**good, "seed": -1})]
     hostile += [json.dumps({**good, "seed": 1e999}), json.dumps({**good, "seed": True}), "[" * 100_000, "{}", "7"]
     for text in hostile:
-        store.replace(key, text.encode())
-        with pytest.raises(DamagedError, match="delete it, import again"):
+        sealed = pack_document(key, json.loads(text)) if text.startswith('{"') else text.encode()
+        store.replace(key, sealed)
+        with pytest.raises(DamagedError, match=r"is damaged .*: delete it and import the weights again"):
             read_imports(store, "mine")
 
 

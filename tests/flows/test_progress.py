@@ -182,7 +182,7 @@ def test_bars_that_are_ended_leave_the_cursor_and_draw_no_more(stages: Stages):
 def test_a_process_that_is_stopped_ends_the_bars_first(monkeypatch: pytest.MonkeyPatch):
     farewells: list[Callable[[], None]] = []
     monkeypatch.setattr(interrupt, "_farewells", farewells)
-    monkeypatch.setattr("flows.progress.Console", lambda **_: Console(file=io.StringIO(), force_terminal=True))
+    monkeypatch.setattr("flows.progress.make_console", lambda **_: Console(file=io.StringIO(), force_terminal=True))
     with show_stages():
         (farewell,) = farewells
         assert isinstance(farewell.__self__, Bars)
