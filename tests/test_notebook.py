@@ -91,6 +91,7 @@ def on_s3(store: Store, object_storage: ObjectStorage) -> dict[str, str]:
     return {"REPAIRLAB_S3_STORE": there.url, **object_storage.environment}
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_the_notebook_shows_the_study_in_a_folder_and_on_s3(store: Store, on_s3: dict[str, str], tmp_path: Path):
     to = tmp_path / "executed.ipynb"
@@ -107,6 +108,7 @@ def test_the_notebook_shows_the_study_in_a_folder_and_on_s3(store: Store, on_s3:
     assert float(computed) == pytest.approx(float(tabled), abs=0.006), "two test images of 360"
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_a_table_that_differs_on_s3_stops_the_notebook(store: Store, on_s3: dict[str, str], tmp_path: Path):
     other = Store(str(tmp_path / "other"))

@@ -145,7 +145,15 @@ def test_a_run_that_measures_for_long_does_not_keep_another_from_gathering(
     assert_all_of(store, faster)
 
 
-@pytest.mark.parametrize("name", ["read_gathering", "make_charts", "render", "seal_page"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("read_gathering", marks=pytest.mark.slow),
+        "make_charts",
+        pytest.param("render", marks=pytest.mark.slow),
+        "seal_page",
+    ],
+)
 def test_a_page_is_of_the_newest_tables(
     store: Store, slower: Run, faster: Run, monkeypatch: pytest.MonkeyPatch, name: str
 ):

@@ -210,6 +210,7 @@ def test_the_number_of_decoding_processes_changes_no_bit_and_draws_nothing(image
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader")
+@pytest.mark.slow
 def test_images_are_decoded_inside_a_worker_as_the_flow_has_them(images: FolderImages):
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -217,6 +218,7 @@ def test_images_are_decoded_inside_a_worker_as_the_flow_has_them(images: FolderI
     assert found == _digest(images)
 
 
+@pytest.mark.slow
 def test_a_process_that_may_have_no_children_decodes_by_itself(images: FolderImages):
     with multiprocessing.get_context("spawn").Pool(1) as pool:  # Its workers are daemons.
         assert pool.apply(_digest, (dataclasses.replace(images, n_workers=2),)) == _digest(images)
