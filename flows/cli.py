@@ -22,6 +22,7 @@ import typer
 
 from flows.terminal import make_console, say, tell
 from infra.paths import report_key, table_key
+from infra.sealing import read_sealed
 from infra.settings import DEVICES, RUNNERS, Settings, load_settings
 from infra.storage import Store, StoreError
 from infra.text import one_line
@@ -315,11 +316,12 @@ def _open_page(store: Store, study: str) -> None:
     import tempfile
     import webbrowser
 
+    data = read_sealed(store, report_key(study))
     where = store.locate(report_key(study))
     page = Path(where)
     if "://" in where:
         page = Path(tempfile.mkdtemp(prefix="repairlab-")) / f"{study}.html"
-        page.write_bytes(store.read(report_key(study)))
+        page.write_bytes(data)
     say(str(page))
     if not webbrowser.open(page.absolute().as_uri()):
         say("repairlab: there is no browser here; the page is the file above", err=True)

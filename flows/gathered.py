@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from infra.paths import table_key
+from infra.paths import study_prefix, table_key
 from infra.storage import Store, StoreError
 from infra.tables import open_table, read_table
 from tasks import schema
@@ -17,7 +17,7 @@ from tasks.science.identity import safe_name
 TABLES = {table.name: table for table in schema.TABLES}
 
 _WRITING_SECONDS = 20.0
-"""For how long tables that another run is writing are waited for."""
+"""For how long no table may be written until a run that writes them counts as gone."""
 
 
 def has_tables(store: Store, study: str) -> bool:
@@ -47,19 +47,25 @@ def read_gathered(store: Store, study: str, name: str) -> pd.DataFrame:
 def read_gathering(store: Store, study: str) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """Return all tables of a study and their provenance, once all of them come from one gathering.
 
-    Raises StoreError where they do not, for longer than it takes to write them: a run was killed as it wrote some.
+    Raises StoreError where they do not, and stand still: a run was killed as it wrote some.
     """
-    begun = time.monotonic()
+    versions: dict[str, str] | None = None
+    last_change = 0.0
     while True:
-        read = {name: open_table(store, table_key(study, name), table) for name, table in TABLES.items()}
-        tables = {name: frame for name, (frame, _) in read.items()}
-        gatherings = {provenance.get("gathering"): provenance for _, provenance in read.values()}
-        if len(gatherings) == 1:
-            return tables, next(iter(gatherings.values()))
-        if time.monotonic() - begun > _WRITING_SECONDS:
-            raise StoreError(
-                f"the tables of {study} in {store.url} come from {len(gatherings)} runs, one of which was stopped as "
-                f"it wrote them: the same `repairlab run {study}` command again makes them anew, and trains nothing "
-                "that is there"
-            )
+        if (found := store.own.versions(study_prefix(study))) != versions:
+            versions, last_change = found, time.monotonic()
+            read = {name: open_table(store, table_key(study, name), table) for name, table in TABLES.items()}
+            gatherings = {provenance.get("gathering"): provenance for _, provenance in read.values()}
+            if len(gatherings) == 1:
+                return {name: frame for name, (frame, _) in read.items()}, next(iter(gatherings.values()))
+        elif time.monotonic() - last_change > _WRITING_SECONDS:
+            raise mixed_tables(store, study)
         time.sleep(0.5)
+
+
+def mixed_tables(store: Store, study: str) -> StoreError:
+    """Return the error for tables of which some are of another gathering than the rest."""
+    return StoreError(
+        f"the tables of {study} in {store.url} come from more than one run, one of which was stopped as it wrote them: "
+        f"the same `repairlab run {study}` command again makes them anew, and trains nothing that is there"
+    )

@@ -28,6 +28,7 @@ from flows.stages import Stage, Watcher
 from flows.summary import summarise_ablation, tabulate_left_out
 from infra.paths import figure_key
 from infra.runners import is_watched, lost_the_api, run_logger
+from infra.sealing import read_png
 from infra.storage import Store
 from infra.text import one_line
 from tasks.science.request import Request
@@ -179,7 +180,7 @@ def describe_report(store: Store, study: str, where: str) -> str:
     into a bucket."""
     lines: list[str] = []
     if store.exists(figure_key(study, "barriers")):
-        figure = base64.b64encode(store.read(figure_key(study, "barriers"))).decode()
+        figure = base64.b64encode(read_png(store, figure_key(study, "barriers"))).decode()
         lines.append(f"![barriers](data:image/png;base64,{figure})")
     command = shlex.join(["repairlab", "report", study, "--store", store.url, "--open"])
     lines += [f"The whole report is `{where}`. Where repairlab is installed, this opens it:", f"```sh\n{command}\n```"]

@@ -38,7 +38,7 @@ from infra.paths import figure_key, report_key
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.sealing import seal_page, seal_png
 from infra.storage import Store
-from tasks.gather import StudyTables
+from tasks.gather import StudyTables, wait_until_still
 
 METRICS = ("accuracy_barrier", "loss_barrier", "midpoint_accuracy")
 """What barriers are looked at by."""
@@ -120,6 +120,7 @@ def write_report(store: Store, study: str) -> str:
     check_gathered(store, study, TABLES)
     while not _write_pages(store, study, StudyTables(store, study)):
         run_logger().info("%s was gathered anew meanwhile: its report is drawn again", study)
+        wait_until_still(store, study)
     return store.locate(report_key(study))
 
 

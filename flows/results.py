@@ -21,7 +21,7 @@ from torch import nn
 
 from flows.figures.ablation import chart_width
 from flows.figures.drawing import draw
-from flows.gathered import TABLES, has_tables
+from flows.gathered import TABLES, has_tables, mixed_tables
 from flows.trust import check_cell_code
 from infra.paths import table_key
 from infra.settings import load_settings
@@ -108,7 +108,10 @@ class StudyResults:
         """ValueError, naming those there are, for a table that there is not."""
         frame, provenance = open_table(self.store, self._key(name), TABLES[name])
         if provenance.get("gathering") != self.provenance.get("gathering"):
-            raise StoreError(f"{self.name} was gathered anew since it was opened: open it again")
+            now = read_provenance(self.store, table_key(self.name, "ablation"))
+            if now.get("gathering") == provenance.get("gathering"):
+                raise StoreError(f"{self.name} was gathered anew since it was opened: open it again")
+            raise mixed_tables(self.store, self.name)
         return frame
 
     def describe(self, name: str) -> pd.DataFrame:

@@ -24,12 +24,16 @@ def row_key(table: str, row_id: str) -> str:
     return f"rows/{table}/{row_id}.parquet"
 
 
+def study_prefix(study: str) -> str:
+    return f"studies/{study}"
+
+
 def table_key(study: str, table: str) -> str:
-    return f"studies/{study}/{table}.parquet"
+    return f"{study_prefix(study)}/{table}.parquet"
 
 
 def requests_prefix(study: str) -> str:
-    return f"studies/{study}/requests"
+    return f"{study_prefix(study)}/requests"
 
 
 def request_key(study: str, request_id: str) -> str:
@@ -37,15 +41,15 @@ def request_key(study: str, request_id: str) -> str:
 
 
 def report_key(study: str) -> str:
-    return f"studies/{study}/report.html"
+    return f"{study_prefix(study)}/report.html"
 
 
 def figure_key(study: str, figure: str) -> str:
-    return f"studies/{study}/figures/{figure}.png"
+    return f"{study_prefix(study)}/figures/{figure}.png"
 
 
 def imports_prefix(study: str) -> str:
-    return f"studies/{study}/imported"
+    return f"{study_prefix(study)}/imported"
 
 
 def import_key(study: str, endpoint_id: str) -> str:

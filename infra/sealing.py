@@ -88,6 +88,14 @@ def seal_png(picture: bytes, key: str) -> bytes:
     return picture[:-_PNG_END] + _png_chunk(picture, key) + picture[-_PNG_END:]
 
 
+def read_png(store: Store, key: str) -> bytes:
+    """Return a PNG file that `seal_png` sealed. Raises DamagedError where it is not what was written there."""
+    data = store.read(key)
+    if (reason := find_png_damage(data, key)) is not None:
+        raise store.damaged(key, reason)
+    return data
+
+
 def find_png_damage(data: bytes, key: str) -> str | None:
     """Return why `data` is not what `seal_png` sealed under `key`, or None where it is."""
     start = len(data) - _PNG_END - len(_png_chunk(b"", key))

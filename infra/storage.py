@@ -47,6 +47,9 @@ PROTOCOLS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
 
 _WAITS_SECONDS = (0.2, 0.5, 1.0, 2.0)
 
+_VERSION = ("ETag", "etag", "LastModified", "last_modified", "ino", "mtime", "size")
+"""What file systems tell of a file that changes when it is written again."""
+
 RUN_AGAIN = "run the study again to make it anew"
 """What makes a file anew that was deleted."""
 
@@ -144,14 +147,16 @@ class Store:
             return DamagedError(f"{place}, upstream, is damaged ({reason}): leave out --upstream to make your own")
         return DamagedError(f"{place} is damaged ({reason}): delete it and {remedy}")
 
-    def version(self, key: str) -> str | None:
-        """Return what changes whenever `key` is written again; None where it is not there. Never of an upstream."""
-        filesystem, full = self._filesystem[0], self._full(key)
+    def versions(self, prefix: str) -> dict[str, str]:
+        """Return, for every file directly in the folder `prefix` of this store itself, what changes whenever the file
+        is written again: one request, however many there are."""
+        filesystem, full = self._filesystem[0], self._full(prefix)
         try:
-            info = self._reach(lambda: filesystem.info(full))
-        except FileNotFoundError:
-            return None
-        return " ".join(str(info.get(name)) for name in ("ETag", "LastModified", "ino", "mtime", "size"))
+            entries = self._reach(lambda: filesystem.ls(full, detail=True))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        files = {Path(entry["name"]).name: entry for entry in entries if entry["type"] == "file"}
+        return {name: " ".join(str(entry.get(part)) for part in _VERSION) for name, entry in files.items()}
 
     def check_readable(self) -> None:
         """Raises StoreError where there is nothing that could be read, not even an empty folder."""

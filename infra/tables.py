@@ -132,9 +132,11 @@ def _read_rows(store: Store, key: str, table: Table, schema: pa.Schema) -> pa.Ta
 
 
 def _read_all(store: Store, key: str, *, use_threads: bool) -> pa.Table:
+    # Not within what follows: a store that does not answer is no damage.
+    file = _open(store, key)
     try:
         # For a file of a few rows `pyarrow.parquet.read_table` takes several times as long.
-        return _open(store, key).read(use_threads=use_threads)
+        return file.read(use_threads=use_threads)
     except (pa.ArrowException, OSError) as error:
         raise store.damaged(key, "not a whole Parquet file") from error
 
@@ -195,8 +197,9 @@ def read_provenance(store: Store, key: str) -> dict[str, Any]:
 
 
 def _schema(store: Store, key: str) -> pa.Schema:
+    file = _open(store, key)
     try:
-        return _open(store, key).schema_arrow
+        return file.schema_arrow
     except pa.ArrowException as error:
         raise store.damaged(key, "not a whole Parquet file") from error
 

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -18,9 +19,9 @@ import pandas as pd
 import torch
 from prefect import task
 
-from infra.paths import endpoint_key, row_key, table_key
+from infra.paths import endpoint_key, row_key, study_prefix, table_key
 from infra.runners import TASK_OPTIONS, run_logger
-from infra.storage import Store
+from infra.storage import Store, StoreError
 from infra.tables import Column, Table, read_rows, write_table
 from tasks import schema
 from tasks.ablation import summarise, tabulate_barriers
@@ -44,9 +45,16 @@ Frames = dict[str, pd.DataFrame]
 Record = dict[str, Any]
 
 
-_ROUNDS = 3
-"""How often rows that came while tables were made have them made again. Another run that is still measuring gathers
-them itself at its end; tables that such a run has written always count."""
+_ROUNDS = 2
+"""How often tables are made where rows come while that goes on. Another run that is still measuring gathers them itself
+at its end; tables that such a run has written always count."""
+
+_TRIES = 30
+"""How often, at most, tables are made where others go on writing them."""
+
+_STILL_SECONDS, _WAIT_SECONDS = 1.0, 30.0
+"""For how long tables have to stand still after another run has begun to write them before they are made again, and for
+how long that is waited for."""
 
 
 @task(**TASK_OPTIONS)
@@ -56,17 +64,22 @@ def gather(study: str, store: Store, failures: Mapping[str, str]) -> list[str]:
     Tables that another run of the study has written in the meantime are never replaced by older ones: what was read is
     then read again.
     """
-    rounds = 0
-    while True:
+    n_written = 0
+    for _ in range(_TRIES):
         tables = StudyTables(store, study)
         requests = read_requests(store, study)
         gathered = build_tables(store, study, list(requests.values()), failures)
-        written = _write_tables(tables, requests, gathered)
-        rounds += 1
-        if written and (rounds >= _ROUNDS or not gathered.has_grown(store)):
-            break
-    run_logger().info("%s: %d merges from %d requests", study, len(gathered.frames["merges"]), len(requests))
-    return [store.locate(key) for key in tables.keys]
+        if not _write_tables(tables, requests, gathered):
+            run_logger().info("%s is gathered by another run too: its tables are made again", study)
+            wait_until_still(store, study)
+            continue
+        n_written += 1
+        if n_written == _ROUNDS or not gathered.has_grown(store):
+            run_logger().info("%s: %d merges from %d requests", study, len(gathered.frames["merges"]), len(requests))
+            return [store.locate(table_key(study, table.name)) for table in schema.TABLES]
+    raise StoreError(
+        f"other runs go on writing the tables of {study} in {store.url}: end them, and the same command gathers all"
+    )
 
 
 class StudyTables:
@@ -74,18 +87,36 @@ class StudyTables:
 
     def __init__(self, store: Store, study: str) -> None:
         self.store, self.study = store.own, study
-        self.keys = [table_key(study, table.name) for table in schema.TABLES]
-        self._versions = [self.store.version(key) for key in self.keys]
+        self._versions = self._look()
+
+    def _look(self) -> dict[str, str]:
+        found = self.store.versions(study_prefix(self.study))
+        names = {f"{table.name}.parquet" for table in schema.TABLES}
+        return {name: version for name, version in found.items() if name in names}
 
     def are_as_found(self) -> bool:
         """Whether nobody else has written one of them."""
-        return self._versions == [self.store.version(key) for key in self.keys]
+        return self._versions == self._look()
 
-    def write(self, table: Table, frame: pd.DataFrame, provenance: Record, extra: Mapping[str, Column]) -> None:
-        """Write one of them, which counts as found from now on."""
-        key = table_key(self.study, table.name)
-        write_table(self.store, key, table, frame, provenance, **extra)
-        self._versions[self.keys.index(key)] = self.store.version(key)
+    def write(self, table: Table, frame: pd.DataFrame, provenance: Record, extra: Mapping[str, Column]) -> bool:
+        """Write one of them, which counts as found from now on, unless somebody else has written one: then False."""
+        before = self._look()
+        if before != self._versions:
+            return False
+        write_table(self.store, table_key(self.study, table.name), table, frame, provenance, **extra)
+        name = f"{table.name}.parquet"
+        self._versions = {**before, name: self._look().get(name, "")}
+        return True
+
+
+def wait_until_still(store: Store, study: str) -> None:
+    """Return once the tables of a study stand still, or after a while."""
+    begun = last_change = time.monotonic()
+    tables = StudyTables(store, study)
+    while time.monotonic() - last_change < _STILL_SECONDS and time.monotonic() - begun < _WAIT_SECONDS:
+        time.sleep(_STILL_SECONDS / 4)
+        if not tables.are_as_found():
+            tables, last_change = StudyTables(store, study), time.monotonic()
 
 
 def _write_tables(tables: StudyTables, requests: Mapping[str, Request], gathered: Gathered) -> bool:
@@ -105,15 +136,11 @@ def _write_tables(tables: StudyTables, requests: Mapping[str, Request], gathered
     # Tables of one study that do not agree in this are of two runs, one of which was killed as it wrote them.
     provenance["gathering"] = hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def is_current() -> bool:
-        return tables.are_as_found() and list_requests(store, study) == frozenset(requests)
-
     for table in schema.TABLES:
-        if not is_current():
-            return False
         frame, columns = gathered.sweep.stamp(gathered.frames[table.name], table), gathered.sweep.columns(table)
-        tables.write(table, frame, provenance, columns)
-    return is_current()
+        if not tables.write(table, frame, provenance, columns):
+            return False
+    return tables.are_as_found() and list_requests(store, study) == frozenset(requests)
 
 
 @dataclass(frozen=True)
@@ -280,6 +307,13 @@ def _read(
     rows, counts = read_rows(store, keys, table)
     frame = rows.to_pandas()
     positions = np.repeat(np.arange(len(keys)), counts)
+    empty = [key for key, count in zip(keys, counts, strict=True) if not count]
+    if empty and table in (schema.PATH_ROWS, schema.MERGE_ROWS):
+        raise store.damaged(empty[0], "it has no rows")
+    if table is schema.PATH_ROWS:
+        impossible = ~frame["split"].isin(["train", "test"]) | ~frame["alpha"].between(0, 1) | (frame["n_examples"] < 1)
+        if (wrong := np.flatnonzero(impossible)).size:
+            raise store.damaged(keys[positions[wrong[0]]], "a row in it is of no point of a path")
     for name in (name for name in ("merge_id", "correction", "method") if name in table.columns):
         wanted = np.asarray([values[name] for values in told], dtype=object)[positions]
         if (wrong := np.flatnonzero(frame[name].to_numpy() != wanted)).size:

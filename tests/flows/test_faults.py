@@ -105,10 +105,12 @@ def test_a_run_that_is_killed_twenty_times_goes_on_to_the_same_tables(
         n_made = count_made(store)
         assert not count(store, "studies/digits-depth/ablation")
     for name in GATHERING:
-        key = f"studies/digits-depth/{name}"
-        before = store.version(key)
+        before = store.versions("studies/digits-depth").get(name)
         with run_study(tmp_path, store, *runner, **server.environment) as process:
-            wait_until(lambda: store.version(key) != before or not process.is_running, every=0.001)  # noqa: B023
+            wait_until(
+                lambda: store.versions("studies/digits-depth").get(name) != before or not process.is_running,  # noqa: B023
+                every=0.001,
+            )
             assert process.is_running, process.output()
     kept = {entry.key: entry.modified for entry in store.entries() if entry.key.startswith(MADE)}
     finish_study(tmp_path, store, *runner, **server.environment)

@@ -184,11 +184,36 @@ def test_tables_of_a_run_that_was_killed_as_it_wrote_them_are_told(
         _ = study.barriers
     store.replace(table_key("test", "barriers"), older)
     monkeypatch.setattr("flows.gathered._WRITING_SECONDS", 0)
-    with pytest.raises(StoreError, match="come from 2 runs, one of which was stopped as it wrote them: the same"):
+    mixed = "come from more than one run, one of which was stopped as it wrote them: the same"
+    with pytest.raises(StoreError, match=mixed):
         write_report(store, "test")
+    with pytest.raises(StoreError, match=mixed):
+        _ = open_study(store, "test").barriers
     gather.fn("test", store, {})
     write_report(store, "test")
     assert_all_of(store, faster)
+
+
+def test_tables_that_are_still_being_written_are_waited_for(
+    store: Store, slower: Run, faster: Run, monkeypatch: pytest.MonkeyPatch
+):
+    slower.finish(store)
+    older = {table: store.read(table_key("test", table)) for table in TABLES}
+    faster.finish(store)
+    newer = {table: store.read(table_key("test", table)) for table in TABLES}
+    for table in ("cells", "endpoints"):
+        store.replace(table_key("test", table), older[table])
+    waits: list[float] = []
+
+    def write_one_more(seconds: float) -> None:
+        waits.append(seconds)
+        table = ("cells", "endpoints")[len(waits) - 1]
+        store.replace(table_key("test", table), newer[table])
+
+    monkeypatch.setattr("flows.gathered._WRITING_SECONDS", 0)
+    monkeypatch.setattr("flows.gathered.time.sleep", write_one_more)
+    read_gathering(store, "test")
+    assert len(waits) == 2
 
 
 FROZEN = """

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import re
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from object_storage import BUCKET
 
 from infra import tables
-from infra.storage import DamagedError, Store
+from infra.storage import DamagedError, Store, UnreachableError
 from infra.tables import (
     Column,
     Table,
@@ -96,6 +98,22 @@ def test_a_file_says_what_its_columns_mean_those_of_no_table_among_them(store: S
     assert read_provenance(store, "t.parquet") == {"version": "1"}
     described = read_descriptions(store, "t.parquet")
     assert described.iloc[2].to_list() == ["mass", "double", MASS.description]
+
+
+@pytest.mark.parametrize("error", [TimeoutError("slow"), UnreachableError("away"), OSError(errno.ESTALE, "stale")])
+def test_a_store_that_does_not_answer_is_no_damage(store: Store, monkeypatch: pytest.MonkeyPatch, error: OSError):
+    store.create("x", pack_rows("x", TABLE, ROWS))
+
+    def read(*_: object) -> bytes:
+        raise error
+
+    for reader in (partial(read_rows, keys=["x"], table=TABLE), *(partial(read, key="x") for read in READERS)):
+        with pytest.raises(FileNotFoundError):
+            reader(Store(f"{store.url}-nowhere"))
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "read", read)
+            with pytest.raises(type(error), match=re.escape(str(error))):
+                reader(store)
 
 
 def test_row_files_hold_no_descriptions():

@@ -200,6 +200,23 @@ def test_rows_that_a_run_would_not_write_are_refused(damaged: Store, table: sche
         gather.fn("test", damaged, {})
 
 
+IMPOSSIBLE: dict[str, Callable[[list[dict[str, Any]]], list[dict[str, Any]]]] = {
+    "it has no rows": lambda _: [],
+    "a row in it is of no point of a path": lambda rows: [{**rows[0], "alpha": float("inf")}, *rows[1:]],
+    "a row in it is of no point": lambda rows: [{**rows[0], "split": "other"}, *rows[1:]],
+    "a row in it is of no": lambda rows: [{**rows[0], "n_examples": -5}, *rows[1:]],
+}
+
+
+@pytest.mark.parametrize("reason", IMPOSSIBLE)
+def test_rows_of_no_point_of_a_path_are_refused(damaged: Store, reason: str):
+    key = keys(damaged, "rows/paths")[0]
+    rows = rows_of(damaged, key, schema.PATH_ROWS)
+    damaged.replace(key, pack_rows(key, schema.PATH_ROWS, IMPOSSIBLE[reason](rows)))
+    with pytest.raises(DamagedError, match=rf"{key} is damaged \({reason}.*\): delete it"):
+        gather.fn("test", damaged, {})
+
+
 def test_an_evaluation_of_one_split_is_refused(damaged: Store):
     key = keys(damaged, "rows/ends")[0]
     damaged.replace(key, pack_rows(key, schema.END_ROWS, rows_of(damaged, key, schema.END_ROWS)[:1]))
