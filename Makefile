@@ -22,7 +22,7 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not thorough and not gpu"
 
 test-slow: .venv/installed-dev
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow and not gpu"
 
 test-thorough: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[zoo]'
