@@ -73,9 +73,9 @@ def has_endpoint(store: Store, endpoint: Endpoint) -> bool:
     return store.exists(endpoint_key(endpoint.id))
 
 
-def save_endpoint(store: Store, endpoint: Endpoint, trained: Training, device: str) -> None:
-    """Stores a trained seed, unless somebody has in the meantime: then theirs stands. Of one that was brought in nobody
-    knows how long it took, and how many steps were skipped."""
+def save_endpoint(store: Store, endpoint: Endpoint, trained: Training, device: str, *, anew: bool = False) -> None:
+    """Stores a trained seed, unless somebody has in the meantime: then theirs stands, or, where it is to be stored
+    `anew`, is replaced. Of one that was brought in nobody knows how long it took, and how many steps were skipped."""
     is_ours = endpoint.cell.origin is None
     header = {
         "kind": "endpoint",
@@ -96,7 +96,8 @@ def save_endpoint(store: Store, endpoint: Endpoint, trained: Training, device: s
         "versions": {"repairlab": importlib.metadata.version("repairlab"), "torch": torch.__version__},
     }
     key = endpoint_key(endpoint.id)
-    store.create(key, pack(key, trained.state, header))
+    write = store.replace if anew else store.create
+    write(key, pack(key, trained.state, header))
 
 
 def read_endpoint(store: Store, endpoint: Endpoint) -> dict[str, Any] | None:

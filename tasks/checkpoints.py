@@ -18,6 +18,9 @@ from infra.storage import Store
 from infra.text import one_line
 from tasks.science.identity import weights_digest
 
+_UNREADABLE = (safetensors.SafetensorError, ValueError, KeyError, AttributeError, TypeError, RuntimeError)
+"""What is raised by tensors of a type, shape or place that cannot be."""
+
 _SHA256 = re.compile("[0-9a-f]{64}")
 _METADATA = "repairlab"
 _LENGTH_BYTES = 8
@@ -60,11 +63,19 @@ def read_checkpoint(store: Store, key: str) -> tuple[dict[str, torch.Tensor], di
     try:
         tensors = safetensors.torch.load(data)
         found = weights_digest(tensors)
-    except (safetensors.SafetensorError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise store.damaged(key, one_line(str(error).partition("\n")[0])) from error
     if header["tensors_sha256"] != found:
         raise store.damaged(key, "its tensors are not those that were written")
     return tensors, header
+
+
+def compute_digest(store: Store, key: str) -> str | None:
+    """Return the `weights_digest` of the tensors in `key` as they are, sealed or not; None where there are none."""
+    try:
+        return weights_digest(safetensors.torch.load(store.read(key)))
+    except _UNREADABLE:
+        return None
 
 
 def _parse_header(store: Store, key: str, data: bytes, size: int) -> dict[str, Any]:
