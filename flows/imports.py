@@ -26,6 +26,7 @@ from tasks.artifacts import read_endpoint
 from tasks.columns import RECIPE
 from tasks.datasets import UNKNOWN_FINGERPRINT, load_dataset
 from tasks.imports import MOST, check_import, imported_digest, read_imports, save_import
+from tasks.requests import read_requests
 from tasks.science.checks import check_choice, is_own
 from tasks.science.fitting import fit_state, in_float32
 from tasks.science.identity import safe_name, weights_digest
@@ -230,9 +231,11 @@ def imported_preset(store: Store, study: str) -> Preset | None:
 def resolve(options: StudyOptions, store: Store, describe: Callable[[str], DataSpec]) -> Request:
     """The request that `options` make on `store`, which may hold what was imported under the study's name.
 
-    Raises ValueError for words that cannot be, and where a network or data are no longer those that were imported.
+    Raises ValueError for words that cannot be, and where a network or data are no longer those that were imported; and
+    StoreError where what was requested or imported before cannot be read: all of it is gathered at the end.
     """
     request = options.resolve(describe, lambda study: imported_preset(store, study))
+    read_requests(store, request.study)
     for cell in request.cells:
         if cell.origin is not None:
             _check_unchanged(request.study, cell, describe)
