@@ -184,9 +184,10 @@ def lasting(store: Store, request: Request) -> Generator[Callable[[Iterable[Cell
             seen[cell] = failures
             ids = [Endpoint(cell, seed).id for seed in missing_seeds(store, cell, request.seeds)]
             lost += [f"{endpoint_id}.safetensors" for endpoint_id in ids if endpoint_id not in failures]
+        if upstream is not None and lost and lent.issuperset(lost):
+            raise gone(f"the upstream {upstream.url}")
         if lost:
-            is_theirs = upstream is not None and lent.issuperset(lost)
-            raise gone(f"the upstream {upstream.url}" if is_theirs else f"the store {store.url}")
+            raise gone(f"the store {store.url}")
 
     def check_all() -> None:
         check_kept([], [])

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +37,22 @@ def finish(store: Store, cell: Cell, *seeds: int) -> None:
         store.replace(endpoint_key(Endpoint(cell, seed).id), b"weights")
 
 
-@contextmanager
-def running(store: Store, request: Request) -> Iterator[Callable[..., None]]:
+def run(store: Store, request: Request, *steps: Callable[[Any], object]) -> None:
+    """Takes `steps` while a study runs, each with what looks whether endpoints are still there."""
     save_request(store, request)
     with lasting(store, request) as check_kept:
-        yield check_kept
+        for step in steps:
+            step(check_kept)
 
 
 def test_endpoints_that_go_from_the_own_store_are_told_of_it(store: Store, asked: Request):
     (cell,) = asked.cells
     finish(store, cell, 0, 1)
-    with running(store, asked) as check_kept:
-        check_kept([cell], [Endpoint(cell, 2).id])
+    failed = [Endpoint(cell, 2).id]
+    run(store, asked, lambda check: check([cell], failed))
     store.remove(endpoint_key(Endpoint(cell, 1).id))
-    with (
-        pytest.raises(StoreError, match=rf"^the store {store.url} was emptied, or lost some of its files, while"),
-        running(store, asked) as check_kept,
-    ):
-        check_kept([cell], [Endpoint(cell, 2).id])
+    with pytest.raises(StoreError, match=rf"^the store {store.url} was emptied, or lost some of its files, while"):
+        run(store, asked, lambda check: check([cell], failed))
 
 
 @pytest.mark.parametrize("theirs", [(0, 1), (0,)])
@@ -66,22 +63,20 @@ def test_endpoints_that_go_from_upstream_are_told_of_the_upstream(
     upstream = Store(str(tmp_path / "upstream"))
     finish(upstream, cell, *theirs)
     both = Store(store.url, upstream.url)
-    with (
-        pytest.raises(StoreError, match=rf"^the upstream {upstream.url} was emptied, or lost some of its files, while"),
-        running(both, asked) as check_kept,
-    ):
-        finish(store, cell, *{0, 1, 2} - set(theirs))
-        check_kept([cell], [])
-        upstream.remove(endpoint_key(Endpoint(cell, 0).id))
-        check_kept([cell], [])
+    with pytest.raises(StoreError, match=rf"^the upstream {upstream.url} was emptied, or lost some of its files, "):
+        run(
+            both,
+            asked,
+            lambda _: finish(store, cell, *{0, 1, 2} - set(theirs)),
+            lambda check: check([cell], []),
+            lambda _: upstream.remove(endpoint_key(Endpoint(cell, 0).id)),
+            lambda check: check([cell], []),
+        )
     # What this run has made, and lost, is its own store's.
     finish(upstream, cell, 0)
-    with (
-        pytest.raises(StoreError, match=rf"^the store {store.url} was emptied"),
-        running(both, asked) as check_kept,
-    ):
-        store.remove(endpoint_key(Endpoint(cell, 2).id))
-        check_kept([cell], [])
+    store.remove(endpoint_key(Endpoint(cell, 2).id))
+    with pytest.raises(StoreError, match=rf"^the store {store.url} was emptied"):
+        run(both, asked, lambda check: check([cell], []))
 
 
 def test_a_file_that_is_missing_elsewhere_is_not_told_as_a_store_that_was_emptied(
@@ -89,47 +84,40 @@ def test_a_file_that_is_missing_elsewhere_is_not_told_as_a_store_that_was_emptie
 ):
     (cell,) = asked.cells
     finish(store, cell, 0, 1, 2)
-    with (
-        pytest.raises(
-            MissingFileError, match=rf"^digits-depth stopped, .* is missing \({tmp_path}/no\.ttf\): "
-        ) as caught,
-        running(store, asked) as check_kept,
-    ):
-        check_kept([cell], [])
-        (tmp_path / "no.ttf").read_bytes()
+    font = tmp_path / "no.ttf"
+    with pytest.raises(MissingFileError, match=rf"^digits-depth stopped, .* is missing \({font}\): ") as caught:
+        run(store, asked, lambda check: check([cell], []), lambda _: font.read_bytes())
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, DataError)
-    with (
-        pytest.raises(StoreError, match=rf"^the store {store.url} was emptied"),
-        running(store, asked) as check_kept,
-    ):
-        check_kept([cell], [])
-        store.remove(endpoint_key(Endpoint(cell, 1).id))
-        (tmp_path / "no.ttf").read_bytes()
+    with pytest.raises(StoreError, match=rf"^the store {store.url} was emptied"):
+        run(
+            store,
+            asked,
+            lambda check: check([cell], []),
+            lambda _: store.remove(endpoint_key(Endpoint(cell, 1).id)),
+            lambda _: font.read_bytes(),
+        )
 
 
 @pytest.mark.parametrize("read", [Store.read, Store.size_bytes])
 def test_a_file_that_a_store_misses_is_told_of_the_store(
     store: Store, asked: Request, tmp_path: Path, read: Callable[[Store, str], object]
 ):
-    with pytest.raises(StoreError, match=rf"^the store {store.url} was emptied"), running(store, asked):
-        read(store, row_key("paths", "x"))
+    key = row_key("paths", "x")
+    with pytest.raises(StoreError, match=rf"^the store {store.url} was emptied"):
+        run(store, asked, lambda _: read(store, key))
     upstream = tmp_path / "upstream"
     upstream.mkdir()
     both = Store(store.url, str(upstream))
-    with (
-        pytest.raises(StoreError, match=rf"^the store {store.url}, or its upstream {upstream}, was emptied"),
-        running(both, asked),
-    ):
-        read(both, row_key("paths", "x"))
+    with pytest.raises(StoreError, match=rf"^the store {store.url}, or its upstream {upstream}, was emptied"):
+        run(both, asked, lambda _: read(both, key))
 
 
 def test_another_error_is_itself_where_nothing_went(store: Store, asked: Request):
-    with pytest.raises(ZeroDivisionError), running(store, asked):
-        _ = 1 / 0
-    with pytest.raises(StoreError, match="was emptied"), running(store, asked):
-        store.remove(request_key(asked.study, asked.id))
-        _ = 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        run(store, asked, lambda _: 1 / 0)
+    with pytest.raises(StoreError, match="was emptied"):
+        run(store, asked, lambda _: store.remove(request_key(asked.study, asked.id)), lambda _: 1 / 0)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data.replace(b"sha256:", b"sha-256")])
