@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,14 +18,15 @@ from flows.options import StudyOptions
 from flows.presets import PRESETS
 from flows.presets.preset import Preset
 from flows.terminal import tell
-from infra.paths import requests_prefix
+from infra.paths import imports_prefix, requests_prefix
 from infra.storage import Store
 from infra.text import one_line
 from infra.weights import open_weights, read_weights
 from tasks.artifacts import read_endpoint
 from tasks.columns import RECIPE
 from tasks.datasets import UNKNOWN_FINGERPRINT, load_dataset
-from tasks.imports import MOST, check_import, read_imports, save_import
+from tasks.imports import MOST, check_import, imported_digest, read_imports, save_import
+from tasks.requests import read_requests
 from tasks.science.checks import check_choice, is_own
 from tasks.science.fitting import fit_state, in_float32
 from tasks.science.identity import safe_name, weights_digest
@@ -45,8 +46,6 @@ _UNKNOWN = Recipe("imported", batch_size=1, epochs=1, learning_rate=1.0, warmup=
 """What stands for a training that nothing is known of."""
 
 _FACTORS = ("width", "depth", "normalization")
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,8 @@ def import_files(
     options: ImportOptions, store: Store, data_dir: Path, tell: Callable[[str], None]
 ) -> dict[int, Training]:
     """Stores every file as an endpoint, by seed, measured on both splits; every one is read and fits the network before
-    any is stored. What a file holds beside the weights that are taken, `tell` is told.
+    any is stored. What the store has of them already stays, and is replaced where it is damaged. What a file holds
+    beside the weights that are taken, `tell` is told.
 
     Raises ValueError for words that cannot be, WeightsError for files, MergeError for weights that do not fit,
     OwnCodeError and TraceError for a person's own code, StoreError where a seed is there with other weights.
@@ -154,38 +154,34 @@ def import_files(
     files = options.files
     dataset = load_dataset(options.data, data_dir)
     cell = options.cell(dataset.spec)
-    _check_company(cell, store, options.study)
+    endpoints = {seed: Endpoint(cell, seed) for seed in files}
+    known = read_imports(store, options.study, {endpoint.id for endpoint in endpoints.values()})
+    _check_company(cell, store, options.study, known)
     network = build_network(cell)
-    found = {endpoint: record for endpoint, record in _records(store, options.study) if endpoint.cell == cell}
-    digests = {record["weights_sha256"]: f"seed {endpoint.seed}" for endpoint, record in found.items()}
+    found = {other: imported_digest(store, other) for other in known if other.cell == cell}
+    digests = {digest: f"seed {endpoint.seed}" for endpoint, digest in found.items() if digest is not None}
     for seed, path in files.items():
-        file, endpoint = open_weights(path), Endpoint(cell, seed)
+        file, endpoint = open_weights(path), endpoints[seed]
         state = in_float32(fit_state(network, file.weights, str(path)))
         for note in naming_notes(network, path, file):
             tell(note)
         check_classes(network, state, next(dataset.test.batches(16))[0], dataset.spec, str(path))
         digest = weights_digest(state)
         check_import(store, options.study, endpoint, digest)
-        if endpoint not in found and digest in digests:
+        if found.get(endpoint) is None and digest in digests:
             raise ValueError(f"{path} holds the same weights as {digests[digest]}: a network is one endpoint")
         digests[digest] = str(path)
     return {
-        seed: save_import(store, options.study, Endpoint(cell, seed), network, _read(network, path), dataset)
+        seed: save_import(store, options.study, endpoints[seed], network, _read(network, path), dataset)
         for seed, path in files.items()
     }
 
 
-def _records(store: Store, study: str) -> list[tuple[Endpoint, Record]]:
-    """What was imported under the study's name, with what the store has of it."""
-    records = ((endpoint, read_endpoint(store, endpoint)) for endpoint in read_imports(store, study))
-    return [(endpoint, record) for endpoint, record in records if record is not None]
-
-
-def _check_company(cell: Cell, store: Store, study: str) -> None:
-    """ValueError where `cell` cannot be of one study with what the store has under its name: one command names one
+def _check_company(cell: Cell, store: Store, study: str, known: Sequence[Endpoint]) -> None:
+    """ValueError where `cell` cannot be of one study with those that are `known` under its name: one command names one
     network and one data set of a person's own, and the same network is the same throughout."""
-    others = list(dict.fromkeys(endpoint.cell for endpoint in read_imports(store, study)))
-    if not others and store.names(requests_prefix(study)):
+    others = list(dict.fromkeys(endpoint.cell for endpoint in known))
+    if not store.names(imports_prefix(study)) and store.names(requests_prefix(study)):
         raise ValueError(f"{study} is a study that was trained in this store: take another --study")
     for other in others:
         if any(a != b for a, b in zip(_own_words(cell), _own_words(other), strict=True) if a and b):
@@ -217,7 +213,7 @@ def imported_preset(store: Store, study: str) -> Preset | None:
     endpoints = read_imports(store, study)
     if not endpoints:
         return None
-    if n_missing := len(endpoints) - len(_records(store, study)):
+    if n_missing := sum(read_endpoint(store, endpoint) is None for endpoint in endpoints):
         raise ValueError(
             f"{n_missing} of the {len(endpoints)} endpoints that were imported as {study} are not in {store.url}: "
             "import them again"
@@ -235,9 +231,11 @@ def imported_preset(store: Store, study: str) -> Preset | None:
 def resolve(options: StudyOptions, store: Store, describe: Callable[[str], DataSpec]) -> Request:
     """The request that `options` make on `store`, which may hold what was imported under the study's name.
 
-    Raises ValueError for words that cannot be, and where a network or data are no longer those that were imported.
+    Raises ValueError for words that cannot be, and where a network or data are no longer those that were imported; and
+    StoreError where what was requested or imported before cannot be read: all of it is gathered at the end.
     """
     request = options.resolve(describe, lambda study: imported_preset(store, study))
+    read_requests(store, request.study)
     for cell in request.cells:
         if cell.origin is not None:
             _check_unchanged(request.study, cell, describe)

@@ -36,10 +36,11 @@ from flows.prefect_page import progress_artifacts, tag_run
 from flows.progress import show_stages
 from flows.report import report
 from flows.work import Submitted, Work
-from infra.paths import request_key
+from infra.paths import ENDPOINTS, request_key
 from infra.runners import Routing, ServerError, check_runner, make_runner, prefect_api, safe_path, telling_of_the_api
 from infra.settings import Settings
 from infra.storage import Store, StoreError, UnreachableError
+from infra.text import one_line
 from tasks.align import align
 from tasks.artifacts import has_match, has_path, joint_members, missing_checkpoints, missing_seeds, trained_members
 from tasks.datasets import load_dataset, published_shape
@@ -83,6 +84,10 @@ class UnfinishedError(Exception):
         self.problems = tuple(problems)
 
 
+class MissingFileError(DataError):
+    """A file that a study needs, and that is none of its store's, is not there."""
+
+
 FOR_A_PERSON = (DataError, OwnCodeError, StoreError, ServerError, UnfinishedError)
 """Errors whose message is a sentence with the way out; a traceback adds nothing to it."""
 
@@ -102,8 +107,9 @@ def carry_out(options: StudyOptions, settings: Settings) -> StudyResult:
     """Carries a study out, in the flow run that there is, on the store that the settings name, and gathers everything
     measured under its name.
 
-    Raises UnfinishedError, after tables and report are written, where a task failed or a pair had to stop; DataError,
-    before anything is trained, where the samples of a measurement cannot be held in memory.
+    Raises UnfinishedError, after tables and report are written, where a task failed or a pair had to stop; before
+    anything is trained, DataError where the samples of a measurement cannot be held in memory, and StoreError where
+    requests of the study cannot be read.
     """
     store, data_dir = Store(settings.store, settings.upstream), settings.data_dir
     request, lacking = find_request(options, store, data_dir)
@@ -155,37 +161,62 @@ def carry_out(options: StudyOptions, settings: Settings) -> StudyResult:
 
 @contextmanager
 def lasting(store: Store, request: Request) -> Generator[Callable[[Iterable[Cell], Collection[str]], None]]:
-    """Raises StoreError where what a study has finished goes from its store before the study is gathered. What is given
-    looks whether the request is still there, and those endpoints of cells that have not failed."""
-    gone = StoreError(
-        f"the store {store.url} was emptied, or lost some of its files, while {request.study} ran, so nothing is "
-        "reported: the same command makes again what is gone"
-    )
+    """Raises StoreError where what a study has finished goes from its store, or from the upstream, before the study is
+    gathered. What is given looks whether the request is still there, and those endpoints of cells that have not failed.
+
+    MissingFileError for a file that is missing elsewhere.
+    """
+    upstream = store.upstream
+    lent = set[str]() if upstream is None else set(upstream.names(ENDPOINTS)) - set(store.own.names(ENDPOINTS))
+    seen: dict[Cell, Collection[str]] = {}
+
+    def gone(place: str) -> StoreError:
+        return StoreError(
+            f"{place} was emptied, or lost some of its files, while {request.study} ran, so nothing is reported: the "
+            "same command makes again what is gone"
+        )
 
     def check_kept(cells: Iterable[Cell], failures: Collection[str]) -> None:
-        lost = any(
-            Endpoint(cell, seed).id not in failures
-            for cell in cells
-            for seed in missing_seeds(store, cell, request.seeds)
-        )
-        if lost or not store.own.exists(request_key(request.study, request.id)):
-            raise gone
+        if not store.own.exists(request_key(request.study, request.id)):
+            raise gone(f"the store {store.url}")
+        lost: list[str] = []
+        for cell in cells:
+            seen[cell] = failures
+            ids = [Endpoint(cell, seed).id for seed in missing_seeds(store, cell, request.seeds)]
+            lost += [f"{endpoint_id}.safetensors" for endpoint_id in ids if endpoint_id not in failures]
+        if upstream is not None and lost and lent.issuperset(lost):
+            raise gone(f"the upstream {upstream.url}")
+        if lost:
+            raise gone(f"the store {store.url}")
+
+    def check_all() -> None:
+        check_kept([], [])
+        for cell, failures in list(seen.items()):
+            check_kept([cell], failures)
 
     try:
         yield check_kept
-    except FileNotFoundError as error:
-        raise gone from error
     except UnreachableError:
         raise
+    except FileNotFoundError as error:
+        check_all()
+        # A store names no file in what it raises, but has a cause.
+        if error.filename is None and isinstance(error.__cause__, OSError):
+            either = "" if upstream is None else f", or its upstream {upstream.url},"
+            raise gone(f"the store {store.url}{either}") from error
+        raise MissingFileError(
+            f"{request.study} stopped, for a file outside its store is missing ({one_line(error.filename or error)}): "
+            "with it in its place the same command goes on from here"
+        ) from error
     except Exception:  # Whatever comes of half a store is explained by that.
-        check_kept([], [])
+        check_all()
         raise
     check_kept([], [])
 
 
 def find_request(options: StudyOptions, store: Store, data_dir: Folder) -> tuple[Request, list[str]]:
     """What `options` ask for on the data that there are, and a sentence for each data set that is not there, whose
-    cells are left out. Raises DataError where none of them is there, and ValueError for what cannot be."""
+    cells are left out. Raises DataError where none of them is there, and else as `resolve`."""
     missing: dict[str, DataError] = {}
 
     def describe(name: str) -> DataSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -14,7 +15,8 @@ from infra.storage import Store
 from infra.tables import Table, pack_rows, read_rows
 from tasks.checkpoints import pack, read_checkpoint, read_header
 from tasks.schema import AXIS_ROWS, END_ROWS, MERGE_ROWS
-from tasks.science.checks import is_whole
+from tasks.science.bounds import MAX_DRAW
+from tasks.science.checks import is_whole, shown
 from tasks.science.curves import Splits
 from tasks.science.evaluation import Evaluation
 from tasks.science.matching import Match
@@ -27,29 +29,38 @@ from tasks.science.training import Status, Training
 
 
 def _is_count(value: Any) -> bool:
-    return is_whole(value, 0)
+    return is_whole(value, 0, MAX_DRAW)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, float)
 
 
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and (math.isnan(value) or 0 <= value <= 1)
+
+
+def _is_duration(value: Any) -> bool:
+    return _is_number(value) and not value < 0
+
+
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    """Whether `value` is text that a table can hold: half a surrogate pair has no bytes."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 _RECORD: Mapping[str, Callable[[Any], bool]] = {
     "status": lambda value: value in get_args(Status),
     "message": _is_text,
     "train_loss": _is_number,
-    "train_accuracy": _is_number,
+    "train_accuracy": _is_share,
     "test_loss": _is_number,
-    "test_accuracy": _is_number,
+    "test_accuracy": _is_share,
     "n_train_examples": _is_count,
     "n_parameters": _is_count,
     # Imported endpoints have none of the last three.
     "n_skipped_steps": lambda value: value is None or _is_count(value),
-    "train_seconds": lambda value: value is None or _is_number(value),
+    "train_seconds": lambda value: value is None or _is_duration(value),
     "device": lambda value: value is None or _is_text(value),
 }
 """The fields of an endpoint's record, and what each may hold."""
@@ -62,9 +73,9 @@ def has_endpoint(store: Store, endpoint: Endpoint) -> bool:
     return store.exists(endpoint_key(endpoint.id))
 
 
-def save_endpoint(store: Store, endpoint: Endpoint, trained: Training, device: str) -> None:
-    """Stores a trained seed, unless somebody has in the meantime: then theirs stands. Of one that was brought in nobody
-    knows how long it took, and how many steps were skipped."""
+def save_endpoint(store: Store, endpoint: Endpoint, trained: Training, device: str, *, anew: bool = False) -> None:
+    """Stores a trained seed, unless somebody has in the meantime: then theirs stands, or, where it is to be stored
+    `anew`, is replaced. Of one that was brought in nobody knows how long it took, and how many steps were skipped."""
     is_ours = endpoint.cell.origin is None
     header = {
         "kind": "endpoint",
@@ -85,7 +96,8 @@ def save_endpoint(store: Store, endpoint: Endpoint, trained: Training, device: s
         "versions": {"repairlab": importlib.metadata.version("repairlab"), "torch": torch.__version__},
     }
     key = endpoint_key(endpoint.id)
-    store.create(key, pack(key, trained.state, header))
+    write = store.replace if anew else store.create
+    write(key, pack(key, trained.state, header))
 
 
 def read_endpoint(store: Store, endpoint: Endpoint) -> dict[str, Any] | None:
@@ -105,9 +117,9 @@ def read_record(store: Store, key: str) -> dict[str, Any]:
         raise store.damaged(key, "its header has no record") from error
     if strange := sorted(_RECORD.keys() ^ record.keys(), key=str):
         verb = "has no" if strange[0] in _RECORD else "may not have"
-        raise store.damaged(key, f"its record {verb} {strange[0]!r}")
+        raise store.damaged(key, f"its record {verb} {shown(strange[0])}")
     if wrong := [name for name, may_hold in _RECORD.items() if not may_hold(record[name])]:
-        raise store.damaged(key, f"{wrong[0]} in its record cannot be {record[wrong[0]]!r:.50}")
+        raise store.damaged(key, f"{wrong[0]} in its record cannot be {shown(record[wrong[0]])}")
     return {**record, "weights_sha256": header["tensors_sha256"]}
 
 
@@ -192,13 +204,23 @@ def has_match_rows(store: Store, merge: Merge) -> bool:
 def load_permutation(store: Store, merge: Merge, spec: PermutationSpec) -> Permutation:
     """Return a merge's permutation. Raises DamagedError where what is stored permutes no network of this `spec`."""
     key = permutation_key(merge.id)
-    vectors, _ = read_checkpoint(store, key)
-    permutation = Permutation({axis: vector.numpy() for axis, vector in vectors.items()})
+    permutation = read_permutation(store, key)
     try:
         spec.check(permutation)
     except ValueError as error:
         raise store.damaged(key, str(error)) from error
     return permutation
+
+
+def read_permutation(store: Store, key: str) -> Permutation:
+    """Return the permutation stored under `key`. Raises DamagedError where it is not what was written, or has an axis
+    whose vector is no row of whole numbers."""
+    vectors, _ = read_checkpoint(store, key)
+    for axis, vector in vectors.items():
+        if vector.ndim != 1 or vector.dtype != torch.int64:
+            shape = tuple(vector.shape)
+            raise store.damaged(key, f"the vector of axis {shown(axis)} is of {vector.dtype} and shape {shape}")
+    return Permutation({axis: vector.numpy() for axis, vector in vectors.items()})
 
 
 def save_moments(store: Store, moments_id: str, moments: LayerMoments) -> None:

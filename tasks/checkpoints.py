@@ -6,6 +6,7 @@ The header can be read and verified alone: it is sealed, and holds the digest of
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +15,13 @@ import torch
 
 from infra.sealing import SLOT, find_damage, seal
 from infra.storage import Store
+from infra.text import one_line
 from tasks.science.identity import weights_digest
 
+_UNREADABLE = (safetensors.SafetensorError, ValueError, KeyError, AttributeError, TypeError, RuntimeError)
+"""What is raised by tensors of a type, shape or place that cannot be."""
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 _METADATA = "repairlab"
 _LENGTH_BYTES = 8
 _FIRST_READ_BYTES = 2**16
@@ -56,11 +62,20 @@ def read_checkpoint(store: Store, key: str) -> tuple[dict[str, torch.Tensor], di
     header = _parse_header(store, key, data[:end], len(data))
     try:
         tensors = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError, AttributeError) as error:
-        raise store.damaged(key, str(error).splitlines()[0]) from error
-    if header["tensors_sha256"] != weights_digest(tensors):
+        found = weights_digest(tensors)
+    except _UNREADABLE as error:
+        raise store.damaged(key, one_line(str(error).partition("\n")[0])) from error
+    if header["tensors_sha256"] != found:
         raise store.damaged(key, "its tensors are not those that were written")
     return tensors, header
+
+
+def compute_digest(store: Store, key: str) -> str | None:
+    """Return the `weights_digest` of the tensors in `key` as they are, sealed or not; None where there are none."""
+    try:
+        return weights_digest(safetensors.torch.load(store.read(key)))
+    except _UNREADABLE:
+        return None
 
 
 def _parse_header(store: Store, key: str, data: bytes, size: int) -> dict[str, Any]:
@@ -71,9 +86,9 @@ def _parse_header(store: Store, key: str, data: bytes, size: int) -> dict[str, A
         entries = json.loads(data[_LENGTH_BYTES:])
         header = json.loads(entries["__metadata__"][_METADATA])
         ends = [int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__"]
-        if not isinstance(header["tensors_sha256"], str) or header.pop("digest", None) is None:
+        if not _SHA256.fullmatch(header["tensors_sha256"]) or header.pop("digest", None) is None:
             raise TypeError
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise store.damaged(key, "not a checkpoint of repairlab") from error
     if len(data) + max(ends, default=0) != size:
         raise store.damaged(key, "cut short")

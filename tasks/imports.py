@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Collection
 
 from torch import nn
 
-from infra.paths import import_key, imports_prefix
-from infra.sealing import pack_document, read_document
-from infra.storage import Store, StoreError
-from tasks.artifacts import read_endpoint, save_endpoint
+from infra.paths import endpoint_key, import_key, imports_prefix
+from infra.sealing import NO_DIGEST, pack_document, read_document
+from infra.storage import DamagedError, Store, StoreError
+from tasks.artifacts import read_endpoint, read_record, save_endpoint
+from tasks.checkpoints import compute_digest, read_checkpoint
 from tasks.science.checks import is_whole
 from tasks.science.examples import Dataset
 from tasks.science.identity import weights_digest
@@ -32,38 +34,71 @@ _IMPORT_AGAIN = "import the weights again"
 def save_import(
     store: Store, study: str, endpoint: Endpoint, network: nn.Module, state: State, dataset: Dataset
 ) -> Training:
-    """Measures weights and stores them as `endpoint`, of `study`. The same ones again change nothing.
+    """Measures weights and stores them as `endpoint`, of `study`. The same ones again change nothing that is whole, and
+    replace what is damaged.
 
     Raises StoreError as `check_import`.
     """
     # A tensor under two names would be refused.
     state = {name: tensor.clone() for name, tensor in state.items()}
+    digest = weights_digest(state)
+    check_import(store, study, endpoint, digest)
     end = endpoint.cell.recipe.epochs
     reached = TrainingState(end, state, {}, end, 0, math.nan)
     found = judge(network, network, endpoint.cell, endpoint.seed, reached, dataset)
-    save_endpoint(store, endpoint, found, device="")
-    check_import(store, study, endpoint, weights_digest(state))
-    fields = {"cell": dataclasses.asdict(endpoint.cell), "seed": endpoint.seed}
+    weights_key = endpoint_key(endpoint.id)
+    is_damaged = _is_damaged(lambda: (read_record(store, weights_key), read_checkpoint(store, weights_key)))
+    save_endpoint(store, endpoint, found, device="", anew=is_damaged)
+    # Others may have stored theirs in the meantime.
+    check_import(store, study, endpoint, digest)
     key = import_key(study, endpoint.id)
-    store.create(key, pack_document(key, fields))
+    write = store.replace if _is_damaged(lambda: read_import(store, study, endpoint.id)) else store.create
+    write(key, pack_document(key, {"cell": dataclasses.asdict(endpoint.cell), "seed": endpoint.seed}))
     return found
+
+
+def _is_damaged(read: Callable[[], object]) -> bool:
+    """Whether what is there to `read` is not what was written; False where nothing is there."""
+    try:
+        read()
+    except DamagedError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
 
 
 def check_import(store: Store, study: str, endpoint: Endpoint, digest: str) -> None:
     """StoreError where the store has `endpoint` with weights of another `digest`: nobody overwrites those."""
-    record = read_endpoint(store, endpoint)
-    if record is not None and record["weights_sha256"] != digest:
+    if imported_digest(store, endpoint) not in (None, digest):
         raise StoreError(
             f"seed {endpoint.seed} of {endpoint.cell.label} was imported as {study} already, with other weights: "
             "take another --study or --store for these"
         )
 
 
-def read_imports(store: Store, study: str) -> list[Endpoint]:
+def imported_digest(store: Store, endpoint: Endpoint) -> str | None:
+    """The digest of the weights that the store has as `endpoint`; None where it has none, or a file so damaged that
+    nothing can be told of them."""
+    try:
+        record = read_endpoint(store, endpoint)
+    except DamagedError as error:
+        # A file that is not sealed may be of an earlier version, and whole.
+        return compute_digest(store, endpoint_key(endpoint.id)) if NO_DIGEST in str(error) else None
+    return None if record is None else record["weights_sha256"]
+
+
+def read_imports(store: Store, study: str, replaced: Collection[str] = ()) -> list[Endpoint]:
     """What was brought into the store under the study's name, by cell and seed. DamagedError for a file that is none of
-    those that `save_import` writes."""
+    those that `save_import` writes, unless it is of one of the ids `replaced`, which are about to be imported again."""
     names = [name for name in store.names(imports_prefix(study)) if name.endswith(".json")]
-    endpoints = [read_import(store, study, name.removesuffix(".json")) for name in names]
+    endpoints: list[Endpoint] = []
+    for endpoint_id in (name.removesuffix(".json") for name in names):
+        try:
+            endpoints.append(read_import(store, study, endpoint_id))
+        except DamagedError:
+            if endpoint_id not in replaced:
+                raise
     return sorted(endpoints, key=lambda endpoint: (endpoint.cell.id, endpoint.seed))
 
 
