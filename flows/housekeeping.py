@@ -99,11 +99,8 @@ def check_files(store: Store, console: Console, *, delete: bool, seal: bool) -> 
     if unlisted:
         _say(f"{len(unlisted):,} folders or links could not be followed, and what lies there was not read", console)
     if counts["left"] and not delete:
-        _say(
-            "`repairlab check --seal` adds digests to files of a version that wrote none; `--delete` removes what is "
-            "not whole",
-            console,
-        )
+        adds = "" if seal else "`repairlab check --seal` adds digests to files of a version that wrote none; "
+        _say(f"{adds}`repairlab check --delete` removes what is not whole", console)
     if counts["left"] or counts["removed"]:
         _say(
             "a study makes its files anew when it is run again, but for requests and imports: those take the command "
@@ -118,6 +115,9 @@ def _settle(store: Store, key: str, found: StoreError, console: Console, *, dele
 
     Files are read far ahead of this, so it is read again first: somebody may have written it anew.
     """
+    if isinstance(found, UnreadableError):
+        _say(str(found), console)
+        return "unreadable"
     failure = None
     try:
         is_theirs = is_linked(store, key)

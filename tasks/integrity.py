@@ -62,7 +62,11 @@ def list_files(store: Store) -> tuple[list[Entry], list[UnreadableError]]:
         seen.add(target)
         return True
 
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=lambda e: unlisted.append(_unread(e))):
+    def note(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            unlisted.append(_unread(error))
+
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=note):
         folders[:] = [name for name in folders if leads_on(Path(folder) / name)]
         for path in (Path(folder) / name for name in names):
             try:
@@ -110,12 +114,13 @@ def examine(store: Store, key: str) -> StoreError | None:
     """
     try:
         _READERS[kind_of(key)](store, key)
-    except DamagedError as error:
-        return error
-    except (FileNotFoundError, UnreachableError):
-        raise
     except (StoreError, OSError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, FileNotFoundError | UnreachableError):
+            raise cause from error
+        # What is wrong with content is told without a number of the system's.
+        if isinstance(error, DamagedError) and not (isinstance(cause, OSError) and cause.errno):
+            return error
         reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
         return UnreadableError(f"{store.url}/{key} cannot be read ({reason})")
     return None
@@ -250,7 +255,7 @@ def _is_sealed_parquet(data: bytes) -> bool:
     told = pq.read_metadata(io.BytesIO(data))
     groups = [told.row_group(group) for group in range(told.num_row_groups)]
     chunks = [group.column(column) for group in groups for column in range(group.num_columns)]
-    starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
+    starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks if chunk.num_values]
     return b"digest" in (told.metadata or {}) or any(_has_checksum(data, start) for start in starts)
 
 

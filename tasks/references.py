@@ -11,7 +11,7 @@ from itertools import product
 
 from infra.paths import endpoint_key, moments_key, permutation_key, row_key, table_key, training_key
 from infra.storage import DamagedError, Entry, Store
-from infra.tables import read_provenance
+from infra.tables import read_provenance, read_table
 from tasks.artifacts import has_endpoint, joint_members, trained_members
 from tasks.imports import read_imports
 from tasks.requests import read_requests
@@ -91,7 +91,7 @@ def take_inventory(store: Store) -> Inventory:
             studies[study] = own.union(_keys_named(store, requests.values(), imports))
             if _is_unfinished(store, requests.values(), imports):
                 unfinished.append(study)
-            is_foreign = _is_foreign(store.own, study, requests, own)
+            is_foreign = _is_foreign(store.own, study, requests, imports, own)
         except DamagedError:
             studies[study], is_foreign = own, True
         if is_foreign:
@@ -119,20 +119,27 @@ def _is_unfinished(store: Store, requests: Iterable[Request], imports: Iterable[
     return any(not has_endpoint(store, endpoint) for endpoint in wanted)
 
 
-def _is_foreign(store: Store, study: str, requests: Mapping[str, Request], own: Set[str]) -> bool:
-    """Whether files may be of the study that nobody can name from its `requests` under this version's revisions:
-    whichever of its `own` files are left. DamagedError where a table is not what was written."""
+def _is_foreign(
+    store: Store, study: str, requests: Mapping[str, Request], imports: Iterable[Endpoint], own: Set[str]
+) -> bool:
+    """Whether files may be of the study that nobody can name from `requests` and `imports` under this version's
+    revisions: its `own` files tell of more. DamagedError where a table is not what was written."""
     if not requests:
         return any(key.endswith(_OF_STUDIES) for key in own)
     if table_key(study, "ablation") not in own:
         return True
     # Read one by one: any of them may be of a run that was killed as it wrote them.
-    for key in (table_key(study, table.name) for table in TABLES):
+    for table, key in ((table, table_key(study, table.name)) for table in TABLES):
         if key in own:
             gathered = read_provenance(store, key)
             same = (gathered.get("schema"), gathered.get("revisions")) == (SCHEMA_VERSION, dict(REVISIONS))
             if not same or sorted(requests) != gathered.get("requests"):
                 return True
+            if table.name == "endpoints":
+                frame = read_table(store, key, table)
+                imported = set(frame["endpoint_id"][frame["origin"] == "imported"])
+                if not imported <= {endpoint.id for endpoint in imports}:
+                    return True
     return False
 
 

@@ -35,7 +35,7 @@ def grow_old(store: Store) -> None:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory, cell, blobs) -> Path:
-    """A store with a study that was gathered, with an import."""
+    """A store with a study that was gathered, imports among it."""
     store = Store(str(tmp_path_factory.mktemp("ran")))
     with pytest.MonkeyPatch.context() as patch:
         for module in ("tasks.train", "tasks.align", "tasks.pairs"):
@@ -43,8 +43,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory, cell, blobs) -> Path:
         small = dataclasses.replace(cell, width=4, depth=1)
         run_all(store, make_request(small))
         imported = dataclasses.replace(small, origin=Origin("test", ()))
-        network = build_network(imported)
-        save_import(store, "test", Endpoint(imported, 0), network, network.state_dict(), blobs)
+        for trained in train_group(small, range(2), blobs):
+            save_import(store, "test", Endpoint(imported, trained.seed), build_network(imported), trained.state, blobs)
+        run_all(store, make_request(imported, n_seeds=2))
     return Path(store.url)
 
 
@@ -195,7 +196,7 @@ def test_what_another_version_gathered_is_left_alone(store: Store, cell, monkeyp
     assert "test: not gathered to its end by this version" in collect(store)
 
 
-@pytest.mark.parametrize("kind", ["requests", "imported", "ablation.parquet", "axes.parquet", "endpoints"])
+@pytest.mark.parametrize("kind", ["requests", "imported", "ablation.parquet", "axes.parquet", "endpoints/"])
 @pytest.mark.parametrize("is_deleted", [False, True])
 def test_a_study_of_which_something_is_damaged_or_gone_is_kept_whole(gathered: Store, kind: str, is_deleted: bool):
     """Trained endpoints are not to go with the file that names them."""
@@ -206,7 +207,7 @@ def test_a_study_of_which_something_is_damaged_or_gone_is_kept_whole(gathered: S
         gathered.replace(key, b"{")
     gathered.replace("rows/paths/nobodys.parquet", b"x")
     grow_old(gathered)
-    is_known = is_deleted and kind in ("imported", "axes.parquet", "endpoints")
+    is_known = is_deleted and kind in ("axes.parquet", "endpoints/")
     assert garbage(gathered) - {"rows/paths/nobodys.parquet"} == set()
     assert (take_inventory(gathered).foreign == ()) == is_known
     collect(gathered)
