@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Literal
+
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
 from flows.terminal import tell
-from infra.storage import Entry, Store, StoreError
+from infra.storage import Entry, Store, StoreError, UnreachableError
 from infra.text import one_line
-from tasks.integrity import add_digest, find_damage, has_no_digest
+from tasks.integrity import (
+    UnreadableError,
+    add_digest,
+    examine,
+    find_damage,
+    has_no_digest,
+    is_linked,
+    kind_of,
+    list_files,
+)
 from tasks.references import Inventory, list_declarations, take_inventory
+
+_State = Literal["whole", "sealed", "left", "removed", "unreadable"]
+
+_DRAWN = ("report", "figures")
+"""The kinds of files that `repairlab report` makes."""
 
 
 def print_usage(store: Store, console: Console) -> None:
@@ -56,33 +73,89 @@ def collect_garbage(store: Store, console: Console, *, dry_run: bool) -> None:
 
 
 def check_files(store: Store, console: Console, *, delete: bool, seal: bool) -> bool:
-    """Read every file of a store, print those that are damaged, and return whether none is left.
+    """Read every file of a store, print those that are damaged, and return whether none is left and all were readable.
 
-    With `delete` they are removed; with `seal` files of a version without digests get one first.
+    With `delete` they are removed; with `seal` files of a version without digests get one first. Raises StoreError
+    where there is no file of repairlab.
     """
-    n_files, n_sealed, damaged = 0, 0, list[Entry]()
-    for entry, error in find_damage(store.own, store.own.entries()):
-        n_files += 1
-        if error is None:
-            continue
-        if seal and has_no_digest(error) and add_digest(store.own, entry.key):
-            n_sealed += 1
-            continue
-        damaged.append(entry)
-        _say(str(error).partition(": delete it")[0], console)
-        if delete:
-            store.own.remove(entry.key)
+    entries, unlisted = list_files(store.own)
+    for error in unlisted:
+        _say(str(error), console)
+    counts = Counter[_State]()
+    for entry, error in find_damage(store.own, entries):
+        try:
+            state = _settle(store.own, entry.key, error, console, delete=delete, seal=seal) if error else "whole"
+        except FileNotFoundError:
+            continue  # Removed since it was read.
+        counts[state] += 1
+    if not (counts or unlisted):
+        raise StoreError(f"there is nothing of repairlab in {store.url}: check its name")
+    told = [f"{counts['whole'] + counts['sealed']:,} whole"]
     if seal:
-        _say(f"{n_sealed:,} files have a digest now", console)
-    if damaged and not delete:
+        told.append(f"{counts['sealed']:,} of them with a digest from now on")
+    told += [f"{counts['removed']:,} not whole and removed", f"{counts['left']:,} not whole and still there"]
+    told.append(f"{counts['unreadable']:,} that could not be read")
+    _say(f"{counts.total():,} files: {', '.join(told)}", console)
+    if unlisted:
+        _say(f"{len(unlisted):,} folders or links could not be followed, and what lies there was not read", console)
+    if counts["left"] and not delete:
+        adds = "" if seal else "`repairlab check --seal` adds digests to files of a version that wrote none; "
+        _say(f"{adds}`repairlab check --delete` removes what is not whole", console)
+    if counts["left"] or counts["removed"]:
         _say(
-            f"{len(damaged):,} of {n_files:,} files are damaged: `repairlab check --delete` removes them, and the "
-            "studies that they belong to make them anew when they are run again (imports, imported again)",
+            "a study makes its files anew when it is run again, but for requests and imports: those take the command "
+            "that made them, with its own options",
             console,
         )
-    else:
-        _say(f"{n_files - len(damaged):,} files are whole, {len(damaged):,} damaged ones were removed", console)
-    return delete or not damaged
+    return not (counts["left"] or counts["unreadable"] or unlisted)
+
+
+def _settle(store: Store, key: str, found: StoreError, console: Console, *, delete: bool, seal: bool) -> _State:
+    """Do what was asked for with a file that was `found` not to be whole, and say what is wrong with it.
+
+    Files are read far ahead of this, so it is read again first: somebody may have written it anew.
+    """
+    if isinstance(found, UnreadableError):
+        _say(str(found), console)
+        return "unreadable"
+    failure = None
+    try:
+        is_theirs = is_linked(store, key)
+        if seal and not is_theirs and has_no_digest(found) and add_digest(store, key):
+            return "sealed"
+        error = examine(store, key)
+        state: _State = "unreadable" if isinstance(error, UnreadableError) else "left" if error else "whole"
+        if delete and state == "left":
+            if is_theirs:
+                raise StoreError(f"{key} lies behind a symbolic link, and is left there")
+            store.remove(key)
+            state = "removed"
+    except (FileNotFoundError, UnreachableError):
+        raise
+    except (StoreError, OSError) as refused:
+        state, error, failure = "left", found, refused
+    if error is not None:
+        _say(_describe(store, key, error, seal=seal), console)
+    if failure is not None:
+        _say(str(failure), console)
+    return state
+
+
+def _describe(store: Store, key: str, error: StoreError, *, seal: bool) -> str:
+    """What is wrong with a file, and what makes it anew where running its study does not."""
+    if isinstance(error, UnreadableError):
+        return str(error)
+    kind, study = kind_of(key), key.split("/")[1]
+    reason = str(error).partition(": delete it")[0]
+    if has_no_digest(error) and kind in _DRAWN:
+        reason = f"{store.locate(key)} has no digest"
+    elif has_no_digest(error) and seal:
+        reason = f"{store.locate(key)} is not whole, and gets no digest"
+    if kind in _DRAWN:
+        return f"{reason}: `repairlab report {study}` makes it anew"
+    if kind == "requests":
+        return f"{reason}: the `repairlab run` command of {study} that made it has to be given again, with its options"
+    return f"{reason}: import the weights of {study} again" if kind == "imported" else reason
 
 
 def _tell_kept(inventory: Inventory, console: Console) -> None:
@@ -91,8 +164,9 @@ def _tell_kept(inventory: Inventory, console: Console) -> None:
         _say(f"{', '.join(inventory.unfinished)}: not all endpoints are there, so all measured pairs are kept", console)
     if inventory.foreign:
         _say(
-            f"{', '.join(inventory.foreign)}: not gathered to its end by this version, and another may name files "
-            "otherwise, so all are kept; run it again, or remove its folder",
+            f"{', '.join(inventory.foreign)}: not gathered to its end by this version and from all of its requests, "
+            "or damaged (`repairlab check`), so nobody knows all of its files and all are kept; run it again, or "
+            "remove its folder",
             console,
         )
 

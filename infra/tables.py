@@ -209,3 +209,13 @@ def _provenance(store: Store, key: str, schema: pa.Schema) -> dict[str, Any]:
         return dict(json.loads((schema.metadata or {})[b"repairlab"]))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise store.damaged(key, "not a table of repairlab") from error
+
+
+def reseal_table(key: str, data: bytes, provenance: Mapping[str, Any]) -> bytes:
+    """Return the table in `data` with this `provenance` in place of its own, sealed for `key`.
+
+    Raises ArrowException or OSError where it is no whole Parquet file.
+    """
+    table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    told = {**(table.schema.metadata or {}), b"repairlab": json.dumps(provenance, sort_keys=True).encode()}
+    return _pack(key, table.schema.with_metadata(told), [table.replace_schema_metadata(told)], compression="zstd")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +19,8 @@ import safetensors
 import safetensors.torch
 
 from infra.sealing import NO_DIGEST, find_png_damage, pack_document, read_sealed
-from infra.storage import DamagedError, Entry, Store
-from infra.tables import open_table, pack_rows, read_rows
+from infra.storage import DamagedError, Entry, Store, StoreError, UnreachableError
+from infra.tables import open_table, pack_rows, read_rows, reseal_table
 from tasks import schema
 from tasks.artifacts import load_moments, read_record
 from tasks.checkpoints import pack, read_checkpoint
@@ -32,36 +37,112 @@ _ROWS = {
 }
 _TABLES = {table.name: table for table in schema.TABLES}
 
+FIGURES = frozenset(
+    ("barriers", "comparison", "paths", "variance", "correlation", "errors", "closed_form", "predictions")
+)
+"""The names of the figures of a report. Whatever else lies beside them is somebody's own."""
 
-def find_damage(store: Store, entries: Iterable[Entry]) -> Iterator[tuple[Entry, DamagedError | None]]:
-    """Read those of `entries` that repairlab writes, and yield each with what is wrong with it, or None."""
 
-    def examine(entry: Entry) -> DamagedError | None:
+class UnreadableError(StoreError):
+    """A file or folder of the store cannot be read, so nobody knows whether it is damaged."""
+
+
+def list_files(store: Store) -> tuple[list[Entry], list[UnreadableError]]:
+    """Return every file of a store by key, those behind symbolic links among them, and what could not be listed."""
+    if not store.is_local:
+        return store.entries(), []
+    root = Path(store.locate(""))
+    entries, unlisted, seen = list[Entry](), list[UnreadableError](), set[Path]()
+
+    def leads_on(path: Path) -> bool:
+        """Whether a link leads out of the store, to what no other link has led to: else it is read where it lies."""
+        target = path.resolve()
+        if not path.is_symlink() or target in seen or target.is_relative_to(root.resolve()):
+            return not path.is_symlink()
+        seen.add(target)
+        return True
+
+    def note(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            unlisted.append(_unread(error))
+
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=note):
+        folders[:] = [name for name in folders if leads_on(Path(folder) / name)]
+        for path in (Path(folder) / name for name in names):
+            try:
+                status = path.stat()
+            except OSError as error:
+                if path.is_symlink():  # Else it was removed in this moment.
+                    unlisted.append(_unread(error))
+                continue
+            if not leads_on(path):
+                continue
+            when = datetime.fromtimestamp(status.st_mtime, UTC)
+            entries.append(Entry(path.relative_to(root).as_posix(), status.st_size, when))
+    return sorted(entries, key=lambda entry: entry.key), unlisted
+
+
+def is_linked(store: Store, key: str) -> bool:
+    """Whether a file lies behind a symbolic link, so that it may be of another store, or of another name there."""
+    return store.is_local and Path(store.locate(key)).resolve() != Path(store.locate("")).resolve() / key
+
+
+def _unread(error: OSError) -> UnreadableError:
+    return UnreadableError(f"{error.filename} cannot be read ({error.strerror})")
+
+
+def find_damage(store: Store, entries: Iterable[Entry]) -> Iterator[tuple[Entry, StoreError | None]]:
+    """Read those of `entries` that repairlab writes, and yield each that is still there with what `examine` finds."""
+
+    def look(entry: Entry) -> StoreError | FileNotFoundError | None:
         try:
-            _READERS[_kind(entry.key)](store, entry.key)
-        except DamagedError as error:
+            return examine(store, entry.key)
+        except FileNotFoundError as error:
             return error
-        except FileNotFoundError:
-            pass  # Removed since it was listed.
-        return None
 
-    known = [entry for entry in entries if _kind(entry.key) in _READERS and not entry.is_temporary]
+    known = [entry for entry in entries if kind_of(entry.key)]
     with ThreadPoolExecutor(1 if store.is_local else _N_READERS) as readers:
-        yield from zip(known, readers.map(examine, known), strict=True)
+        for entry, found in zip(known, readers.map(look, known), strict=True):
+            if not isinstance(found, FileNotFoundError):
+                yield entry, found
 
 
-def _kind(key: str) -> str:
-    """What a key names, as a word; empty where repairlab writes no such file."""
-    match key.split("/"):
-        case [("endpoints" | "trainings" | "permutations" | "moments") as kind, _]:
+def examine(store: Store, key: str) -> StoreError | None:
+    """Return the DamagedError or UnreadableError of a file that repairlab writes; None where it is whole.
+
+    Raises FileNotFoundError where it is not there, UnreachableError where the store does not answer.
+    """
+    try:
+        _READERS[kind_of(key)](store, key)
+    except (StoreError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, FileNotFoundError | UnreachableError):
+            raise cause from error
+        # What is wrong with content is told without a number of the system's.
+        if isinstance(error, DamagedError) and not (isinstance(cause, OSError) and cause.errno):
+            return error
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
+        return UnreadableError(f"{store.url}/{key} cannot be read ({reason})")
+    return None
+
+
+def kind_of(key: str) -> str:
+    """Return what a key names, as a word; empty where repairlab writes no file of such a name."""
+    *folders, name = key.split("/")
+    stem, _, suffix = name.rpartition(".")
+    of_id = suffix if re.fullmatch(r"[0-9a-f]{32}", stem) else ""
+    match folders:
+        case [("endpoints" | "trainings" | "permutations" | "moments") as kind] if of_id == "safetensors":
             return kind
-        case ["rows", table, _] if table in _ROWS:
+        case ["rows", table] if table in _ROWS and of_id == "parquet":
             return "rows"
-        case ["studies", _, ("requests" | "imported" | "figures") as kind, name] if name.endswith((".json", ".png")):
+        case ["studies", _, ("requests" | "imported") as kind] if of_id == "json":
             return kind
-        case ["studies", _, "report.html"]:
+        case ["studies", _, "figures"] if stem in FIGURES and suffix == "png":
+            return "figures"
+        case ["studies", _] if name == "report.html":
             return "report"
-        case ["studies", _, name] if name.removesuffix(".parquet") in _TABLES:
+        case ["studies", _] if stem in _TABLES and suffix == "parquet":
             return "tables"
         case _:
             return ""
@@ -105,23 +186,25 @@ _READERS: dict[str, Callable[[Store, str], object]] = {
 def add_digest(store: Store, key: str) -> bool:
     """Seal a file of a version that wrote no digests, if it can be read, and say whether it is whole now.
 
-    Tables, reports and figures are left as they are: the next run of their study makes them anew.
+    Reports and figures are left as they are: they are drawn anew from tables.
     """
-    before = store.read(key)
     try:
-        sealed = _SEALERS[_kind(key)](key, before)
-    except (KeyError, ValueError, TypeError, AttributeError, pa.ArrowException, OSError, safetensors.SafetensorError):
+        before = store.read(key)
+        sealed = _SEALERS[kind_of(key)](key, before)
+        if store.read(key) != before:  # Somebody has written it anew.
+            return False
+    except (LookupError, ValueError, TypeError, AttributeError, RecursionError, StoreError, OSError):
+        return False
+    except (pa.ArrowException, safetensors.SafetensorError):
         return False
     store.replace(key, sealed)
-    try:
-        _READERS[_kind(key)](store, key)
-    except DamagedError:
-        store.replace(key, before)
-        return False
-    return True
+    if examine(store, key) is None:
+        return True
+    store.replace(key, before)
+    return False
 
 
-def has_no_digest(error: DamagedError) -> bool:
+def has_no_digest(error: StoreError) -> bool:
     """Whether a file was refused for want of a digest alone."""
     return NO_DIGEST in str(error)
 
@@ -129,23 +212,69 @@ def has_no_digest(error: DamagedError) -> bool:
 def _seal_checkpoint(key: str, data: bytes) -> bytes:
     length = int.from_bytes(data[:8], "little")
     header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["repairlab"])
+    _refuse_sealed("digest" in header or "tensors_sha256" in header)
     tensors = safetensors.torch.load(data)
-    told = {header.pop(name) for name in ("weights_sha256", "sha256", "tensors_sha256") if name in header}
+    told = {header.pop(name) for name in ("weights_sha256", "sha256") if name in header}
     if told - {weights_digest(tensors)}:
         raise ValueError
     return pack(key, tensors, header)
 
 
 def _seal_rows(key: str, data: bytes) -> bytes:
-    return pack_rows(key, _ROWS[key.split("/")[1]], pq.read_table(io.BytesIO(data)).to_pylist())
+    _refuse_sealed(_is_sealed_parquet(data))
+    table, rows = _ROWS[key.split("/")[1]], pq.read_table(io.BytesIO(data))
+    wanted = [field for field in table.schema() if field.name not in table.added or field.name in rows.column_names]
+    if not rows.schema.equals(pa.schema(wanted)):
+        raise ValueError
+    return pack_rows(key, table, rows.to_pylist())
+
+
+def _seal_table(key: str, data: bytes) -> bytes:
+    _refuse_sealed(_is_sealed_parquet(data))
+    provenance = json.loads((pq.read_schema(io.BytesIO(data)).metadata or {})[b"repairlab"])
+    _refuse_sealed("gathering" in provenance)
+    # Tables of one study whose provenance agrees count as gathered together: nothing more was written of it.
+    text = json.dumps(provenance, sort_keys=True)
+    return reseal_table(key, data, {**provenance, "gathering": hashlib.sha256(text.encode()).hexdigest()[:32]})
 
 
 def _seal_document(key: str, data: bytes) -> bytes:
-    return pack_document(key, json.loads(data))
+    fields = json.loads(data)
+    _refuse_sealed("digest" in fields)
+    return pack_document(key, fields)
 
+
+def _refuse_sealed(is_sealed: bool) -> None:
+    """ValueError for a file that was written with a digest: it has lost it by damage."""
+    if is_sealed:
+        raise ValueError
+
+
+def _is_sealed_parquet(data: bytes) -> bool:
+    """Whether a Parquet file has what only versions with digests write: a field for one, or checksums of pages."""
+    told = pq.read_metadata(io.BytesIO(data))
+    groups = [told.row_group(group) for group in range(told.num_row_groups)]
+    chunks = [group.column(column) for group in groups for column in range(group.num_columns)]
+    starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks if chunk.num_values]
+    return b"digest" in (told.metadata or {}) or any(_has_checksum(data, start) for start in starts)
+
+
+def _has_checksum(data: bytes, start: int) -> bool:
+    """Whether the page whose header begins at `start` has a checksum: the fourth field, behind three numbers."""
+    for _ in range(3):
+        start += 1
+        while data[start] & 0x80:
+            start += 1
+        start += 1
+    return data[start] == _NUMBER_NEXT
+
+
+_NUMBER_NEXT = 0x15
+"""How Thrift's compact protocol announces a 32-bit number as the next field."""
 
 _SEALERS: dict[str, Callable[[str, bytes], bytes]] = {
     **dict.fromkeys(("endpoints", "trainings", "permutations", "moments"), _seal_checkpoint),
     "rows": _seal_rows,
+    "tables": _seal_table,
     **dict.fromkeys(("requests", "imported"), _seal_document),
 }

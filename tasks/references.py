@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import product
 
 from infra.paths import endpoint_key, moments_key, permutation_key, row_key, table_key, training_key
-from infra.storage import Entry, Store
-from infra.tables import read_provenance
+from infra.storage import DamagedError, Entry, Store
+from infra.tables import read_provenance, read_table
 from tasks.artifacts import has_endpoint, joint_members, trained_members
 from tasks.imports import read_imports
 from tasks.requests import read_requests
+from tasks.schema import TABLES
 from tasks.science.identity import REVISIONS, SCHEMA_VERSION
 from tasks.science.request import Request
 from tasks.science.specs import Endpoint
@@ -25,6 +27,9 @@ KINDS = ("endpoints", "trainings", "permutations", "moments", "rows", STUDIES)
 _OF_WEIGHTS = ("permutations/", "moments/", "rows/")
 """Named by the weights of endpoints, which nobody knows as long as these are not there."""
 
+_OF_STUDIES = (".parquet", ".json", ".html", ".png")
+"""How the names of what a study has of its own end."""
+
 MIN_AGE = timedelta(days=1)
 """What is younger is not garbage: somebody may be writing it, or about to say what it is for."""
 
@@ -33,7 +38,8 @@ MIN_AGE = timedelta(days=1)
 class Inventory:
     """The files of a store. `studies` tells, by study, the keys that it refers to, its own among them; `unfinished`
     which of them name endpoints that are not there, so that nobody knows what was measured between those; `foreign`
-    which have requests that were not gathered under this version's revisions, and may name files by other ids;
+    which may have files that nobody can name: they were not gathered under this version's revisions, or from other
+    requests than are there, or something that tells what they refer to is damaged;
     `requests` is every request that was there."""
 
     entries: list[Entry]
@@ -70,21 +76,27 @@ class Inventory:
 def take_inventory(store: Store) -> Inventory:
     """What is in the store, and what it is there for.
 
-    `store` is to have the upstream that its studies were run with, if they were. Raises DamagedError for a request that
-    cannot be read.
+    `store` is to have the upstream that its studies were run with, if they were. A study of which a file is damaged
+    that tells what it refers to is `foreign`.
     """
     # Listed before requests are read: a request is written before anything that it names.
     entries = [entry for entry in store.own.entries() if entry.key.partition("/")[0] in KINDS]
-    names = sorted({entry.key.split("/")[1] for entry in entries if entry.key.startswith(f"{STUDIES}/")})
-    requests = {study: read_requests(store, study) for study in names}
-    imports = {study: read_imports(store, study) for study in names}
-    return Inventory(
-        entries,
-        {study: frozenset(_keys_of(store, study, requests[study], imports[study], entries)) for study in names},
-        tuple(study for study in names if _is_unfinished(store, requests[study].values(), imports[study])),
-        tuple(study for study in names if _is_foreign(store.own, study, requests[study])),
-        list_declarations(store),
-    )
+    names = sorted({entry.key.split("/")[1] for entry in entries if re.match(rf"{STUDIES}/[^/]+/", entry.key)})
+    studies, unfinished, foreign = dict[str, frozenset[str]](), list[str](), list[str]()
+    for study in names:
+        prefix = f"{STUDIES}/{study}/"
+        own = frozenset(entry.key for entry in entries if entry.key.startswith(prefix) and not entry.is_temporary)
+        try:
+            requests, imports = read_requests(store, study), read_imports(store, study)
+            studies[study] = own.union(_keys_named(store, requests.values(), imports))
+            if _is_unfinished(store, requests.values(), imports):
+                unfinished.append(study)
+            is_foreign = _is_foreign(store.own, study, requests, imports, own)
+        except DamagedError:
+            studies[study], is_foreign = own, True
+        if is_foreign:
+            foreign.append(study)
+    return Inventory(entries, studies, tuple(unfinished), tuple(foreign), list_declarations(store))
 
 
 def list_declarations(store: Store) -> frozenset[tuple[str, str]]:
@@ -107,29 +119,38 @@ def _is_unfinished(store: Store, requests: Iterable[Request], imports: Iterable[
     return any(not has_endpoint(store, endpoint) for endpoint in wanted)
 
 
-def _is_foreign(store: Store, study: str, requests: Mapping[str, Request]) -> bool:
+def _is_foreign(
+    store: Store, study: str, requests: Mapping[str, Request], imports: Iterable[Endpoint], own: Set[str]
+) -> bool:
+    """Whether files may be of the study that nobody can name from `requests` and `imports` under this version's
+    revisions: its `own` files tell of more. DamagedError where a table is not what was written."""
     if not requests:
-        return False
-    key = table_key(study, "ablation")
-    if not store.exists(key):
+        return any(key.endswith(_OF_STUDIES) for key in own)
+    if table_key(study, "ablation") not in own:
         return True
-    gathered = read_provenance(store, key)
-    same = (gathered.get("schema"), gathered.get("revisions")) == (SCHEMA_VERSION, dict(REVISIONS))
-    return not (same and requests.keys() <= set(gathered.get("requests", ())))
+    # Read one by one: any of them may be of a run that was killed as it wrote them.
+    for table, key in ((table, table_key(study, table.name)) for table in TABLES):
+        if key in own:
+            gathered = read_provenance(store, key)
+            same = (gathered.get("schema"), gathered.get("revisions")) == (SCHEMA_VERSION, dict(REVISIONS))
+            if not same or sorted(requests) != gathered.get("requests"):
+                return True
+            if table.name == "endpoints":
+                frame = read_table(store, key, table)
+                imported = set(frame["endpoint_id"][frame["origin"] == "imported"])
+                if not imported <= {endpoint.id for endpoint in imports}:
+                    return True
+    return False
 
 
-def _keys_of(
-    store: Store, study: str, requests: Mapping[str, Request], imports: Iterable[Endpoint], entries: Iterable[Entry]
-) -> Iterator[str]:
-    prefix = f"{STUDIES}/{study}/"
-    yield from (entry.key for entry in entries if entry.key.startswith(prefix) and not entry.is_temporary)
+def _keys_named(store: Store, requests: Iterable[Request], imports: Iterable[Endpoint]) -> Iterator[str]:
     for endpoint in imports:
         yield endpoint_key(endpoint.id)
-    for request in requests.values():
-        yield from _keys_named(store, request)
+    for request in requests:
+        yield from _keys_of(store, request)
 
 
-def _keys_named(store: Store, request: Request) -> Iterator[str]:
+def _keys_of(store: Store, request: Request) -> Iterator[str]:
     for cell in request.trained_cells:
         for endpoint in request.endpoints(cell):
             yield endpoint_key(endpoint.id)

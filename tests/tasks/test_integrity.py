@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -16,21 +18,23 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from pipeline import make_request, measure_all, merges_of, run_all
 from rich.console import Console
 
-from flows.gathered import read_gathered
+from flows import housekeeping
+from flows.gathered import read_gathered, read_gathering
 from flows.housekeeping import check_files
-from flows.report import write_report
+from flows.report import SECTIONS, write_report
 from infra.paths import table_key
-from infra.storage import DamagedError, Store
-from infra.tables import open_table, pack_rows, read_rows, write_table
+from infra.storage import DamagedError, Store, StoreError
+from infra.tables import open_table, pack_rows, read_descriptions, read_rows, write_table
 from tasks import schema
 from tasks.artifacts import load_evaluation, load_weights
 from tasks.checkpoints import pack, read_checkpoint
 from tasks.gather import gather
 from tasks.imports import save_import
-from tasks.integrity import find_damage
+from tasks.integrity import FIGURES, add_digest, find_damage
 from tasks.science.networks import build_network
 from tasks.science.specs import Cell, Endpoint, Origin
 from tasks.science.training import TrainingState
@@ -80,7 +84,7 @@ def kind_of(key: str) -> str:
     return folders[2] if len(folders) > 2 else "report" if key.endswith(".html") else "tables"
 
 
-def find(store: Store, key: str) -> DamagedError | None:
+def find(store: Store, key: str) -> StoreError | None:
     ((_, error),) = find_damage(store, [entry for entry in store.entries() if entry.key == key])
     return error
 
@@ -247,6 +251,11 @@ def test_a_table_that_lacks_a_column_is_refused(damaged: Store, name: str):
         write_report(damaged, "test")
 
 
+def check(store: Store, *, delete: bool = False, seal: bool = False) -> tuple[bool, str]:
+    told = Console(file=io.StringIO(), width=200)
+    return check_files(store, told, delete=delete, seal=seal), told.file.getvalue()
+
+
 def without_digest(key: str, data: bytes) -> bytes:
     """A file as it was written before there were digests."""
     if key.endswith(".safetensors"):
@@ -257,6 +266,8 @@ def without_digest(key: str, data: bytes) -> bytes:
         kind = header["kind"]
         header |= {"weights_sha256": digest} if kind == "endpoint" else {"sha256": digest} if kind == "training" else {}
         return safetensors.torch.save(safetensors.torch.load(data), metadata={"repairlab": json.dumps(header)})
+    if key.startswith("studies") and key.endswith(".parquet"):
+        return table_without_digest(data)
     if key.endswith(".parquet"):
         buffer = io.BytesIO()
         pq.write_table(pq.read_table(io.BytesIO(data)), buffer)
@@ -268,6 +279,17 @@ def without_digest(key: str, data: bytes) -> bytes:
     return data
 
 
+def table_without_digest(data: bytes, **changed: Any) -> bytes:
+    table = pq.read_table(io.BytesIO(data))
+    told = dict(table.schema.metadata)
+    provenance = json.loads(told[b"repairlab"])
+    del provenance["gathering"]
+    buffer = io.BytesIO()
+    told[b"repairlab"] = json.dumps({**provenance, **changed}).encode()
+    pq.write_table(table.replace_schema_metadata(told), buffer)
+    return buffer.getvalue()
+
+
 def test_a_store_of_before_there_were_digests_is_taken_over(damaged: Store, cell: Cell):
     wanted = read_all(damaged)
     for entry in damaged.entries():
@@ -275,9 +297,13 @@ def test_a_store_of_before_there_were_digests_is_taken_over(damaged: Store, cell
     told = Console(record=True, quiet=False, file=io.StringIO(), width=200)
     assert not check_files(damaged, told, delete=False, seal=False)
     assert "`repairlab check --seal` adds" in told.export_text()
-    assert not check_files(damaged, Console(quiet=True), delete=False, seal=True)
-    left = {entry.key for entry, error in find_damage(damaged, damaged.entries()) if error is not None}
-    assert {kind_of(key) for key in left} == {"tables"}
+    assert check(damaged, seal=True)[0]
+    assert not any(error for _, error in find_damage(damaged, damaged.entries()))
+    for name, frame in read_gathering(damaged, "test")[0].items():
+        pd.testing.assert_frame_equal(frame, wanted[name], check_exact=True)
+    descriptions = read_descriptions(damaged, table_key("test", "paths"))["description"]
+    assert all(descriptions)
+    write_report(damaged, "test")
     run_all(damaged, make_request(dataclasses.replace(cell, width=4, depth=1)))
     for name, frame in read_all(damaged).items():
         pd.testing.assert_frame_equal(frame, wanted[name], check_exact=True)
@@ -291,3 +317,186 @@ def test_a_file_of_before_that_is_damaged_gets_no_digest(damaged: Store):
         damaged.replace(key, bytes(old))
         check_files(damaged, Console(quiet=True), delete=False, seal=True)
         assert find(damaged, key) is not None, kind
+
+
+@pytest.mark.parametrize("kind", ["endpoints", "moments", "rows/paths", "rows/ends", "requests", "imported", "tables"])
+def test_a_file_that_lost_its_digest_and_more_by_damage_gets_no_other(damaged: Store, kind: str):
+    key = key_of(damaged, kind)
+    data = damaged.read(key)
+    lost = data.replace(b"repairlab-sha256:", b"repairlab-sha257:")
+    assert lost != data
+    damaged.replace(key, lost)
+    assert not add_digest(damaged, key)
+    assert damaged.read(key) == lost
+
+
+@pytest.mark.parametrize("kind", ["rows/paths", "tables"])
+def test_checksums_of_pages_tell_a_file_that_had_a_digest(damaged: Store, kind: str):
+    key = key_of(damaged, kind)
+    lost = damaged.read(key).replace(b"repairlab-sha256:", b"repairlab-sha257:").replace(b"digest", b"dihest")
+    damaged.replace(key, lost)
+    assert not add_digest(damaged, key)
+
+
+def test_rows_of_other_columns_get_no_digest(damaged: Store):
+    key = key_of(damaged, "rows/paths")
+    rows = pq.read_table(io.BytesIO(damaged.read(key)))
+    for other in (rows.drop_columns(["loss"]), rows.rename_columns([f"{name}_" for name in rows.column_names])):
+        buffer = io.BytesIO()
+        pq.write_table(other, buffer)
+        damaged.replace(key, buffer.getvalue())
+        assert not add_digest(damaged, key)
+
+
+def test_tables_of_before_that_two_runs_have_made_are_not_taken_for_one_runs(damaged: Store, monkeypatch):
+    for key in keys(damaged, "tables"):
+        changed = {"commit": "another"} if "axes" in key else {}
+        damaged.replace(key, table_without_digest(damaged.read(key), **changed))
+        assert add_digest(damaged, key)
+    monkeypatch.setattr("flows.gathered._WRITING_SECONDS", 0.0)
+    with pytest.raises(StoreError, match="come from 2 runs"):
+        read_gathering(damaged, "test")
+
+
+def test_a_report_of_before_is_drawn_anew_and_no_digest_promised(damaged: Store):
+    for kind in ("report", "figures"):
+        key = key_of(damaged, kind)
+        Path(damaged.locate(key)).write_bytes(b"of before")
+    for seal in (False, True):
+        is_well, said = check(damaged, seal=seal)
+        assert not is_well
+        assert said.count("has no digest: `repairlab report test` makes it anew") == 2
+    write_report(damaged, "test")
+    assert check(damaged)[0]
+
+
+def test_only_files_of_names_that_repairlab_gives_are_examined(damaged: Store):
+    names = (
+        *("endpoints/README.txt", "endpoints/mine.safetensors", "rows/paths/notes.parquet", "moments/a/b.safetensors"),
+        *("studies/test/figures/my-figure.png", "studies/test/requests/notes.json", "studies/test/imported/notes.json"),
+        *("studies/test/my.parquet", "studies/test/mine.html", "studies/README.md"),
+    )
+    for name in names:
+        damaged.replace(name, b"mine")
+    is_well, said = check(damaged, delete=True)
+    assert is_well, said
+    assert all(damaged.exists(name) for name in names)
+
+
+def test_figures_of_a_report_are_those_that_are_examined():
+    assert SECTIONS.keys() == FIGURES
+
+
+def test_a_file_that_was_written_anew_meanwhile_is_not_removed(damaged: Store, monkeypatch):
+    first, second = keys(damaged, "rows/paths")[:2]
+    good = damaged.read(second)
+    for key in (first, second):
+        flip(Path(damaged.url) / key, 800)
+    found = list(find_damage(damaged, damaged.entries()))
+    damaged.replace(second, good)
+    monkeypatch.setattr(housekeeping, "find_damage", lambda *_: found)
+    is_well, said = check(damaged, delete=True)
+    assert is_well
+    assert first in said
+    assert second not in said
+    assert (damaged.exists(first), damaged.read(second)) == (False, good)
+    assert f"{len(found) - 1} whole, 1 not whole and removed, 0 not whole and still there" in said
+
+
+@pytest.mark.parametrize("kind", ["requests", "imported"])
+def test_what_makes_a_request_or_an_import_anew_is_said(damaged: Store, kind: str):
+    flip(Path(damaged.url) / key_of(damaged, kind), 800)
+    wanted = {
+        "requests": "the `repairlab run` command of test that made it has to be given again, with its options",
+        "imported": "import the weights of theirs again",
+    }
+    assert wanted[kind] in check(damaged)[1]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES])
+def test_a_file_that_cannot_be_read_is_named_and_left_and_the_rest_is_examined(damaged: Store, monkeypatch, code: int):
+    sick, bad = key_of(damaged, "endpoints"), key_of(damaged, "tables")
+    flip(Path(damaged.url) / bad, 800)
+    read = LocalFileSystem.cat_file
+
+    def fails(self: LocalFileSystem, path: str, *args: Any, **options: Any) -> bytes:
+        if path.endswith(sick):
+            raise OSError(code, os.strerror(code), path)
+        return read(self, path, *args, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "cat_file", fails)
+    is_well, said = check(damaged, delete=True)
+    assert not is_well
+    assert f"{sick} cannot be read ({os.strerror(code)})" in said
+    assert "1 not whole and removed, 0 not whole and still there, 1 that could not be read" in said
+    assert (damaged.exists(sick), damaged.exists(bad)) == (True, False)
+
+
+def test_a_name_that_no_key_can_be_is_told(damaged: Store):
+    Path(damaged.url, "studies", "a\\b").mkdir()
+    Path(damaged.url, "studies", "a\\b", "report.html").write_text("x")
+    is_well, said = check(damaged)
+    assert not is_well
+    assert "report.html cannot be read (" in said
+    assert "1 that could not be read" in said
+
+
+def test_a_file_that_is_removed_meanwhile_is_not_counted(damaged: Store, monkeypatch):
+    n_files = len(damaged.entries())
+    key = key_of(damaged, "rows/paths")
+    damaged.replace(key, b"")
+    found = list(find_damage(damaged, damaged.entries()))
+    damaged.remove(key)
+    monkeypatch.setattr(housekeeping, "find_damage", lambda *_: found)
+    for seal in (False, True):
+        is_well, said = check(damaged, seal=seal)
+        assert is_well, said
+        assert f"{n_files - 1} files: {n_files - 1} whole" in said
+
+
+def test_a_file_that_cannot_be_removed_is_told_as_still_there(damaged: Store, monkeypatch):
+    key = key_of(damaged, "rows/paths")
+    flip(Path(damaged.url) / key, 800)
+
+    def refuses(_self: LocalFileSystem, path: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(LocalFileSystem, "rm_file", refuses)
+    is_well, said = check(damaged, delete=True)
+    assert not is_well
+    assert "0 not whole and removed, 1 not whole and still there" in said
+
+
+@pytest.mark.parametrize("name", [None, "photo.jpg", "endpoints/photo.jpg"])
+def test_a_place_without_any_file_of_repairlab_is_not_whole(tmp_path: Path, name: str | None):
+    store = Store(str(tmp_path / "nosuch"))
+    if name is not None:
+        store.replace(name, b"x")
+    with pytest.raises(StoreError, match=r"there is nothing of repairlab in .*nosuch"):
+        check(store)
+
+
+def test_what_lies_behind_links_is_read_and_left_there(damaged: Store, tmp_path: Path):
+    n_files = len(damaged.entries())
+    root = Path(damaged.url)
+    (root / "endpoints").rename(tmp_path / "elsewhere")
+    (root / "endpoints").symlink_to(tmp_path / "elsewhere")
+    (root / "rows/back").symlink_to(root)
+    (root / "studies/alias").symlink_to(root / "studies/test")
+    is_well, said = check(damaged)
+    assert is_well
+    assert f"{n_files} files: {n_files} whole" in said
+    key = next((root / "endpoints").iterdir())
+    flip(key, 8 * 300)
+    is_well, said = check(damaged, delete=True)
+    assert not is_well
+    assert f"endpoints/{key.name} lies behind a symbolic link, and is left there" in said
+    assert key.exists()
+
+
+def test_links_that_lead_nowhere_are_told(damaged: Store, tmp_path: Path):
+    (Path(damaged.url) / "moments/gone").symlink_to(tmp_path / "nowhere")
+    is_well, said = check(damaged)
+    assert not is_well
+    assert "moments/gone cannot be read (No such file or directory)" in said
+    assert "1 folders or links could not be followed" in said

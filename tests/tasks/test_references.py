@@ -15,7 +15,7 @@ from rich.console import Console
 
 from flows.housekeeping import collect_garbage, print_usage
 from infra.paths import endpoint_key
-from infra.storage import DamagedError, Store, StoreError
+from infra.storage import Store, StoreError
 from tasks import references
 from tasks.gather import gather
 from tasks.imports import save_import
@@ -31,6 +31,29 @@ def grow_old(store: Store) -> None:
         if path.is_file():
             day_before_yesterday = time.time() - 2 * 86400
             os.utime(path, (day_before_yesterday, day_before_yesterday))
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, cell, blobs) -> Path:
+    """A store with a study that was gathered, imports among it."""
+    store = Store(str(tmp_path_factory.mktemp("ran")))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("tasks.train", "tasks.align", "tasks.pairs"):
+            patch.setattr(f"{module}.load_dataset", lambda _name, _folder: blobs)
+        small = dataclasses.replace(cell, width=4, depth=1)
+        run_all(store, make_request(small))
+        imported = dataclasses.replace(small, origin=Origin("test", ()))
+        for trained in train_group(small, range(2), blobs):
+            save_import(store, "test", Endpoint(imported, trained.seed), build_network(imported), trained.state, blobs)
+        run_all(store, make_request(imported, n_seeds=2))
+    return Path(store.url)
+
+
+@pytest.fixture
+def gathered(ran: Path, tmp_path: Path) -> Store:
+    """A copy of it."""
+    shutil.copytree(ran, tmp_path / "gathered")
+    return Store(str(tmp_path / "gathered"))
 
 
 def keys(store: Store) -> set[str]:
@@ -173,11 +196,42 @@ def test_what_another_version_gathered_is_left_alone(store: Store, cell, monkeyp
     assert "test: not gathered to its end by this version" in collect(store)
 
 
-def test_a_request_that_cannot_be_read_stops_the_collection(store: Store, cell):
-    train_all(store, make_request(cell))
-    (Path(store.url) / "studies/test/requests/broken.json").write_text("{")
-    with pytest.raises(DamagedError, match=r"broken\.json is damaged"):
-        take_inventory(store)
+@pytest.mark.parametrize("kind", ["requests", "imported", "ablation.parquet", "axes.parquet", "endpoints/"])
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_a_study_of_which_something_is_damaged_or_gone_is_kept_whole(gathered: Store, kind: str, is_deleted: bool):
+    """Trained endpoints are not to go with the file that names them."""
+    key = next(entry.key for entry in gathered.entries() if kind in entry.key)
+    if is_deleted:
+        gathered.remove(key)
+    else:
+        gathered.replace(key, b"{")
+    gathered.replace("rows/paths/nobodys.parquet", b"x")
+    grow_old(gathered)
+    is_known = is_deleted and kind in ("axes.parquet", "endpoints/")
+    assert garbage(gathered) - {"rows/paths/nobodys.parquet"} == set()
+    assert (take_inventory(gathered).foreign == ()) == is_known
+    collect(gathered)
+    print_usage(gathered, Console(quiet=True))
+
+
+@pytest.mark.parametrize("left", ["tables", "imported", "report.html"])
+def test_a_study_without_requests_is_kept_whole(gathered: Store, left: str):
+    other = Path(gathered.url) / "studies/other"
+    shutil.copytree(Path(gathered.url) / "studies/test", other)
+    shutil.rmtree(other / "requests")
+    (other / "report.html").write_text("x")
+    for path in other.rglob("*.*"):
+        if left not in str(path) and not (left == "tables" and path.suffix == ".parquet"):
+            path.unlink()
+    gathered.replace("endpoints/others.safetensors", b"x")
+    grow_old(gathered)
+    assert garbage(gathered) == set()
+    assert take_inventory(gathered).foreign == ("other",)
+    for path in (*other.rglob("*.*"),):
+        path.unlink()
+    (other / "mine.txt").write_text("x")
+    Path(gathered.url, "studies/mine.parquet").write_text("x")
+    assert garbage(gathered) == {"endpoints/others.safetensors"}
 
 
 def test_rows_between_a_colleagues_endpoints_are_kept_and_the_colleagues_files_are_not_looked_at(
