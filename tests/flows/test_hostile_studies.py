@@ -201,7 +201,12 @@ def test_a_stored_request_with_any_value_in_any_field_is_read_or_a_value_error(p
         (0, "corrections", ["repair"] * 10**5, "a study has at most 1,000 corrections, got 100000"),
         (0, "controls", "yes", "controls must be True or False, got 'yes'"),
         (2, "n_train", "many", "digits: n_train must be a positive whole number, got 'many'"),
-        (2, "shape", [10**9] * 3, "an example has at most 67,108,864 values, and 16,777,216 along an axis, got the sha"),
+        (
+            2,
+            "shape",
+            [10**9] * 3,
+            "an example has at most 67,108,864 values, and 16,777,216 along an axis, got the sha",
+        ),
         (2, "shape", [3, 2**12, 2**13], "digits: an example has at most 67,108,864 values, and 16,777,216 along an"),
         (2, "shape", [0], "an example's shape must be one length or three, each a positive whole number, got (0,)"),
         (2, "name", 3, "a data set's name must be text, got 3"),
@@ -229,9 +234,7 @@ def test_a_stored_request_of_any_size_is_refused_unread(store: Store):
         *[(3, "epochs", 10**7), (3, "cutout", 5000), (5, "alphas", 99_999), (5, "draw", 2**63)],
     ],
 )
-def test_a_stored_request_beyond_a_bound_is_never_called_damaged(
-    store: Store, position: int, name: str, value: object
-):
+def test_a_stored_request_beyond_a_bound_is_never_called_damaged(store: Store, position: int, name: str, value: object):
     fields = fields_of(REQUEST)
     parts(fields)[position][name] = value
     key = request_key(REQUEST.study, "x")
