@@ -18,6 +18,8 @@ from infra.sealing import NO_DIGEST, pack_document, read_document
 from infra.storage import DamagedError, Store, StoreError
 from tasks.artifacts import read_endpoint, read_record, save_endpoint
 from tasks.checkpoints import compute_digest, read_checkpoint
+from tasks.requests import TooMuchError
+from tasks.science.bounds import BoundError
 from tasks.science.checks import is_whole
 from tasks.science.examples import Dataset
 from tasks.science.identity import weights_digest
@@ -108,6 +110,8 @@ def read_import(store: Store, study: str, endpoint_id: str) -> Endpoint:
     fields = read_document(store, key, _IMPORT_AGAIN)
     try:
         endpoint = Endpoint(read_cell(fields["cell"]), fields["seed"])
+    except BoundError as error:
+        raise TooMuchError(store, key, str(error)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise store.damaged(key, f"it is no import: {error}", _IMPORT_AGAIN) from error
     cell = endpoint.cell

@@ -6,6 +6,11 @@ is made of it, so a number that cannot be meant is refused at once, whatever it 
 
 from __future__ import annotations
 
+
+class BoundError(ValueError):
+    """A number is beyond its bound: nothing else is wrong with it."""
+
+
 MAX_NUMBER = 2**31 - 1
 """Of seeds, images, batches and whatever else is counted without being held in memory."""
 
@@ -23,8 +28,11 @@ MAX_ALPHAS = 10_001
 MAX_PIXELS = 4_096
 """A side that images are resized to, or the pixels that they are shifted by."""
 
-MAX_LENGTH = 65_536
+MAX_LENGTH = 2**24
 """An axis of an example of a data set."""
+
+MAX_EXAMPLE_VALUES = 2**26
+"""Values of one example of a data set."""
 
 MAX_SEEDS = 10_000
 """Seeds of each cell."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 from typing import Any, get_args
 
-from tasks.science.bounds import MAX_NUMBER
+from tasks.science.bounds import MAX_NUMBER, BoundError
 
 _LONGEST = 80
 """Characters of a value that a message repeats."""
@@ -29,18 +29,19 @@ def shown(value: object) -> str:
 
 
 def check_positive(owner: str, at_most: int = MAX_NUMBER, **values: int) -> None:
-    """ValueError, beginning with `owner`, for a value that is no whole number of at least 1 and `at_most` so many."""
+    """ValueError, beginning with `owner`, for a value that is no whole number of at least 1; BoundError for one beyond
+    `at_most`."""
     for name, value in values.items():
         if not is_whole(value, 1):
             raise ValueError(f"{owner}{name} must be a positive whole number, got {shown(value)}")
         if value > at_most:
-            raise ValueError(f"{owner}{name} must be at most {at_most}, got {shown(value)}")
+            raise BoundError(f"{owner}{name} must be at most {at_most}, got {shown(value)}")
 
 
 def check_count(what: str, n: int, at_most: int) -> None:
-    """ValueError where a study has more than `at_most` of `what`."""
+    """BoundError where a study has more than `at_most` of `what`."""
     if n > at_most:
-        raise ValueError(f"a study has at most {at_most:,} {what}, got {shown(n)}")
+        raise BoundError(f"a study has at most {at_most:,} {what}, got {shown(n)}")
 
 
 def check_words(owner: str, **values: object) -> None:

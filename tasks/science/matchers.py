@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
-from tasks.science.bounds import MAX_NUMBER, MAX_RESTARTS
+from tasks.science.bounds import MAX_NUMBER, MAX_RESTARTS, BoundError
 from tasks.science.checks import shown
 
 OptionValue = int | str
@@ -120,7 +120,7 @@ def parse_matcher(text: str) -> MatcherChoice:
                 raise ValueError(f"matcher {name}: {option} must be a positive whole number, got {shown(value)}")
             # Compared by their digits first: Python does not read very long numbers.
             if len(value) > len(str(MAX_NUMBER)) or int(value) > known[option].largest:
-                raise ValueError(
+                raise BoundError(
                     f"matcher {name}: {option} must be at most {known[option].largest}, got {shown(value)}"
                 )
             options[option] = int(value)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from tasks.science.bounds import MAX_EPOCHS, MAX_PIXELS
+from tasks.science.bounds import MAX_EPOCHS, MAX_PIXELS, BoundError
 from tasks.science.checks import check_choice, check_positive, check_switches, check_words, is_whole, shown
 from tasks.science.identity import LABEL
 
@@ -102,7 +102,7 @@ class Recipe:
             if not is_whole(value, 0):
                 raise ValueError(f"{owner}{name} must be a whole number of pixels, got {shown(value)}")
             if value > MAX_PIXELS:
-                raise ValueError(f"{owner}{name} must be at most {MAX_PIXELS} pixels, got {shown(value)}")
+                raise BoundError(f"{owner}{name} must be at most {MAX_PIXELS} pixels, got {shown(value)}")
         check_switches(owner, flip=self.flip, skip_nonfinite=self.skip_nonfinite)
         if self.resized_crop and self.cutout > self.resized_crop:
             raise ValueError(

@@ -15,6 +15,7 @@ from tasks.science.bounds import (
     MAX_PATHS,
     MAX_SEEDS,
     MAX_VALUES,
+    BoundError,
 )
 from tasks.science.checks import check_count, check_switches, check_words, is_whole, shown
 from tasks.science.correction_table import check_correction, is_defined
@@ -60,7 +61,8 @@ class Request:
         self._check_fields()
         object.__setattr__(self, "matchers", tuple(parse_matcher(matcher).text for matcher in self.matchers))
         if not all(is_whole(seed, 0, MAX_NUMBER) for seed in self.seeds):
-            raise ValueError(f"seeds must be whole numbers from 0 to {MAX_NUMBER}, got {shown(self.seeds)}")
+            kind = BoundError if all(is_whole(seed, 0) for seed in self.seeds) else ValueError
+            raise kind(f"seeds must be whole numbers from 0 to {MAX_NUMBER}, got {shown(self.seeds)}")
         if len(self.seeds) < 2:
             raise ValueError(
                 f"a study needs at least 2 seeds, so that there is a pair to interpolate, got {len(self.seeds)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
@@ -11,7 +12,16 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from tasks.science.bounds import MAX_ALPHAS, MAX_DEPTH, MAX_DRAW, MAX_LENGTH, MAX_NUMBER, MAX_WIDTH
+from tasks.science.bounds import (
+    MAX_ALPHAS,
+    MAX_DEPTH,
+    MAX_DRAW,
+    MAX_EXAMPLE_VALUES,
+    MAX_LENGTH,
+    MAX_NUMBER,
+    MAX_WIDTH,
+    BoundError,
+)
 from tasks.science.checks import check_choice, check_positive, check_switches, check_words, is_own, is_whole, shown
 from tasks.science.correction_table import check_correction
 from tasks.science.identity import LABEL, REVISIONS, USER_DEFINED_REVISIONS, spec_id
@@ -47,10 +57,15 @@ class DataSpec:
         check_positive(owner, n_train=self.n_train, n_test=self.n_test, n_classes=self.n_classes)
         check_switches(owner, halves=self.halves)
         object.__setattr__(self, "shape", shape := tuple(self.shape))
-        if len(shape) not in (1, 3) or not all(is_whole(length, 1, MAX_LENGTH) for length in shape):
+        if len(shape) not in (1, 3) or not all(is_whole(length, 1) for length in shape):
             raise ValueError(
-                f"{owner}an example's shape must be one length or three, each from 1 to {MAX_LENGTH}, "
+                f"{owner}an example's shape must be one length or three, each a positive whole number, "
                 f"got {shown(shape)}"
+            )
+        if max(shape) > MAX_LENGTH or math.prod(shape) > MAX_EXAMPLE_VALUES:
+            raise BoundError(
+                f"{owner}an example has at most {MAX_EXAMPLE_VALUES:,} values, and {MAX_LENGTH:,} along an axis, "
+                f"got the shape {shown(shape)}"
             )
 
     @property
@@ -328,7 +343,7 @@ class Measurement:
         if not is_whole(self.draw, 0):
             raise ValueError(f"the draw of statistics must be a whole number of at least 0, got {shown(self.draw)}")
         if self.draw > MAX_DRAW:
-            raise ValueError(f"the draw of statistics must be at most {MAX_DRAW}, got {shown(self.draw)}")
+            raise BoundError(f"the draw of statistics must be at most {MAX_DRAW}, got {shown(self.draw)}")
         check_choice("", "evaluated_in", self.evaluated_in, EvaluationPrecision)
         check_switches("", augmented=self.augmented, flip_averaged=self.flip_averaged)
         if self.statistics == 1:

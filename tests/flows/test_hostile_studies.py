@@ -18,9 +18,10 @@ from pydantic import ValidationError
 from flows.deployed import StudyForm
 from flows.options import OwnStudy, StudyOptions, read_study
 from infra.paths import request_key
-from infra.storage import DamagedError, Store
+from infra.sealing import pack_document
+from infra.storage import DamagedError, Store, StoreError
 from tasks.datasets import published_shape
-from tasks.requests import read_requests
+from tasks.requests import TooMuchError, read_requests
 from tasks.science.bounds import MAX_STUDY_BYTES
 from tasks.science.recipe import Recipe
 from tasks.science.request import VARIED, Request
@@ -200,7 +201,14 @@ def test_a_stored_request_with_any_value_in_any_field_is_read_or_a_value_error(p
         (0, "corrections", ["repair"] * 10**5, "a study has at most 1,000 corrections, got 100000"),
         (0, "controls", "yes", "controls must be True or False, got 'yes'"),
         (2, "n_train", "many", "digits: n_train must be a positive whole number, got 'many'"),
-        (2, "shape", [10**9] * 3, "an example's shape must be one length or three, each from 1 to 65536, got (1000000"),
+        (
+            2,
+            "shape",
+            [10**9] * 3,
+            "an example has at most 67,108,864 values, and 16,777,216 along an axis, got the sha",
+        ),
+        (2, "shape", [3, 2**12, 2**13], "digits: an example has at most 67,108,864 values, and 16,777,216 along an"),
+        (2, "shape", [0], "an example's shape must be one length or three, each a positive whole number, got (0,)"),
         (2, "name", 3, "a data set's name must be text, got 3"),
         (3, "name", [], "a recipe's name must be text, got []"),
         (5, "name", {}, "a measurement's name must be text, got {}"),
@@ -214,8 +222,32 @@ def test_a_stored_request_has_the_bounds_of_a_study(position: int, name: str, va
 
 def test_a_stored_request_of_any_size_is_refused_unread(store: Store):
     store.create(request_key("s", "x"), b" " * (2**25 + 1))
-    with pytest.raises(DamagedError, match="it has more than 33,554,432 bytes"):
+    with pytest.raises(TooMuchError, match=r"than this version of repairlab takes \(it has more than 33,554,432 b"):
         read_requests(store, "s")
+
+
+@pytest.mark.parametrize(
+    ("position", "name", "value"),
+    [
+        *[(0, "seeds", [0, 2**31]), (0, "seeds", list(range(3000))), (0, "matchers", ["weight/restarts=99999"])],
+        *[(1, "width", 10**6), (1, "depth", 10**6), (2, "n_train", 2**40), (2, "shape", [3, 2**14, 2**14])],
+        *[(3, "epochs", 10**7), (3, "cutout", 5000), (5, "alphas", 99_999), (5, "draw", 2**63)],
+    ],
+)
+def test_a_stored_request_beyond_a_bound_is_never_called_damaged(store: Store, position: int, name: str, value: object):
+    fields = fields_of(REQUEST)
+    parts(fields)[position][name] = value
+    key = request_key(REQUEST.study, "x")
+    store.create(key, pack_document(key, fields))
+    with pytest.raises(StoreError, match=r"x\.json asks for more than this version of repairlab takes \(") as caught:
+        read_requests(store, REQUEST.study)
+    assert not isinstance(caught.value, DamagedError)
+    assert "delete" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 80_000), (80_000,), (3, 4096, 4096), (2**24,)], ids=str)
+def test_long_examples_are_taken(shape: tuple[int, ...]):
+    assert DataSpec("speech", "f", 10, 10, 2, shape).shape == shape
 
 
 @pytest.mark.parametrize(
