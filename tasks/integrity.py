@@ -117,7 +117,7 @@ def examine(store: Store, key: str) -> StoreError | None:
     except (StoreError, OSError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         if isinstance(cause, FileNotFoundError | UnreachableError):
-            raise cause from error
+            raise cause from None
         # What is wrong with content is told without a number of the system's.
         if isinstance(error, DamagedError) and not (isinstance(cause, OSError) and cause.errno):
             return error
