@@ -22,7 +22,7 @@ from infra.sealing import NO_DIGEST, find_png_damage, pack_document, read_sealed
 from infra.storage import DamagedError, Entry, Store, StoreError, UnreachableError
 from infra.tables import open_table, pack_rows, read_rows, reseal_table
 from tasks import schema
-from tasks.artifacts import load_moments, read_record
+from tasks.artifacts import load_moments, read_permutation, read_record
 from tasks.checkpoints import pack, read_checkpoint
 from tasks.imports import read_import
 from tasks.requests import read_request
@@ -117,7 +117,7 @@ def examine(store: Store, key: str) -> StoreError | None:
     except (StoreError, OSError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         if isinstance(cause, FileNotFoundError | UnreachableError):
-            raise cause from error
+            raise cause from None
         # What is wrong with content is told without a number of the system's.
         if isinstance(error, DamagedError) and not (isinstance(cause, OSError) and cause.errno):
             return error
@@ -158,8 +158,8 @@ def _read_endpoint(store: Store, key: str) -> None:
 
 
 def _read_permutation(store: Store, key: str) -> None:
-    for axis, vector in read_checkpoint(store, key)[0].items():
-        if not np.array_equal(np.sort(vector.numpy()), np.arange(len(vector))):
+    for axis, vector in read_permutation(store, key).items():
+        if not np.array_equal(np.sort(vector), np.arange(len(vector))):
             raise store.damaged(key, f"the vector of axis {axis!r} is not a permutation")
 
 

@@ -15,6 +15,7 @@ from object_storage import BUCKET
 
 from flows.cli import main
 from infra.paths import report_key
+from infra.sealing import seal_page
 from infra.storage import Store
 
 COMMAND = Path(sys.executable).with_name("repairlab")
@@ -159,6 +160,9 @@ def test_a_report_without_tables_says_how_to_make_them(call_here: CallHere):
     assert "holds no tables of digits-depth: `repairlab run digits-depth` makes them" in called.stderr
 
 
+PAGE = seal_page("a page", report_key("digits-depth"))
+
+
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a browser was asked to open."""
@@ -169,12 +173,19 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_page_in_a_folder_is_opened_where_it_lies(call_here: CallHere, opened: list[str], tmp_path: Path):
     page = tmp_path / "my runs" / report_key("digits-depth")
-    page.parent.mkdir(parents=True)
-    page.write_text("a page")
+    Store(str(tmp_path / "my runs")).replace(report_key("digits-depth"), PAGE)
     called = call_here("report", "digits-depth", "--store", "my runs", "--open")
     assert (called.returncode, called.stdout.strip()) == (0, str(page))
     assert opened == [page.as_uri()]
-    assert page.read_text() == "a page"
+    assert page.read_bytes() == PAGE
+
+
+def test_a_page_that_was_changed_is_not_opened(call_here: CallHere, opened: list[str], tmp_path: Path):
+    Store(str(tmp_path / "runs")).replace(report_key("digits-depth"), PAGE.replace(b"a page", b"A page"))
+    called = call_here("report", "digits-depth", "--open")
+    assert called.returncode == 1
+    assert "report.html is damaged (its content is not what was written under its name)" in called.stderr
+    assert opened == []
 
 
 def test_a_page_that_is_not_there_is_drawn_and_opened(
@@ -194,17 +205,17 @@ def test_a_page_on_s3_is_fetched_to_be_opened(
 ):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     store = Store(f"s3://{BUCKET}/{tmp_path.name}")
-    store.replace(report_key("digits-depth"), b"a page")
+    store.replace(report_key("digits-depth"), PAGE)
     called = call_here("report", "digits-depth", "--store", store.url, "--open")
     page = Path(called.stdout.strip())
-    assert (called.returncode, page.read_bytes()) == (0, b"a page")
+    assert (called.returncode, page.read_bytes()) == (0, PAGE)
     assert page.is_relative_to(tmp_path)
     assert opened == [page.as_uri()]
 
 
 def test_without_a_browser_the_page_is_told(call_here: CallHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("webbrowser.open", lambda _url: False)
-    Store(str(tmp_path / "runs")).replace(report_key("digits-depth"), b"a page")
+    Store(str(tmp_path / "runs")).replace(report_key("digits-depth"), PAGE)
     called = call_here("report", "digits-depth", "--open")
     assert called.returncode == 1
     assert called.stdout.strip() == str(tmp_path / "runs" / report_key("digits-depth"))

@@ -27,7 +27,7 @@ from flows.gathered import read_gathered, read_gathering
 from flows.housekeeping import check_files
 from flows.report import SECTIONS, write_report
 from infra.paths import table_key
-from infra.storage import DamagedError, Store, StoreError
+from infra.storage import DamagedError, Store, StoreError, UnreachableError
 from infra.tables import open_table, pack_rows, read_descriptions, read_rows, write_table
 from tasks import schema
 from tasks.artifacts import load_evaluation, load_weights
@@ -354,7 +354,7 @@ def test_tables_of_before_that_two_runs_have_made_are_not_taken_for_one_runs(dam
         damaged.replace(key, table_without_digest(damaged.read(key), **changed))
         assert add_digest(damaged, key)
     monkeypatch.setattr("flows.gathered._WRITING_SECONDS", 0.0)
-    with pytest.raises(StoreError, match="come from 2 runs"):
+    with pytest.raises(StoreError, match="come from more than one run"):
         read_gathering(damaged, "test")
 
 
@@ -430,6 +430,22 @@ def test_a_file_that_cannot_be_read_is_named_and_left_and_the_rest_is_examined(d
     assert f"{sick} cannot be read ({os.strerror(code)})" in said
     assert "1 not whole and removed, 0 not whole and still there, 1 that could not be read" in said
     assert (damaged.exists(sick), damaged.exists(bad)) == (True, False)
+
+
+@pytest.mark.parametrize("kind", ["rows/paths", "endpoints"])
+def test_a_store_that_does_not_answer_is_not_taken_for_damage(damaged: Store, monkeypatch, kind: str):
+    before = damaged.entries()
+    read = Store.read
+
+    def fails(self: Store, key: str, *args: Any) -> bytes:
+        if kind in key:
+            raise UnreachableError("the store does not answer")
+        return read(self, key, *args)
+
+    monkeypatch.setattr(Store, "read", fails)
+    with pytest.raises(UnreachableError, match="does not answer"):
+        check(damaged, delete=True)
+    assert damaged.entries() == before
 
 
 def test_a_name_that_no_key_can_be_is_told(damaged: Store):
