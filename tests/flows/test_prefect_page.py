@@ -28,6 +28,7 @@ from flows.progress import show_stages
 from flows.stages import Stages
 from flows.summary import tabulate_left_out
 from infra.paths import figure_key, report_key
+from infra.sealing import seal_png
 from infra.storage import Store
 from tasks import schema
 
@@ -176,11 +177,12 @@ def test_a_report_is_shown_with_its_claim_its_table_and_what_was_left_out(
     store: Store, ablation: pd.DataFrame, shown: dict[str, tuple[Any, str]]
 ):
     write_study(store, ablation)
-    store.replace(figure_key("s", "barriers"), b"a picture")
+    picture = seal_png(b"a picture, and its last chunk", figure_key("s", "barriers"))
+    store.replace(figure_key("s", "barriers"), picture)
     show_report(store, "s", store.locate(report_key("s")))
     assert set(shown) == {"s-report", "s-ablation", "s-left-out"}  # no network of the paper is in it
     text, description = shown["s-report"]
-    assert base64.b64encode(b"a picture").decode() in text
+    assert base64.b64encode(picture).decode() in text
     assert description.startswith("At width 128 and 16 hidden layers on digits, alignment alone leaves")
     rows, legend = shown["s-ablation"]
     assert len(rows) == ablation["depth"].nunique() * 4
