@@ -194,7 +194,8 @@ class TestDask:
         words = ("deadly", "--network", "deadly:build", "--data", "digits", "--recipe", "small/digits")
         words += ("--epochs", "10", "--seeds", "3", "--runner", "dask")
         with run_study(tmp_path, store, *words, "--width", "8,16", **server.environment) as run:
-            assert run.wait() == 1
+            # Eight workers start one after another.
+            assert run.wait(600) == 1
             assert "every worker that it ran on was killed" in run.output()
         found = read_tables(store, "deadly")
         failed = found["endpoints"].query("status == 'failed'")
