@@ -47,7 +47,7 @@ UNITS_PER_CELL = N_SEEDS + 6 * 3
 
 
 def begin_stub_worker() -> None:
-    """What a worker process begins with."""
+    """Prepare a worker process."""
     begin_worker()
     install_stub()
 

@@ -97,7 +97,7 @@ def install() -> None:
 
 
 def begin_timed_worker() -> None:
-    """What a worker process begins with."""
+    """Prepare a worker process."""
     begin_worker()
     install()
 

@@ -142,7 +142,7 @@ def _settle(store: Store, key: str, found: StoreError, console: Console, *, dele
 
 
 def _describe(store: Store, key: str, error: StoreError, *, seal: bool) -> str:
-    """What is wrong with a file, and what makes it anew where running its study does not."""
+    """Say what is wrong with a file, and what makes it anew where running its study does not."""
     if isinstance(error, UnreadableError):
         return str(error)
     kind, study = kind_of(key), key.split("/")[1]

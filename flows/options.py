@@ -242,7 +242,7 @@ class StudyOptions(BaseModel):
         return imported or self._of_own_network() or find_preset(self.study)
 
     def _named(self) -> set[str]:
-        """What the options themselves name, places of code among it."""
+        """Return the words that the options themselves name, places of code among them."""
         return {*_separate(self.network), *_separate(self.data), *(self.dataset or ()), *(self.architecture or ())}
 
     def _check_confirms(self, found: Preset) -> None:

@@ -1,4 +1,4 @@
-"""What a person reads on a terminal: nothing that a stranger has named can command the terminal, or pose as markup."""
+"""Output on a terminal, where no foreign name can command the terminal or pose as markup."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from infra.text import one_line, printable
 
 
 class _Printable:
-    """What `renderable` renders to, with all of its text printable; the codes of rich itself stay."""
+    """A renderable with all of its text printable; the codes of rich itself stay."""
 
     def __init__(self, renderable: ConsoleRenderable) -> None:
         self._renderable = renderable

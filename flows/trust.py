@@ -63,7 +63,7 @@ def _settings_file(folder: Path) -> str | None:
 
 
 def _text(path: Path) -> str:
-    """What a file holds; empty where it is not there, or not to be read."""
+    """Return the text of a file; empty where it is not there, or not to be read."""
     try:
         return path.read_text(errors="replace")
     except OSError:

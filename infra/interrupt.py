@@ -17,7 +17,7 @@ from types import FrameType
 from infra.lifeline import kill_children
 
 EXIT_CODE = 130
-"""What a shell gives a command that Ctrl-C has ended."""
+"""The exit code that a shell gives a command that Ctrl-C has ended."""
 
 _SILENT = "ignore:resource_tracker:UserWarning"
 

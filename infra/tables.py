@@ -24,7 +24,7 @@ _BATCH = 1000
 _PART = 2**16
 """Rows that are turned from pandas' form into Arrow's together."""
 
-_N_READERS = 16
+N_READERS = 16
 """How many files are asked for at once of a store that is not a folder."""
 
 
@@ -94,7 +94,7 @@ def read_rows(store: Store, keys: Sequence[str], table: Table) -> tuple[pa.Table
     schema = table.schema()
     whole, counts = schema.empty_table(), list[int]()
     # An answer from afar is waited for, not worked for.
-    with nullcontext() if store.is_local else ThreadPoolExecutor(_N_READERS) as readers:
+    with nullcontext() if store.is_local else ThreadPoolExecutor(N_READERS) as readers:
         for start in range(0, len(keys), _BATCH):
             some = keys[start : start + _BATCH]
             read = (readers.map if readers else map)(lambda key: _read_rows(store, key, table, schema), some)

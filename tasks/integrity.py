@@ -20,16 +20,13 @@ import safetensors.torch
 
 from infra.sealing import NO_DIGEST, find_png_damage, pack_document, read_sealed
 from infra.storage import DamagedError, Entry, Store, StoreError, UnreachableError
-from infra.tables import open_table, pack_rows, read_rows, reseal_table
+from infra.tables import N_READERS, open_table, pack_rows, read_rows, reseal_table
 from tasks import schema
 from tasks.artifacts import load_moments, read_permutation, read_record
 from tasks.checkpoints import pack, read_checkpoint
 from tasks.imports import read_import
 from tasks.requests import read_request
 from tasks.science.identity import weights_digest
-
-_N_READERS = 16
-"""How many files are asked for at once of a store that is not a folder."""
 
 _ROWS = {
     table.name: table
@@ -101,7 +98,7 @@ def find_damage(store: Store, entries: Iterable[Entry]) -> Iterator[tuple[Entry,
             return error
 
     known = [entry for entry in entries if kind_of(entry.key)]
-    with ThreadPoolExecutor(1 if store.is_local else _N_READERS) as readers:
+    with ThreadPoolExecutor(1 if store.is_local else N_READERS) as readers:
         for entry, found in zip(known, readers.map(look, known), strict=True):
             if not isinstance(found, FileNotFoundError):
                 yield entry, found
