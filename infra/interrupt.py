@@ -40,6 +40,8 @@ def end_when_stopped(sentence: str) -> None:
     os.environ["PYTHONWARNINGS"] = ",".join(told)
 
     def wait() -> None:
+        # SIGTERM is for the main thread, which a signal that this one took would not wake.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         signal.sigwait({signal.SIGINT})
         _end(sentence)
 
