@@ -47,7 +47,7 @@ lint: .venv/installed-dev
 	$(BIN)/lint-imports
 
 docs: .venv/installed-dev
-	$(BIN)/python -W error -m pdoc --output-directory build/reference flows.results tasks.science tasks.schema infra.tables infra.storage infra.weights
+	$(BIN)/python -W error -m pdoc --output-directory build/reference flows.results tasks.science tasks.tables.schema infra.tables infra.storage infra.weights
 
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/pipeline.py --write

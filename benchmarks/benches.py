@@ -13,15 +13,18 @@ import published
 import torch
 from torch import Tensor, nn
 
-from tasks.science.curves import CorrectedPath, Side, evaluate_splits, measure_path, measure_side
-from tasks.science.examples import Dataset, Examples
-from tasks.science.identity import stream
-from tasks.science.matching import Match, match
+from tasks.science.alignment.matching import Match, match
+from tasks.science.data.examples import Dataset, Examples
 from tasks.science.networks import build_network, initial_state
-from tasks.science.networks.symmetry import cell_permutation_spec
-from tasks.science.permutation import Permutation, PermutationSpec
-from tasks.science.recipe import Recipe
-from tasks.science.specs import PLAINLY, Cell, DataSpec, State, Viewing
+from tasks.science.networks.permutation_spec import cell_permutation_spec
+from tasks.science.paths.curves import CorrectedPath, Side, evaluate_splits, measure_path, measure_side
+from tasks.science.specs.cell import Cell
+from tasks.science.specs.data import DataSpec
+from tasks.science.specs.identity import stream
+from tasks.science.specs.measurement import PLAINLY, Viewing
+from tasks.science.specs.recipe import Recipe
+from tasks.science.specs.state import State
+from tasks.science.symmetry.permutation import Permutation, PermutationSpec
 
 ALPHAS = [i / 10 for i in range(11)]
 N_SEEDS = 4

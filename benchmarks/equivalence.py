@@ -2,10 +2,10 @@
 
 Both ways train the same seeds, from the same weights and in the same order, and every pair of seeds is aligned and
 repaired within each. What is judged is the mean difference, right less left, in points: over seeds for accuracy, over
-pairs for barriers, whose spread is that of leaving out one seed at a time (`tasks.science.statistics`). Two one-sided
-t-tests ask whether it lies within the margin, half a point by default; p is the larger of the two (Schuirmann 1987).
-The verdict is `equivalent` where p is below .05, `different` where the 90 % interval lies beyond the margin, else
-`undecided`.
+pairs for barriers, whose spread is that of leaving out one seed at a time
+(`tasks.science.statistics.jackknife`). Two one-sided t-tests ask whether it lies within the margin, half a point by
+default; p is the larger of the two (Schuirmann 1987). The verdict is `equivalent` where p is below .05, `different`
+where the 90 % interval lies beyond the margin, else `undecided`.
 
 `float32`, `bfloat16` and `float16` train each seed by itself in that precision, `stacked` all seeds as one network in
 float32, and so does `vectorised` by vmap.
@@ -27,18 +27,20 @@ import numpy as np
 import torch
 from scipy import special
 
-from tasks.datasets import load_dataset
-from tasks.science.augmentation import statistics_images
-from tasks.science.barrier import barrier
-from tasks.science.curves import measure_path, measure_side
-from tasks.science.examples import Dataset
-from tasks.science.matching import match
+from tasks.data.datasets import load_dataset
+from tasks.science.alignment.matching import match
+from tasks.science.data.augmentation import statistics_images
+from tasks.science.data.examples import Dataset
+from tasks.science.evaluation.barrier import barrier
 from tasks.science.networks import build_network
-from tasks.science.networks.symmetry import cell_permutation_spec
-from tasks.science.recipe import Recipe
-from tasks.science.specs import Cell, Measurement, Samples, State
-from tasks.science.statistics import mean_estimate
-from tasks.science.training import train_group
+from tasks.science.networks.permutation_spec import cell_permutation_spec
+from tasks.science.paths.curves import measure_path, measure_side
+from tasks.science.specs.cell import Cell
+from tasks.science.specs.measurement import Measurement, Samples
+from tasks.science.specs.recipe import Recipe
+from tasks.science.specs.state import State
+from tasks.science.statistics.jackknife import mean_estimate
+from tasks.science.training.training import train_group
 
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "float32": ("float32", {"group_size": 1}),

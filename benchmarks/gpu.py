@@ -30,17 +30,20 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from infra.lifeline import begin_worker
-from tasks.science.augmentation import TrainImages, draw_views
-from tasks.science.curves import Splits, evaluate_splits, measure_path, measure_side
-from tasks.science.examples import Dataset, Examples
-from tasks.science.identity import stream
-from tasks.science.matching import Match, match
+from tasks.science.alignment.matching import Match, match
+from tasks.science.data.augmentation import TrainImages, draw_views
+from tasks.science.data.examples import Dataset, Examples
 from tasks.science.networks import build_network, build_training_network
-from tasks.science.networks.symmetry import cell_permutation_spec
-from tasks.science.recipe import Recipe
-from tasks.science.specs import Cell, DataSpec, Measurement, State
-from tasks.science.stacking import seed_bytes
-from tasks.science.training import Stack, default_group_size, train_group
+from tasks.science.networks.permutation_spec import cell_permutation_spec
+from tasks.science.paths.curves import Splits, evaluate_splits, measure_path, measure_side
+from tasks.science.specs.cell import Cell
+from tasks.science.specs.data import DataSpec
+from tasks.science.specs.identity import stream
+from tasks.science.specs.measurement import Measurement
+from tasks.science.specs.recipe import Recipe
+from tasks.science.specs.state import State
+from tasks.science.training.stacking import seed_bytes
+from tasks.science.training.training import Stack, default_group_size, train_group
 
 N_TIMED = 3
 """Epochs of every way of training, after one that does not count; of them the median."""

@@ -34,11 +34,11 @@ from infra.lifeline import begin_worker
 from infra.runners import use_one_thread
 from infra.settings import Settings
 from infra.storage import Store
-from tasks.science.evaluation import Evaluation
-from tasks.science.identity import stream
+from tasks.science.evaluation.metrics import Evaluation
 from tasks.science.networks import draw_state
-from tasks.science.specs import Cell
-from tasks.science.training import Training
+from tasks.science.specs.cell import Cell
+from tasks.science.specs.identity import stream
+from tasks.science.training.training import Training
 
 N_WORKERS = 2
 N_SEEDS = 4

@@ -30,15 +30,18 @@ from torch import Tensor
 from wall import study_records, training_records
 
 from infra.settings import load_settings
-from tasks.datasets import load_dataset
-from tasks.science.assignment import SOLVERS
-from tasks.science.augmentation import TrainImages, draw_views
-from tasks.science.examples import Dataset, Examples
-from tasks.science.identity import stream
-from tasks.science.matching import Match
+from tasks.data.datasets import load_dataset
+from tasks.science.alignment.assignment import SOLVERS
+from tasks.science.alignment.matching import Match
+from tasks.science.data.augmentation import TrainImages, draw_views
+from tasks.science.data.examples import Dataset, Examples
 from tasks.science.networks import build_network, initial_state
-from tasks.science.recipe import Recipe
-from tasks.science.specs import PLAINLY, Cell, DataSpec, State, Viewing
+from tasks.science.specs.cell import Cell
+from tasks.science.specs.data import DataSpec
+from tasks.science.specs.identity import stream
+from tasks.science.specs.measurement import PLAINLY, Viewing
+from tasks.science.specs.recipe import Recipe
+from tasks.science.specs.state import State
 
 ROOT = Path(__file__).parent.parent
 PAGE, HISTORY = ROOT / "docs/benchmarks.md", ROOT / "docs/benchmarks"

@@ -36,14 +36,14 @@ LOG = "REPAIRLAB_PROFILE_LOG"
 TASKS = ("train", "align", "interpolate", "repair", "ensemble", "gather")
 
 PLACES = {
-    "read data": ("tasks.train.load_dataset", "tasks.align.load_dataset", "tasks.pairs.load_dataset"),
-    "draw statistics images": ("tasks.align.statistics_images", "tasks.pairs.statistics_images"),
-    "read weights": ("tasks.align.load_weights", "tasks.pairs.load_weights"),
-    "moments of endpoints": ("tasks.pairs.measure_side",),
-    "curves of endpoints": ("tasks.pairs.evaluate_splits",),
+    "read data": ("tasks.train.load_dataset", "tasks.align.load_dataset", "tasks.stored.pairs.load_dataset"),
+    "draw statistics images": ("tasks.align.statistics_images", "tasks.stored.pairs.statistics_images"),
+    "read weights": ("tasks.align.load_weights", "tasks.stored.pairs.load_weights"),
+    "moments of endpoints": ("tasks.stored.pairs.measure_side",),
+    "curves of endpoints": ("tasks.stored.pairs.evaluate_splits",),
     "store": (
-        *("tasks.train.save_endpoint", "tasks.align.save_match", "tasks.pairs.save_rows"),
-        *("tasks.pairs.save_moments", "tasks.pairs.save_evaluation"),
+        *("tasks.train.save_endpoint", "tasks.align.save_match", "tasks.stored.pairs.save_rows"),
+        *("tasks.stored.pairs.save_moments", "tasks.stored.pairs.save_evaluation"),
     ),
 }
 """What is timed within tasks, and where it is called."""
@@ -104,11 +104,11 @@ def begin_timed_worker() -> None:
 
 def run_study(words: dict[str, Any], folder: Path) -> None:
     import flows.cli
-    import flows.report
+    import flows.report.page
     import flows.study
 
     install()
-    flows.report.report.fn = timed("report", flows.report.report.fn)
+    flows.report.page.report.fn = timed("report", flows.report.page.report.fn)
     flows.study.find_request = timed("begin", flows.study.find_request)
     flows.study.run_study = timed("with Prefect", flows.study.run_study)
     flows.study.make_runner = lambda settings: ProcessPoolTaskRunner(  # pyright: ignore

@@ -21,7 +21,7 @@ import torch
 from benches import Bench, pairs_of
 from machine import describe
 
-from tasks.science.curves import measure_path, measure_side
+from tasks.science.paths.curves import measure_path, measure_side
 
 PAGE = Path(__file__).parent.parent / "docs/benchmarks.md"
 BEGIN, END = "<!-- growth -->", "<!-- end of growth -->"

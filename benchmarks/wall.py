@@ -24,15 +24,16 @@ import torch
 from benches import ALPHAS, N_SEEDS, Bench, Sizes, pairs_of, record
 
 from infra.settings import load_settings
-from tasks.datasets import load_dataset
-from tasks.science.examples import Dataset, Examples
-from tasks.science.identity import stream
+from tasks.data.datasets import load_dataset
+from tasks.science.data.examples import Dataset, Examples
 from tasks.science.networks import build_network, initial_state
-from tasks.science.networks.symmetry import cell_permutation_spec
-from tasks.science.permutation import Permutation, PermutationSpec
-from tasks.science.recipe import Recipe
-from tasks.science.specs import Cell, State
-from tasks.science.training import train_group
+from tasks.science.networks.permutation_spec import cell_permutation_spec
+from tasks.science.specs.cell import Cell
+from tasks.science.specs.identity import stream
+from tasks.science.specs.recipe import Recipe
+from tasks.science.specs.state import State
+from tasks.science.symmetry.permutation import Permutation, PermutationSpec
+from tasks.science.training.training import train_group
 
 ROOT = Path(__file__).parent.parent
 

@@ -20,10 +20,10 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from flows.merge_notes import explain, explain_correction
-from tasks.datasets import load_dataset
-from tasks.science.evaluation import Evaluation, evaluate
-from tasks.science.examples import Dataset
+from flows.commands.merge_notes import explain, explain_correction
+from tasks.data.datasets import load_dataset
+from tasks.science.data.examples import Dataset
+from tasks.science.evaluation.metrics import Evaluation, evaluate
 from tasks.science.merging import Merged, merge_networks
 
 PAGE = Path(__file__).with_name("merges.md")

@@ -53,9 +53,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from docs.zoo import FAMILIES, ZOO, Expected, family_of
 from docs.zoo import build as build_zoo
-from tasks.science.permutation import PermutationSpec
-from tasks.science.tracing import FAILED_CHECK, TraceError, trace_permutation_spec
-from tasks.science.tracing.check import TOLERANCE, Check
+from tasks.science.symmetry.permutation import PermutationSpec
+from tasks.science.symmetry.tracing import FAILED_CHECK, TraceError, trace_permutation_spec
+from tasks.science.symmetry.tracing.check import TOLERANCE, Check
 
 ROWS = Path(__file__).with_name("networks.json")
 
@@ -382,8 +382,10 @@ class Row:
 def tracer_state() -> str:
     """Digest of the tracer's sources: rows of another state say nothing certain about this one."""
     science = Path(__file__).resolve().parents[1] / "tasks" / "science"
-    sources = [science / f"{name}.py" for name in ("permutation", "precision", "outputs")]
-    sources += sorted((science / "tracing").glob("*.py"))
+    sources = [
+        science / f"{name}.py" for name in ("symmetry/permutation", "evaluation/precision", "evaluation/outputs")
+    ]
+    sources += sorted((science / "symmetry/tracing").glob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:7]
 
 

@@ -26,7 +26,7 @@ from infra.sealing import read_sealed
 from infra.settings import DEVICES, RUNNERS, Settings, load_settings
 from infra.storage import Store, StoreError
 from infra.text import one_line
-from tasks.science.identity import safe_name
+from tasks.science.specs.identity import safe_name
 
 LONG_HOURS = 2
 """What takes longer is not started by mistake."""
@@ -101,7 +101,7 @@ def _numbers(values: list[str] | None, name: str) -> list[int] | None:
 
 def _sweeps(values: list[str] | None) -> dict[str, list[Any]] | None:
     """`learning_rate=.1,.2` as a field and its values."""
-    from tasks.sweep import parse_value
+    from tasks.tables.sweep import parse_value
 
     swept: dict[str, list[Any]] = {}
     for text in values or []:
@@ -179,11 +179,11 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Quiet, and at the end all of it as JSON")] = False,
 ) -> None:
     """Run a study: train, align, interpolate, repair, and gather what was measured into tables."""
-    from flows.imports import resolve
+    from flows.commands.imports import resolve
     from flows.options import STUDY_FILE, StudyOptions, read_study
     from flows.plan import make_plan, refuse_training
     from flows.trust import check_folder
-    from tasks.datasets import describe_dataset
+    from tasks.data.datasets import describe_dataset
 
     with _checking_words():
         settings = _settings(store=store, upstream=upstream, runner=runner, scheduler=scheduler, device=device)
@@ -235,7 +235,7 @@ def run(
             "would do, and fewer --seeds or widths, or another --size, are less of it"
         )
     target.check_writable()
-    from flows.outcome import outcome_json, print_ablation
+    from flows.report.outcome import outcome_json, print_ablation
     from flows.study import UnfinishedError, find_request, run_study
 
     request, _ = find_request(options, target, settings.data_dir)
@@ -272,7 +272,7 @@ def studies(
     """List the studies there are: what each asks, its size, and what of it was run."""
     from flows.plan import measure_flops_per_second, request_flops
     from flows.presets import PRESETS
-    from tasks.datasets import published_shape
+    from tasks.data.datasets import published_shape
 
     if size is not None:
         say("\n".join(name for name, preset in PRESETS.items() if size in preset.sizes))
@@ -300,7 +300,7 @@ def redraw(
     ] = False,
 ) -> None:
     """Draw a study's figures and report page again, from its tables alone."""
-    from flows.report import write_report
+    from flows.report.page import write_report
 
     with _checking_words():
         target = _find_store(_settings(store=store))
@@ -330,8 +330,8 @@ def _open_page(store: Store, study: str) -> None:
 
 def _check_study(store: Store, study: str) -> None:
     """ValueError for a study that neither has tables in the store nor could be run."""
-    from flows.gathered import has_tables
     from flows.presets import find_preset
+    from flows.report.gathered import has_tables
 
     safe_name(study)
     if not has_tables(store, study):
@@ -343,7 +343,7 @@ def compare_study(
     study: Annotated[str, typer.Argument(help="Name of a study that was run on this store")], store: StoreOption = None
 ) -> None:
     """Set a study beside the figures that the authors of REPAIR saved, with a verdict on each."""
-    from flows.compare import compare
+    from flows.commands.compare import compare
 
     with _checking_words():
         settings = _settings(store=store)
@@ -361,7 +361,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for a program")] = False,
 ) -> None:
     """Say what this machine, its store and its servers have for a study, and what is wrong; exit code 1 then."""
-    from flows.doctor import examine, print_findings
+    from flows.commands.doctor import examine, print_findings
 
     with _checking_words():
         settings = _settings(store=store, upstream=upstream, runner=runner, scheduler=scheduler, device=device)
@@ -374,7 +374,7 @@ def doctor(
 @app.command()
 def du(store: StoreOption = None, upstream: UpstreamOption = None) -> None:
     """Say how much a store holds, by kind and by study."""
-    from flows.housekeeping import print_usage
+    from flows.commands.housekeeping import print_usage
 
     with _checking_words():
         settings = _settings(store=store, upstream=upstream)
@@ -388,7 +388,7 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and stop")] = False,
 ) -> None:
     """Remove what no study of a store refers to, and what killed writers have left, once it is a day old."""
-    from flows.housekeeping import collect_garbage
+    from flows.commands.housekeeping import collect_garbage
 
     with _checking_words():
         settings = _settings(store=store, upstream=upstream)
@@ -404,7 +404,7 @@ def check(
     ] = False,
 ) -> None:
     """Read every file of a store and list those that are not what was written; exit code 1 where there are any."""
-    from flows.housekeeping import check_files
+    from flows.commands.housekeeping import check_files
 
     with _checking_words():
         target = _find_store(_settings(store=store))
@@ -428,7 +428,7 @@ def merge(
     ] = False,
 ) -> None:
     """Merge two networks that were trained anywhere, and write weights that their own class loads."""
-    from flows.merge import MergeOptions, merge_files, print_merge
+    from flows.commands.merge import MergeOptions, merge_files, print_merge
 
     with _checking_words():
         options = MergeOptions(a, b, network, data, out, alpha, matcher, correction, statistics, allow_extra_layers)
@@ -450,7 +450,7 @@ def import_endpoints(
     seed_from: Annotated[str, typer.Option(help="order: of the files; name: the last number in each")] = "order",
 ) -> None:
     """Bring networks that were trained elsewhere into a store, as the endpoints of a study that trains nothing."""
-    from flows.imports import ImportOptions, import_files, print_imports
+    from flows.commands.imports import ImportOptions, import_files, print_imports
 
     with _checking_words():
         settings = _settings(store=store)
@@ -509,14 +509,14 @@ def _guarded(command: Callable[[], Any]) -> int:
 def _is_for_a_person(error: Exception) -> bool:
     """Whether an error's message is a sentence with the way out, to be shown without a traceback."""
     from infra.weights import WeightsError
-    from tasks.science.fitting import MergeError
-    from tasks.science.own import OwnCodeError
-    from tasks.science.tracing import TraceError
+    from tasks.science.networks.fitting import MergeError
+    from tasks.science.networks.user_code import OwnCodeError
+    from tasks.science.symmetry.tracing import TraceError
 
     if isinstance(error, WeightsError | OwnCodeError | MergeError | TraceError):
         return True  # Before Prefect is imported: merging needs none.
     from flows.study import UnfinishedError
     from infra.runners import ServerError
-    from tasks.published import DataError
+    from tasks.data.published import DataError
 
     return isinstance(error, StoreError | DataError | ServerError | UnfinishedError)

@@ -15,8 +15,8 @@ from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
-import flows.report
-from flows.imports import resolve
+import flows.report.page
+from flows.commands.imports import resolve
 from flows.options import StudyOptions
 from flows.plan import refuse_training
 from flows.presets import PRESETS
@@ -24,10 +24,10 @@ from flows.study import FOR_A_PERSON, carry_out
 from infra.runners import check_runner, make_runner
 from infra.settings import Settings, load_settings
 from infra.storage import Store, StoreError
-from tasks.datasets import describe_dataset
-from tasks.science.bounds import MAX_ALPHAS, MAX_DEPTH, MAX_EPOCHS, MAX_NUMBER, MAX_SEEDS, MAX_WIDTH
-from tasks.science.checks import is_own, is_whole
-from tasks.science.recipe import Precision
+from tasks.data.datasets import describe_dataset
+from tasks.science.specs.bounds import MAX_ALPHAS, MAX_DEPTH, MAX_EPOCHS, MAX_NUMBER, MAX_SEEDS, MAX_WIDTH
+from tasks.science.specs.checks import is_own, is_whole
+from tasks.science.specs.recipe import Precision
 
 if TYPE_CHECKING:
     StudyName = str
@@ -189,7 +189,7 @@ def report(options: ReportForm) -> State[Any]:
     try:
         _check_as_deployed()
         settings = options.place(load_settings())
-        drawn = flows.report.report.with_options(task_run_name=f"report {options.study}")
+        drawn = flows.report.page.report.with_options(task_run_name=f"report {options.study}")
         page = drawn(options.study, Store(settings.store))
     except (ValueError, *FOR_A_PERSON) as error:
         return Failed(message=str(error))

@@ -13,14 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 from flows.presets import PRESETS, find_preset
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
 from flows.trust import check_preset_code
-from tasks.science.bounds import MAX_CELLS, MAX_STUDY_BYTES
-from tasks.science.checks import check_count, check_words, is_own, shown
-from tasks.science.identity import safe_name
 from tasks.science.networks import find_architecture
-from tasks.science.recipe import Recipe
-from tasks.science.recipes import RECIPES
-from tasks.science.request import Request
-from tasks.science.specs import DataSpec, override
+from tasks.science.specs.bounds import MAX_CELLS, MAX_STUDY_BYTES
+from tasks.science.specs.checks import check_count, check_words, is_own, shown
+from tasks.science.specs.data import DataSpec
+from tasks.science.specs.identity import safe_name
+from tasks.science.specs.overrides import override
+from tasks.science.specs.recipe import Recipe
+from tasks.science.specs.recipes import RECIPES
+from tasks.science.specs.request import Request
 
 STUDY_FILE = ".toml"
 

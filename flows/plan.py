@@ -15,17 +15,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from infra.settings import Device
 from infra.storage import Store
 from infra.text import one_line
-from tasks.artifacts import has_match, has_path, joint_members, missing_seeds, read_endpoint, trained_members
-from tasks.datasets import UNKNOWN_FINGERPRINT
-from tasks.science.checks import is_own
-from tasks.science.matchers import parse_matcher
+from tasks.data.datasets import UNKNOWN_FINGERPRINT
 from tasks.science.networks import build_network
 from tasks.science.networks.normalization import LayerNorm2d
-from tasks.science.recipe import Recipe
-from tasks.science.request import Request
-from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement
-from tasks.science.training import check_trainable
-from tasks.trainings import has_arrived
+from tasks.science.specs.cell import Cell, Endpoint
+from tasks.science.specs.checks import is_own
+from tasks.science.specs.data import DataSpec
+from tasks.science.specs.matchers import parse_matcher
+from tasks.science.specs.measurement import Measurement
+from tasks.science.specs.recipe import Recipe
+from tasks.science.specs.request import Request
+from tasks.science.training.training import check_trainable
+from tasks.stored.artifacts import has_match, has_path, joint_members, missing_seeds, read_endpoint, trained_members
+from tasks.stored.trainings import has_arrived
 
 TASK_SECONDS = 20.0
 """About what one task should carry: long beside what a task costs, short beside what a killed one loses."""

@@ -19,22 +19,23 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import nn
 
-from flows.figures.ablation import chart_width
-from flows.figures.drawing import draw
-from flows.gathered import TABLES, has_tables, mixed_tables
+from flows.report.figures.ablation import chart_width
+from flows.report.figures.drawing import draw
+from flows.report.gathered import TABLES, has_tables, mixed_tables
 from flows.trust import check_cell_code
 from infra.paths import table_key
 from infra.settings import load_settings
 from infra.storage import Store, StoreError
 from infra.tables import open_table, read_descriptions, read_provenance
-from tasks import schema
-from tasks.artifacts import joint_members, trained_members
-from tasks.pairs import PairBench
-from tasks.requests import read_requests
-from tasks.science.curves import CorrectedPath
-from tasks.science.derived import interpolate_network
-from tasks.science.request import Request
-from tasks.science.specs import Cell, Path
+from tasks.science.paths.curves import CorrectedPath
+from tasks.science.paths.networks import interpolate_network
+from tasks.science.specs.cell import Cell
+from tasks.science.specs.pairing import Path
+from tasks.science.specs.request import Request
+from tasks.stored.artifacts import joint_members, trained_members
+from tasks.stored.pairs import PairBench
+from tasks.stored.requests import read_requests
+from tasks.tables import schema
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.imports import resolve
+from flows.commands.imports import resolve
 from flows.options import StudyOptions
 from flows.plan import (
     TASK_SECONDS,
@@ -32,9 +32,9 @@ from flows.plan import (
     task_seconds,
     training_seconds,
 )
-from flows.prefect_page import progress_artifacts, tag_run
 from flows.progress import show_stages
-from flows.report import report
+from flows.report.page import report
+from flows.report.prefect_page import progress_artifacts, tag_run
 from flows.work import Submitted, Work
 from infra.paths import ENDPOINTS, request_key
 from infra.runners import Routing, ServerError, check_runner, make_runner, prefect_api, safe_path, telling_of_the_api
@@ -42,21 +42,31 @@ from infra.settings import Settings
 from infra.storage import Store, StoreError, UnreachableError
 from infra.text import one_line
 from tasks.align import align
-from tasks.artifacts import has_match, has_path, joint_members, missing_checkpoints, missing_seeds, trained_members
-from tasks.datasets import load_dataset, published_shape
+from tasks.data.datasets import load_dataset, published_shape
+from tasks.data.published import DataError
 from tasks.ensemble import ensemble
 from tasks.gather import gather
 from tasks.interpolate import interpolate
 from tasks.joint import evaluate_joint
-from tasks.published import DataError
 from tasks.repair import repair
-from tasks.requests import save_request
-from tasks.science.augmentation import check_statistics
-from tasks.science.correction_table import CORRECTIONS
-from tasks.science.own import OwnCodeError
-from tasks.science.request import Request
-from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, Merge, Path, ShiftMethod
+from tasks.science.data.augmentation import check_statistics
+from tasks.science.networks.user_code import OwnCodeError
+from tasks.science.specs.cell import Cell, Endpoint
+from tasks.science.specs.corrections import CORRECTIONS
+from tasks.science.specs.data import DataSpec
+from tasks.science.specs.measurement import Measurement
+from tasks.science.specs.pairing import Merge, Path, ShiftMethod
+from tasks.science.specs.request import Request
 from tasks.shift import shift
+from tasks.stored.artifacts import (
+    has_match,
+    has_path,
+    joint_members,
+    missing_checkpoints,
+    missing_seeds,
+    trained_members,
+)
+from tasks.stored.requests import save_request
 from tasks.train import train, train_parent
 
 PATH_TASKS = {

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from flows.presets.preset import Preset
-from tasks.science.checks import is_own
-from tasks.science.own import split_place
-from tasks.science.specs import Cell
+from tasks.science.networks.user_code import split_place
+from tasks.science.specs.cell import Cell
+from tasks.science.specs.checks import is_own
 
 
 def check_preset_code(preset: Preset, named: Collection[str]) -> None:

@@ -18,7 +18,7 @@ from infra.faults import RETRY_DELAYS_SECONDS
 from infra.runners import Routing, ServerError, lost_its_worker, lost_the_api, lost_the_scheduler, run_logger
 from infra.storage import StoreError
 from infra.text import one_line
-from tasks.published import DataError
+from tasks.data.published import DataError
 
 
 def describe(error: Exception) -> str:

@@ -9,14 +9,15 @@ from prefect import task
 
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
-from tasks.artifacts import LazyStates, has_match, load_weights, save_match
-from tasks.datasets import check_data, load_dataset
-from tasks.science.augmentation import statistics_images
-from tasks.science.controls import permuted_self
-from tasks.science.matching import FUNCTION_TOLERANCE, function_error, match
+from tasks.data.datasets import check_data, load_dataset
+from tasks.science.alignment.matching import FUNCTION_TOLERANCE, function_error, match
+from tasks.science.data.augmentation import statistics_images
 from tasks.science.networks import build_network
-from tasks.science.networks.symmetry import cell_permutation_spec
-from tasks.science.specs import Merge, State
+from tasks.science.networks.permutation_spec import cell_permutation_spec
+from tasks.science.specs.pairing import Merge
+from tasks.science.specs.state import State
+from tasks.science.symmetry.controls import permuted_self
+from tasks.stored.artifacts import LazyStates, has_match, load_weights, save_match
 
 
 @task(**TASK_OPTIONS)

@@ -9,9 +9,9 @@ from prefect import task
 
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
-from tasks.pairs import load_ends, save_points
-from tasks.science.ensembling import measure_ensemble, outputs_of
-from tasks.science.specs import Path
+from tasks.science.paths.ensembles import measure_ensemble, outputs_of
+from tasks.science.specs.pairing import Path
+from tasks.stored.pairs import load_ends, save_points
 
 
 @task(**TASK_OPTIONS)

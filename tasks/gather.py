@@ -23,17 +23,18 @@ from infra.paths import endpoint_key, row_key, study_prefix, table_key
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store, StoreError
 from infra.tables import Column, Table, read_rows, write_table
-from tasks import schema
-from tasks.ablation import summarise, tabulate_barriers
-from tasks.artifacts import as_member, has_match_rows, has_path, read_endpoint
-from tasks.comparison import tabulate_comparison
-from tasks.contrasts import tabulate_contrasts
-from tasks.requests import list_requests, read_requests
-from tasks.science.identity import REVISIONS, SCHEMA_VERSION
-from tasks.science.request import Request
-from tasks.science.specs import Cell, Endpoint, Member, Merge, Path
-from tasks.sweep import Sweep
-from tasks.width_laws import tabulate_width_laws
+from tasks.science.specs.cell import Cell, Endpoint
+from tasks.science.specs.identity import REVISIONS, SCHEMA_VERSION
+from tasks.science.specs.pairing import Member, Merge, Path
+from tasks.science.specs.request import Request
+from tasks.stored.artifacts import as_member, has_match_rows, has_path, read_endpoint
+from tasks.stored.requests import list_requests, read_requests
+from tasks.tables import schema
+from tasks.tables.ablation import summarise, tabulate_barriers
+from tasks.tables.comparison import tabulate_comparison
+from tasks.tables.contrasts import tabulate_contrasts
+from tasks.tables.sweep import Sweep
+from tasks.tables.width_laws import tabulate_width_laws
 
 NOT_YET = "not trained yet"
 """The message of an endpoint that some request names and nobody has tried to train to the end."""

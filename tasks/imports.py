@@ -16,16 +16,17 @@ from torch import nn
 from infra.paths import endpoint_key, import_key, imports_prefix
 from infra.sealing import NO_DIGEST, pack_document, read_document
 from infra.storage import DamagedError, Store, StoreError
-from tasks.artifacts import read_endpoint, read_record, save_endpoint
-from tasks.checkpoints import compute_digest, read_checkpoint
-from tasks.requests import TooMuchError
-from tasks.science.bounds import BoundError
-from tasks.science.checks import is_whole
-from tasks.science.examples import Dataset
-from tasks.science.identity import weights_digest
-from tasks.science.request import read_cell
-from tasks.science.specs import Endpoint, State
-from tasks.science.training import Training, TrainingState, judge
+from tasks.science.data.examples import Dataset
+from tasks.science.specs.bounds import BoundError
+from tasks.science.specs.cell import Endpoint
+from tasks.science.specs.checks import is_whole
+from tasks.science.specs.identity import weights_digest
+from tasks.science.specs.request import read_cell
+from tasks.science.specs.state import State
+from tasks.science.training.training import Training, TrainingState, judge
+from tasks.stored.artifacts import read_endpoint, read_record, save_endpoint
+from tasks.stored.checkpoints import compute_digest, read_checkpoint
+from tasks.stored.requests import TooMuchError
 
 MOST = 2**31 - 1
 """The largest seed, width or depth of what is imported."""

@@ -9,10 +9,10 @@ from prefect import task
 
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
-from tasks.artifacts import has_path
-from tasks.pairs import PairBench, save_points
-from tasks.science.curves import measure_path
-from tasks.science.specs import Path
+from tasks.science.paths.curves import measure_path
+from tasks.science.specs.pairing import Path
+from tasks.stored.artifacts import has_path
+from tasks.stored.pairs import PairBench, save_points
 
 
 @task(**TASK_OPTIONS)

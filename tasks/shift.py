@@ -9,9 +9,9 @@ from prefect import task
 
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
-from tasks.pairs import load_ends, save_ends
-from tasks.science.logit_shift import measure_shifted
-from tasks.science.specs import Path
+from tasks.science.paths.logit_shift import measure_shifted
+from tasks.science.specs.pairing import Path
+from tasks.stored.pairs import load_ends, save_ends
 
 
 @task(**TASK_OPTIONS)

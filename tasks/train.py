@@ -11,11 +11,11 @@ from prefect import task
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.settings import Device
 from infra.storage import Store
-from tasks.artifacts import missing_checkpoints, save_endpoint
-from tasks.datasets import check_data, load_dataset
-from tasks.science.specs import Cell, Endpoint
-from tasks.science.training import train_group
-from tasks.trainings import StoredProgress, ensure_states
+from tasks.data.datasets import check_data, load_dataset
+from tasks.science.specs.cell import Cell, Endpoint
+from tasks.science.training.training import train_group
+from tasks.stored.artifacts import missing_checkpoints, save_endpoint
+from tasks.stored.trainings import StoredProgress, ensure_states
 
 
 @task(**TASK_OPTIONS)

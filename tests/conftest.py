@@ -20,10 +20,11 @@ from object_storage import ObjectStorage
 from s3fs import S3FileSystem
 
 from infra.storage import Store
-from tasks.science.examples import Dataset, Examples
-from tasks.science.identity import stream
-from tasks.science.recipe import Recipe
-from tasks.science.specs import Cell, DataSpec
+from tasks.science.data.examples import Dataset, Examples
+from tasks.science.specs.cell import Cell
+from tasks.science.specs.data import DataSpec
+from tasks.science.specs.identity import stream
+from tasks.science.specs.recipe import Recipe
 
 torch.set_num_threads(1)
 

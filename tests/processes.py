@@ -16,7 +16,7 @@ import pandas as pd
 from object_storage import free_ports
 
 from infra.storage import Store
-from tasks import schema
+from tasks.tables import schema
 
 BIN = Path(sys.executable).parent
 

@@ -26,11 +26,11 @@ from flows.presets import PRESETS
 from infra.paths import table_key
 from infra.storage import Store
 from infra.tables import write_table
-from tasks import schema
-from tasks.columns import CELL
-from tasks.datasets import load_dataset
-from tasks.science.correction_table import CORRECTIONS
-from tasks.science.layout import find_layout
+from tasks.data.datasets import load_dataset
+from tasks.science.correction.layout import find_layout
+from tasks.science.specs.corrections import CORRECTIONS
+from tasks.tables import schema
+from tasks.tables.columns import CELL
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -39,7 +39,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 FOLLOWED = ("docs/howto/matcher.md", "docs/howto/correction.md")
 """Their commands need the code that they add: test_howto runs them."""
 
-REFERENCE = ("flows.results", "tasks.science.barrier", "tasks.science.statistics", "infra.tables")
+REFERENCE = ("flows.results", "tasks.science.evaluation.barrier", "tasks.science.statistics.jackknife", "infra.tables")
 
 SYSTEM = (
     "apt-get", "cp", "docker", "done", "export", "for", "sbatch", "scp", "sleep", "source", "ssh",

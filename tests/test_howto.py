@@ -113,10 +113,10 @@ def command(name: str) -> list[str]:
 
 
 OWN_FILES = {
-    "matcher.md": {"tasks/science/matchers.py", "tasks/science/matching.py"},
+    "matcher.md": {"tasks/science/specs/matchers.py", "tasks/science/alignment/matching.py"},
     "network.md": {"tasks/science/networks/lenet.py", "tasks/science/networks/__init__.py"},
-    "correction.md": {"tasks/science/correction_table.py"},
-    "data.md": {"tasks/datasets.py"},
+    "correction.md": {"tasks/science/specs/corrections.py"},
+    "data.md": {"tasks/data/datasets.py"},
     "study.md": {"flows/presets/weight_decay.py", "flows/presets/__init__.py"},
 }
 
@@ -159,7 +159,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Followed:
     ran = call(
         root,
         "import flows, tasks\n"
-        "from tasks.science.matchers import parse_matcher\n"
+        "from tasks.science.specs.matchers import parse_matcher\n"
         "print(tasks.__path__[0])\n"
         "print(parse_matcher('activation-greedy/reading=pre').text)\n"
         "try:\n    parse_matcher('activation-greedy/solver=lapx')\n"
@@ -170,7 +170,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Followed:
         "print(PRESETS['weight-decay'].question)\n"
         f"with prefect_api():\n    for words in {runs!r}:\n        app(words, standalone_mode=False)\n"
         "from pathlib import Path\n"
-        "from tasks.datasets import find_dataset, load_dataset\n"
+        "from tasks.data.datasets import find_dataset, load_dataset\n"
         "if find_dataset('fashion_mnist_20k', Path('data')):\n"
         "    print(len(load_dataset('fashion_mnist_20k', Path('data')).train.labels), 'images')\n",
     )
@@ -215,6 +215,8 @@ def test_a_network_a_correction_a_data_set_and_a_preset_are_added_as_their_pages
 
 
 def test_a_change_whose_place_is_gone_is_told(tmp_path: Path):
-    block = Block("tasks/science/matchers.py", " there is no such line\n+and nothing goes behind it\n", is_new=False)
+    block = Block(
+        "tasks/science/specs/matchers.py", " there is no such line\n+and nothing goes behind it\n", is_new=False
+    )
     with pytest.raises(AssertionError, match="has these lines 0 times"):
         apply(block, copied(tmp_path))

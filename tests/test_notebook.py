@@ -18,7 +18,7 @@ from s3fs import S3FileSystem
 from infra.paths import table_key
 from infra.storage import Store
 from infra.tables import Column, open_table, write_table
-from tasks.schema import BARRIERS
+from tasks.tables.schema import BARRIERS
 
 # One study and one S3 server for all of these tests.
 pytestmark = pytest.mark.xdist_group("notebook")

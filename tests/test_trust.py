@@ -20,13 +20,13 @@ from infra.paths import endpoint_key, import_key, request_key, table_key, traini
 from infra.sealing import SLOT, seal
 from infra.storage import DamagedError, Store
 from infra.tables import Column, Table, read_descriptions, read_provenance, read_rows, read_table
-from tasks.artifacts import read_endpoint
-from tasks.checkpoints import pack, read_checkpoint, read_header
 from tasks.imports import read_imports
-from tasks.requests import read_requests
-from tasks.science.identity import safe_name
-from tasks.science.specs import Endpoint
-from tasks.trainings import load_state
+from tasks.science.specs.cell import Endpoint
+from tasks.science.specs.identity import safe_name
+from tasks.stored.artifacts import read_endpoint
+from tasks.stored.checkpoints import pack, read_checkpoint, read_header
+from tasks.stored.requests import read_requests
+from tasks.stored.trainings import load_state
 
 ROOT = Path(__file__).parent.parent
 RECORD = {
@@ -230,4 +230,4 @@ def test_no_code_of_ours_loads_a_pickle_but_through_readers_that_run_nothing():
                 assert called not in ("pickle.loads", "pickle.load", "pd.read_pickle", "eval", "exec"), (name, called)
                 assert called != "torch.load" or options.get("weights_only") == "True", name
                 assert "allow_pickle" not in options, name
-    assert importing == {"tasks/pickles.py", "infra/weights.py"}
+    assert importing == {"tasks/data/pickles.py", "infra/weights.py"}

@@ -31,7 +31,7 @@ from flows.presets import (
     width,
 )
 from flows.presets.preset import Preset
-from tasks.science.checks import shown
+from tasks.science.specs.checks import shown
 
 PRESETS: dict[str, Preset] = {
     module.PRESET.name: module.PRESET

@@ -5,8 +5,8 @@ from __future__ import annotations
 from flows.presets.grids import MLP_WIDTH
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset, Size
 from flows.presets.sizes import SMOKE_MEASUREMENT, smoke
-from tasks.science.recipes import R20_SHORT
-from tasks.science.specs import override
+from tasks.science.specs.overrides import override
+from tasks.science.specs.recipes import R20_SHORT
 
 GRIDS = (
     Grid(("fashion_mnist",), (("mlp", "none"),), (128,), MLP_WIDTH[0].recipes, (11,)),

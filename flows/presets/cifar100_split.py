@@ -5,7 +5,7 @@ from __future__ import annotations
 from flows.presets.grids import R20_RECIPES
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
 from flows.presets.sizes import smoke
-from tasks.science.specs import override
+from tasks.science.specs.overrides import override
 
 GRID = Grid(("cifar100_split",), (("resnet20", "batch"),), (16,), R20_RECIPES["batch"])
 """Which network made the saved points was not published: a wide ResNet20 is ours."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flows.presets.preset import Grid, Preset
-from tasks.science.recipes import DIGITS
+from tasks.science.specs.recipes import DIGITS
 
 PRESET = Preset(
     name="digits-depth",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from flows.presets.preset import Grid
-from tasks.science.recipe import Recipe
-from tasks.science.recipes import R20_SHORT, RECIPES
+from tasks.science.specs.recipe import Recipe
+from tasks.science.specs.recipes import R20_SHORT, RECIPES
 
 
 def _words(family: str, *words: str) -> dict[str, Recipe]:

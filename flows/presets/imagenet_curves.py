@@ -7,7 +7,7 @@ import dataclasses
 from flows.presets.grids import IMAGENET
 from flows.presets.preset import DEFAULT_MEASUREMENT, Preset
 from flows.presets.sizes import smoke
-from tasks.science.specs import override
+from tasks.science.specs.overrides import override
 
 PRESET = Preset(
     name="imagenet-curves",

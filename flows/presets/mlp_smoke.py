@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
-from tasks.science.correction_table import CORRECTIONS
-from tasks.science.matchers import MATCHERS
-from tasks.science.recipes import DIGITS
-from tasks.science.specs import override
+from tasks.science.specs.corrections import CORRECTIONS
+from tasks.science.specs.matchers import MATCHERS
+from tasks.science.specs.overrides import override
+from tasks.science.specs.recipes import DIGITS
 
 GRID = Grid(
     ("digits",), (("mlp", "none"), ("mlp", "batch"), ("mlp", "batch-fused")), (32,),

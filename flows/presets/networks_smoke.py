@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
-from tasks.science.correction_table import CORRECTIONS
 from tasks.science.networks import ARCHITECTURES
-from tasks.science.recipes import SMOKE, SMOKE_FIXUP, SMOKE_LAYER, SMOKE_PLAIN
-from tasks.science.specs import override
+from tasks.science.specs.corrections import CORRECTIONS
+from tasks.science.specs.overrides import override
+from tasks.science.specs.recipes import SMOKE, SMOKE_FIXUP, SMOKE_LAYER, SMOKE_PLAIN
 
 _RECIPES = {"none": SMOKE_PLAIN, "batch": SMOKE, "layer": SMOKE_LAYER, "fixup": SMOKE_FIXUP}
 

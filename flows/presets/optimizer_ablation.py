@@ -6,7 +6,7 @@ import dataclasses
 
 from flows.presets.preset import Grid, Preset
 from flows.presets.sizes import small, smoke
-from tasks.science.recipes import RECIPES
+from tasks.science.specs.recipes import RECIPES
 
 _KNOWN = RECIPES["resnet20-batch"]
 

@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from tasks.science.bounds import MAX_CELLS, MAX_DEPTH, MAX_SEEDS, MAX_VALUES, MAX_WIDTH
-from tasks.science.checks import check_count, check_positive, is_own, shown
-from tasks.science.matchers import parse_matcher, published_modules
 from tasks.science.networks import build_network, find_architecture
-from tasks.science.own_cells import describe_own_grid
-from tasks.science.recipe import Recipe
-from tasks.science.request import Request
-from tasks.science.specs import Cell, DataSpec, Endpoint, Measurement, override
+from tasks.science.specs.bounds import MAX_CELLS, MAX_DEPTH, MAX_SEEDS, MAX_VALUES, MAX_WIDTH
+from tasks.science.specs.cell import Cell, Endpoint
+from tasks.science.specs.checks import check_count, check_positive, is_own, shown
+from tasks.science.specs.data import DataSpec
+from tasks.science.specs.matchers import parse_matcher, published_modules
+from tasks.science.specs.measurement import Measurement
+from tasks.science.specs.overrides import override
+from tasks.science.specs.recipe import Recipe
+from tasks.science.specs.request import Request
+from tasks.science.user_cells import describe_own_grid
 
 DEFAULT_MEASUREMENT = Measurement("default")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flows.presets.grids import r20
 from flows.presets.preset import DEFAULT_MEASUREMENT, Preset
 from flows.presets.sizes import small, smoke
-from tasks.science.specs import override
+from tasks.science.specs.overrides import override
 
 GRIDS = (r20("batch", 4), r20("layer", 4))
 

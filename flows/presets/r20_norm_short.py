@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
-from tasks.science.recipe import Recipe
-from tasks.science.recipes import R20_SHORT, R20_SHORT_LAYER
-from tasks.science.specs import override
+from tasks.science.specs.overrides import override
+from tasks.science.specs.recipe import Recipe
+from tasks.science.specs.recipes import R20_SHORT, R20_SHORT_LAYER
 
 
 def _grid(normalization: str, recipe: Recipe) -> Grid:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Size
-from tasks.science.recipe import Recipe
-from tasks.science.specs import override
+from tasks.science.specs.overrides import override
+from tasks.science.specs.recipe import Recipe
 
 SMOKE_MEASUREMENT = override(DEFAULT_MEASUREMENT, alphas=3, statistics=100, evaluation=50)
 

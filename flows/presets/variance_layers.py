@@ -7,7 +7,7 @@ import dataclasses
 from flows.presets.grids import IMAGENET, VGG_RECIPES, mlp_depth
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
 from flows.presets.sizes import smoke
-from tasks.science.specs import override
+from tasks.science.specs.overrides import override
 
 GRIDS = (
     mlp_depth(36),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flows.presets.grids import VGG_RECIPES
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
 from flows.presets.sizes import smoke
-from tasks.science.specs import override
+from tasks.science.specs.overrides import override
 
 GRID = Grid(
     ("cifar10",), (("vgg11", "none"),), (2,),

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.science.checks import is_own
-from tasks.science.correction import check_layout, extra_tensors
-from tasks.science.correction_table import find_correction
-from tasks.science.curves import CorrectedPath, measure_side
-from tasks.science.derived import averaged_buffers, interpolate_network
-from tasks.science.evaluation import compute, mode
-from tasks.science.fitting import (
+from tasks.science.alignment.matching import FUNCTION_TOLERANCE, Match, function_error, match
+from tasks.science.correction.correction import check_layout, extra_tensors
+from tasks.science.correction.layout import Layout, LeftOut, find_layout
+from tasks.science.evaluation.functional import compute, mode
+from tasks.science.evaluation.modes import NetworkError, check_modes
+from tasks.science.evaluation.outputs import logits_in, way_to_logits
+from tasks.science.evaluation.precision import CastsKept
+from tasks.science.networks.fitting import (
     MergeError,
     fit_state,
     in_float32,
@@ -31,16 +32,16 @@ from tasks.science.fitting import (
     some,
     word_of,
 )
-from tasks.science.layout import Layout, LeftOut, find_layout
-from tasks.science.matchers import parse_matcher
-from tasks.science.matching import FUNCTION_TOLERANCE, Match, function_error, match
-from tasks.science.modes import NetworkError, check_modes
-from tasks.science.outputs import logits_in, way_to_logits
-from tasks.science.own import are_ids, one_line
-from tasks.science.permutation import Axis, Permutation, PermutationSpec, Slot
-from tasks.science.precision import CastsKept
-from tasks.science.specs import DataSpec, State
-from tasks.science.tracing import trace_permutation_spec
+from tasks.science.networks.user_code import are_ids, one_line
+from tasks.science.paths.curves import CorrectedPath, measure_side
+from tasks.science.paths.networks import averaged_buffers, interpolate_network
+from tasks.science.specs.checks import is_own
+from tasks.science.specs.corrections import find_correction
+from tasks.science.specs.data import DataSpec
+from tasks.science.specs.matchers import parse_matcher
+from tasks.science.specs.state import State
+from tasks.science.symmetry.permutation import Axis, Permutation, PermutationSpec, Slot
+from tasks.science.symmetry.tracing import trace_permutation_spec
 
 CHECK_EXAMPLES = 16
 """Images on which a spec is proved before it is used; the permutation that was found is proved on 128."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from flows.figures.curves import CURVES
+from flows.report.figures.curves import CURVES
 from infra.storage import Store
 from infra.tables import Column, write_table
-from tasks import schema
+from tasks.tables import schema
 
 
 def ablation_rows(depths=(4, 16), dataset="digits", aligned=0.4, repaired=0.1, low_share=0.5) -> list[dict]:

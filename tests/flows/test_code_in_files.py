@@ -18,11 +18,11 @@ from flows.cli import main
 from flows.options import StudyOptions, read_study
 from flows.results import open_study
 from infra.storage import Store
-from tasks.requests import save_request
-from tasks.science.recipe import Recipe
-from tasks.science.request import Request
-from tasks.science.specs import Cell
-from tasks.science.tracing.graph import TraceError
+from tasks.science.specs.cell import Cell
+from tasks.science.specs.recipe import Recipe
+from tasks.science.specs.request import Request
+from tasks.science.symmetry.tracing.graph import TraceError
+from tasks.stored.requests import save_request
 
 STUDY = {"name": '"stranger"', "dataset": '"digits"', "architecture": '"mlp"', "depth": "2", "recipe": '"small/digits"'}
 

@@ -28,7 +28,7 @@ from processes import (
 )
 
 from infra.storage import Store
-from tasks.integrity import find_damage
+from tasks.stored.integrity import find_damage
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
 

@@ -20,12 +20,14 @@ from flows.options import OwnStudy, StudyOptions, read_study
 from infra.paths import request_key
 from infra.sealing import pack_document
 from infra.storage import DamagedError, Store, StoreError
-from tasks.datasets import published_shape
-from tasks.requests import TooMuchError, read_requests
-from tasks.science.bounds import MAX_STUDY_BYTES
-from tasks.science.recipe import Recipe
-from tasks.science.request import VARIED, Request
-from tasks.science.specs import Cell, DataSpec, Measurement, Origin
+from tasks.data.datasets import published_shape
+from tasks.science.specs.bounds import MAX_STUDY_BYTES
+from tasks.science.specs.cell import Cell, Origin
+from tasks.science.specs.data import DataSpec
+from tasks.science.specs.measurement import Measurement
+from tasks.science.specs.recipe import Recipe
+from tasks.science.specs.request import VARIED, Request
+from tasks.stored.requests import TooMuchError, read_requests
 
 STUDY: dict[str, Any] = {
     "name": "rates", "dataset": "digits", "architecture": "mlp", "width": 32, "depth": 4, "seeds": 3,

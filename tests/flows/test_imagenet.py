@@ -17,8 +17,8 @@ from flows.presets import PRESETS
 from flows.study import carry_out, run_study
 from infra.settings import Settings
 from infra.storage import Store
-from tasks.datasets import describe_dataset, load_dataset
-from tasks.published import DataError
+from tasks.data.datasets import describe_dataset, load_dataset
+from tasks.data.published import DataError
 
 ONE_NETWORK = {"study": "imagenet-curves", "architecture": ["resnet18"], "precision": "float32", "epochs": 1}
 

@@ -18,10 +18,10 @@ from flows.study import MissingFileError, carry_out, lasting
 from infra.paths import endpoint_key, request_key, row_key
 from infra.settings import Settings
 from infra.storage import DamagedError, Store, StoreError
-from tasks.published import DataError
-from tasks.requests import read_requests, save_request
-from tasks.science.request import Request
-from tasks.science.specs import Cell, Endpoint
+from tasks.data.published import DataError
+from tasks.science.specs.cell import Cell, Endpoint
+from tasks.science.specs.request import Request
+from tasks.stored.requests import read_requests, save_request
 
 OPTIONS = StudyOptions(study="digits-depth", depth=[2], width=[32], seeds=3, epochs=4, alphas=3)  # pyright: ignore
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from flows.options import StudyOptions, read_study
-from tasks.datasets import published_shape
-from tasks.science.recipes import RECIPES
-from tasks.science.request import Request
+from tasks.data.datasets import published_shape
+from tasks.science.specs.recipes import RECIPES
+from tasks.science.specs.request import Request
 
 STUDY = """
 name = "rates"

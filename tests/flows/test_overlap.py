@@ -12,17 +12,17 @@ import pytest
 from pipeline import align_all, make_request, measure_all, train_all
 from processes import PrefectServer, Process, assert_same_tables, finish_study, read_tables, wait_until
 
-from flows import report
-from flows.gathered import TABLES, read_gathering
-from flows.report import write_report
+from flows.report import page as report
+from flows.report.gathered import TABLES, read_gathering
+from flows.report.page import write_report
 from flows.results import open_study
 from infra.paths import report_key, table_key
 from infra.storage import Store, StoreError
 from tasks import gather as gathering
 from tasks.gather import gather
-from tasks.science.examples import Dataset
-from tasks.science.request import Request
-from tasks.science.specs import Cell
+from tasks.science.data.examples import Dataset
+from tasks.science.specs.cell import Cell
+from tasks.science.specs.request import Request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, cell: Cell, blobs: Dataset) -
     request = make_request(dataclasses.replace(cell, width=4, depth=1), n_seeds=2)
     made: list[Run] = []
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("tasks.train", "tasks.align", "tasks.pairs"):
+        for module in ("tasks.train", "tasks.align", "tasks.stored.pairs"):
             patch.setattr(f"{module}.load_dataset", lambda _name, _folder: blobs)
         for asked in (request, dataclasses.replace(request, seeds=(0, 1, 2))):
             folder = tmp_path_factory.mktemp("run")
@@ -183,7 +183,7 @@ def test_tables_of_a_run_that_was_killed_as_it_wrote_them_are_told(
     with pytest.raises(StoreError, match="gathered anew since it was opened: open it again"):
         _ = study.barriers
     store.replace(table_key("test", "barriers"), older)
-    monkeypatch.setattr("flows.gathered._WRITING_SECONDS", 0)
+    monkeypatch.setattr("flows.report.gathered._WRITING_SECONDS", 0)
     mixed = "come from more than one run, one of which was stopped as it wrote them: the same"
     with pytest.raises(StoreError, match=mixed):
         write_report(store, "test")
@@ -210,8 +210,8 @@ def test_tables_that_are_still_being_written_are_waited_for(
         table = ("cells", "endpoints")[len(waits) - 1]
         store.replace(table_key("test", table), newer[table])
 
-    monkeypatch.setattr("flows.gathered._WRITING_SECONDS", 0)
-    monkeypatch.setattr("flows.gathered.time.sleep", write_one_more)
+    monkeypatch.setattr("flows.report.gathered._WRITING_SECONDS", 0)
+    monkeypatch.setattr("flows.report.gathered.time.sleep", write_one_more)
     read_gathering(store, "test")
     assert len(waits) == 2
 
@@ -250,7 +250,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
 @pytest.mark.xdist_group("faults")
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("tasks.gather", "build_tables"), ("tasks.gather", "write_table"), ("flows.report", "read_gathering")],
+    [("tasks.gather", "build_tables"), ("tasks.gather", "write_table"), ("flows.report.page", "read_gathering")],
     ids=["after reading rows", "after writing the first table", "before the page"],
 )
 def test_a_frozen_run_that_goes_on_replaces_nothing_newer(

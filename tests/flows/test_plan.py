@@ -19,11 +19,12 @@ from flows.plan import (
 )
 from flows.presets import PRESETS
 from infra.storage import Store
-from tasks.datasets import describe_dataset
+from tasks.data.datasets import describe_dataset
 from tasks.science.networks import build_network
-from tasks.science.recipe import Recipe
-from tasks.science.request import Request
-from tasks.science.specs import Cell, DataSpec
+from tasks.science.specs.cell import Cell
+from tasks.science.specs.data import DataSpec
+from tasks.science.specs.recipe import Recipe
+from tasks.science.specs.request import Request
 
 
 def request_of(tmp_path: Path, **options) -> Request:

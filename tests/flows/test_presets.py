@@ -7,12 +7,12 @@ import pytest
 
 from flows.options import StudyOptions
 from flows.presets import PRESETS
-from tasks.datasets import DATASETS
+from tasks.data.datasets import DATASETS
 from tasks.science.networks import ARCHITECTURES
-from tasks.science.recipes import RECIPES
-from tasks.science.request import Request
-from tasks.science.specs import DataSpec
-from tasks.science.training import check_trainable
+from tasks.science.specs.data import DataSpec
+from tasks.science.specs.recipes import RECIPES
+from tasks.science.specs.request import Request
+from tasks.science.training.training import check_trainable
 
 
 def describe(name: str) -> DataSpec:

@@ -14,11 +14,11 @@ from torch import nn
 
 from flows.results import StudyResults, open_study
 from infra.storage import Store, StoreError
-from tasks.datasets import load_dataset
-from tasks.schema import BARRIERS
-from tasks.science.evaluation import evaluate
-from tasks.science.recipe import Recipe
-from tasks.science.specs import Cell
+from tasks.data.datasets import load_dataset
+from tasks.science.evaluation.metrics import evaluate
+from tasks.science.specs.cell import Cell
+from tasks.science.specs.recipe import Recipe
+from tasks.tables.schema import BARRIERS
 
 
 @pytest.fixture(scope="module")

@@ -20,14 +20,14 @@ from prefect.client.schemas.sorting import FlowRunSort
 from flows.cli import main
 from flows.options import StudyOptions
 from flows.presets import PRESETS
-from flows.report import write_report
+from flows.report.page import write_report
 from flows.study import PATH_TASKS, UnfinishedError, label_seeds, run_study
 from infra.settings import Settings
 from infra.storage import Store
-from tasks import schema
-from tasks.datasets import DATASETS
-from tasks.published import DataError
-from tasks.science import training
+from tasks.data.datasets import DATASETS
+from tasks.data.published import DataError
+from tasks.science.training import training
+from tasks.tables import schema
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -144,7 +144,7 @@ def test_children_are_spawned_from_one_training_of_their_parent(store: Store, mo
         runs.append([seed, *sorted(epochs)])
         return honest(cell, seed, epochs, *arguments, **options)
 
-    monkeypatch.setattr("tasks.trainings.train_states", counted)
+    monkeypatch.setattr("tasks.stored.trainings.train_states", counted)
     run(store, depth=[2], alphas=3)
     assert runs == [[0, 0, 2]]
     tables = tables_of(store)
@@ -199,7 +199,7 @@ def test_the_ui_has_named_tasks_tags_progress_the_table_and_the_figure(store: St
 
 
 def test_a_run_on_a_server_of_its_own_pays_for_no_progress(store: Store, monkeypatch):
-    monkeypatch.setattr("flows.prefect_page.is_watched", lambda: False)
+    monkeypatch.setattr("flows.report.prefect_page.is_watched", lambda: False)
     run(store, depth=[2])
     with get_client(sync_client=True) as client:
         _, of_run = find_latest_run(client)
@@ -211,8 +211,8 @@ def test_a_data_set_that_is_missing_is_a_sentence_and_the_rest_is_measured(store
     def fetch(_files: object, _folder: Path) -> Path:
         raise DataError("svhn: its files were not found")
 
-    monkeypatch.setattr("tasks.published.MatFiles.fetch", fetch)
-    monkeypatch.setattr("tasks.published.MatFiles.find", lambda _files, _folder: None)
+    monkeypatch.setattr("tasks.data.published.MatFiles.fetch", fetch)
+    monkeypatch.setattr("tasks.data.published.MatFiles.find", lambda _files, _folder: None)
     with pytest.raises(UnfinishedError, match="svhn: its files were not found; its cells are left out"):
         run(store, depth=[2], dataset=["digits", "svhn"])
     tables = tables_of(store)

@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.cli import WrongWordsError, app, main
-from flows.figures.chart import Axis, Chart, Line, Panel
-from flows.figures.drawing import draw_png
-from flows.prefect_page import as_markdown
+from flows.report.figures.chart import Axis, Chart, Line, Panel
+from flows.report.figures.drawing import draw_png
+from flows.report.prefect_page import as_markdown
 from flows.stages import Stages
 from flows.study import UnfinishedError
 from flows.terminal import make_console, say, tell

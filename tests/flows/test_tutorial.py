@@ -10,9 +10,9 @@ from pipeline import run_all
 
 from flows.options import StudyOptions, read_study
 from infra.storage import Store
-from tasks import schema
-from tasks.ablation import BARRIER_METRICS, VALUE_METRICS
-from tasks.datasets import describe_dataset
+from tasks.data.datasets import describe_dataset
+from tasks.tables import schema
+from tasks.tables.ablation import BARRIER_METRICS, VALUE_METRICS
 
 PAGE = (Path(__file__).parent.parent.parent / "docs/tutorial.md").read_text()
 

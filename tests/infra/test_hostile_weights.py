@@ -16,7 +16,7 @@ import torch
 
 from infra.weights import WeightsError, open_weights
 from infra.weights_limits import MOST_TENSORS
-from tasks.science.fitting import MergeError, fit_state
+from tasks.science.networks.fitting import MergeError, fit_state
 
 STATE = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
-from tasks.science.crops import crop_boxes
+from tasks.science.data.crops import crop_boxes
 
 MODES = ("RGB", "L", "CMYK", "RGB", "RGB", "RGBA", "P")
 """Of the images of a class, in turn."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tasks.science.optimization import Updates
+from tasks.science.training.optimization import Updates
 
 
 @contextmanager

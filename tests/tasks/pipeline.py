@@ -7,17 +7,19 @@ from typing import get_args
 
 from infra.storage import Store
 from tasks.align import align
-from tasks.artifacts import as_member, read_endpoint
 from tasks.ensemble import ensemble
 from tasks.gather import gather
 from tasks.interpolate import interpolate
 from tasks.joint import evaluate_joint
 from tasks.repair import repair
-from tasks.requests import save_request
-from tasks.science.request import Request
-from tasks.science.specs import Cell, Measurement, Member, Merge, ShiftMethod
-from tasks.science.specs import Path as Curve
+from tasks.science.specs.cell import Cell
+from tasks.science.specs.measurement import Measurement
+from tasks.science.specs.pairing import Member, Merge, ShiftMethod
+from tasks.science.specs.pairing import Path as Curve
+from tasks.science.specs.request import Request
 from tasks.shift import shift
+from tasks.stored.artifacts import as_member, read_endpoint
+from tasks.stored.requests import save_request
 from tasks.train import train
 
 NOWHERE = Path("/nonexistent")

@@ -8,15 +8,15 @@ import pandas as pd
 import pytest
 from pipeline import make_request, run_all
 
-from flows.controls import began_apart, tell_controls
+from flows.report.controls import began_apart, tell_controls
 from infra.storage import Store
-from tasks import schema
-from tasks.science.controls import permuted_self, shuffle
-from tasks.science.identity import stream
-from tasks.science.matching import match
+from tasks.science.alignment.matching import match
 from tasks.science.networks import build_network, initial_state
-from tasks.science.networks.symmetry import cell_permutation_spec
-from tasks.science.specs import Cell
+from tasks.science.networks.permutation_spec import cell_permutation_spec
+from tasks.science.specs.cell import Cell
+from tasks.science.specs.identity import stream
+from tasks.science.symmetry.controls import permuted_self, shuffle
+from tasks.tables import schema
 
 Tables = dict[str, pd.DataFrame]
 

@@ -15,14 +15,15 @@ from pipeline import make_request, merges_of, run_all, train_all
 
 from infra.paths import row_key, table_key
 from infra.storage import DamagedError, Store
-from tasks import schema
-from tasks.ablation import summarise
-from tasks.artifacts import read_endpoint
-from tasks.checkpoints import read_header
 from tasks.gather import _commit, gather
-from tasks.requests import save_request
-from tasks.science import training
-from tasks.science.specs import Cell, Endpoint, Measurement
+from tasks.science.specs.cell import Cell, Endpoint
+from tasks.science.specs.measurement import Measurement
+from tasks.science.training import training
+from tasks.stored.artifacts import read_endpoint
+from tasks.stored.checkpoints import read_header
+from tasks.stored.requests import save_request
+from tasks.tables import schema
+from tasks.tables.ablation import summarise
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_a_merge_without_a_matcher_has_no_objective_and_no_function_error(tables
 
 def test_tables_of_a_data_set_in_halves_tell_which_half(store: Store, cell: Cell, blobs, monkeypatch):
     halved = dataclasses.replace(blobs, spec=dataclasses.replace(blobs.spec, halves=True))
-    for module in ("tasks.train", "tasks.align", "tasks.pairs"):
+    for module in ("tasks.train", "tasks.align", "tasks.stored.pairs"):
         monkeypatch.setattr(f"{module}.load_dataset", lambda _name, _folder: halved)
     run_all(store, make_request(dataclasses.replace(cell, data=halved.spec), n_seeds=4))
     tables = read_all(store)
@@ -238,7 +239,7 @@ def test_four_seeds_predict_a_new_pair_and_are_set_beside_the_published_one(
     store: Store, cell: Cell, blobs, monkeypatch
 ):
     named = dataclasses.replace(blobs, spec=dataclasses.replace(blobs.spec, name="mnist"))
-    for module in ("tasks.train", "tasks.align", "tasks.pairs"):
+    for module in ("tasks.train", "tasks.align", "tasks.stored.pairs"):
         monkeypatch.setattr(f"{module}.load_dataset", lambda _name, _folder: named)
     published = dataclasses.replace(cell, data=named.spec, normalization="batch-fused", width=128, depth=2)
     run_all(store, make_request(published, n_seeds=4))
@@ -318,7 +319,7 @@ def test_an_endpoint_of_before_steps_could_be_skipped_has_skipped_none(store: St
         return header
 
     train_all(store, make_request(cell))
-    monkeypatch.setattr("tasks.artifacts.read_header", without_count)
+    monkeypatch.setattr("tasks.stored.artifacts.read_header", without_count)
     record = read_endpoint(store, Endpoint(cell, 0))
     assert record is not None
     assert record["n_skipped_steps"] == 0

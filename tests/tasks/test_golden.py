@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.science.correction import goal_moments, preactivation_moments, repair
-from tasks.science.curves import evaluate_splits
-from tasks.science.examples import Dataset
-from tasks.science.identity import REVISIONS
-from tasks.science.interpolation import interpolate
-from tasks.science.matching import match
+from tasks.science.alignment.matching import match
+from tasks.science.correction.correction import goal_moments, preactivation_moments, repair
+from tasks.science.data.examples import Dataset
 from tasks.science.networks import build_network
-from tasks.science.networks.symmetry import cell_permutation_spec
-from tasks.science.specs import Cell
-from tasks.science.training import train_group
+from tasks.science.networks.permutation_spec import cell_permutation_spec
+from tasks.science.paths.curves import evaluate_splits
+from tasks.science.paths.interpolation import interpolate
+from tasks.science.specs.cell import Cell
+from tasks.science.specs.identity import REVISIONS
+from tasks.science.training.training import train_group
 
 GOLDEN = {
     ("train", 1): [

@@ -18,20 +18,21 @@ from infra.paths import endpoint_key, permutation_key, row_key
 from infra.storage import DamagedError, Store
 from infra.tables import read_rows
 from tasks.align import align
-from tasks.artifacts import as_member, has_match, has_path, load_permutation, read_endpoint
-from tasks.checkpoints import pack, read_checkpoint, read_header
 from tasks.gather import gather
 from tasks.interpolate import interpolate
-from tasks.pairs import save_points
 from tasks.repair import repair
-from tasks.schema import LAYER_ROWS
-from tasks.science.correction_table import CORRECTIONS
-from tasks.science.curves import Point
-from tasks.science.evaluation import Evaluation
-from tasks.science.layout import LeftOut
-from tasks.science.networks.symmetry import cell_permutation_spec
-from tasks.science.permutation import PermutationSpec
-from tasks.science.specs import Cell, Endpoint, Measurement
+from tasks.science.correction.layout import LeftOut
+from tasks.science.evaluation.metrics import Evaluation
+from tasks.science.networks.permutation_spec import cell_permutation_spec
+from tasks.science.paths.curves import Point
+from tasks.science.specs.cell import Cell, Endpoint
+from tasks.science.specs.corrections import CORRECTIONS
+from tasks.science.specs.measurement import Measurement
+from tasks.science.symmetry.permutation import PermutationSpec
+from tasks.stored.artifacts import as_member, has_match, has_path, load_permutation, read_endpoint
+from tasks.stored.checkpoints import pack, read_checkpoint, read_header
+from tasks.stored.pairs import save_points
+from tasks.tables.schema import LAYER_ROWS
 from tasks.train import train
 
 
@@ -161,7 +162,7 @@ def test_a_path_from_stored_moments_and_evaluations_is_that_from_new_ones(
             (Path(store.url) / row_key(table, path.id)).unlink()
     measure_all(store, request, paths)
     for name in ("load_moments", "load_evaluation"):
-        monkeypatch.setattr(f"tasks.pairs.{name}", lambda _store, _id: None)
+        monkeypatch.setattr(f"tasks.stored.pairs.{name}", lambda _store, _id: None)
     measured = {row_key(table, path.id) for path in paths for table in ("paths", "layers")}
     kept = {key: store.read(key) for key in measured}
     for key in measured:

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks.science.checks import is_own, shown
 from tasks.science.networks.fixup import FixupResNet20
 from tasks.science.networks.initialization import initial_state
 from tasks.science.networks.mlp import MLP
-from tasks.science.networks.own import build_own, draw_own_state
 from tasks.science.networks.resnet import resnet18, resnet20
+from tasks.science.networks.user_defined import build_own, draw_own_state
 from tasks.science.networks.vgg import MAX_SIDE, VGG
-from tasks.science.specs import Cell, State
+from tasks.science.specs.cell import Cell
+from tasks.science.specs.checks import is_own, shown
+from tasks.science.specs.state import State
 
 __all__ = [
     "ARCHITECTURES",

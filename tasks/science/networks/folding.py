@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from tasks.science.networks.mlp import MLP
-from tasks.science.specs import State
+from tasks.science.specs.state import State
 
 
 def fold_batch_norm(network: MLP, state: Mapping[str, Tensor]) -> State:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.science.specs import State
+from tasks.science.specs.state import State
 
 Initialization = Literal["he-normal", "he-normal, torch biases", "torch", "torchvision"]
 

@@ -16,16 +16,16 @@ import torchvision
 from torch import Tensor, nn
 
 from infra.weights import read_weights, write_weights
-from tasks.science.correction import correct
-from tasks.science.correction_table import CORRECTIONS
-from tasks.science.curves import measure_side
-from tasks.science.evaluation import compute
-from tasks.science.fitting import MergeError, fit_state, in_float32, renamed
-from tasks.science.matching import FUNCTION_TOLERANCE
+from tasks.science.alignment.matching import FUNCTION_TOLERANCE
+from tasks.science.correction.correction import correct
+from tasks.science.evaluation.functional import compute
 from tasks.science.merging import merge_networks
-from tasks.science.permutation import Axis, PermutationSpec, Reading, Slot
-from tasks.science.specs import State
-from tasks.science.tracing import TraceError, trace_permutation_spec
+from tasks.science.networks.fitting import MergeError, fit_state, in_float32, renamed
+from tasks.science.paths.curves import measure_side
+from tasks.science.specs.corrections import CORRECTIONS
+from tasks.science.specs.state import State
+from tasks.science.symmetry.permutation import Axis, PermutationSpec, Reading, Slot
+from tasks.science.symmetry.tracing import TraceError, trace_permutation_spec
 
 IMAGES = torch.randn(120, 2, 6, 6, generator=torch.Generator().manual_seed(5))
 

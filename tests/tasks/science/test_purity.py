@@ -26,7 +26,9 @@ def imported_by(package: str) -> tuple[int, list[str]]:
     return int(out[0]), out[1:]
 
 
-@pytest.mark.parametrize("package", ["tasks.science", "tasks.datasets", "tasks.image_folder", "tasks.points"])
+@pytest.mark.parametrize(
+    "package", ["tasks.science", "tasks.data.datasets", "tasks.data.image_folder", "tasks.tables.points"]
+)
 def test_science_and_data_sets_run_without_prefect_settings_or_a_store(package: str):
     n_modules, found = imported_by(package)
     assert n_modules >= (15 if package == "tasks.science" else 1)

@@ -1,0 +1,53 @@
+"""BatchNorm folded into the convolution before it, in any network: what is evaluated often runs faster without it."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from tasks.science.correction.layout import Layout
+from tasks.science.specs.state import State
+
+
+def fold_norms(network: nn.Module, state: State, layout: Layout) -> tuple[nn.Module, State]:
+    """A network, with its weights, that computes in evaluation mode what `network` computes with `state`, without the
+    BatchNorms that alone read what a convolution puts out.
+
+    Filters are scaled by gamma / sqrt(running_var + eps), and biases become what is left; computed in float64, in the
+    type of `state`. `network` itself is returned where it has no such BatchNorm; it is left alone.
+    """
+    followed = [
+        (site.name, site.norm)
+        for site in layout.layers
+        if site.norm is not None and f"{site.name}.weight" in state
+        if type(network.get_submodule(site.module or "")) is nn.Conv2d
+        if isinstance(network.get_submodule(site.norm), _BatchNorm)
+    ]
+    if not followed:
+        return network, state
+    network, folded = copy.deepcopy(network), dict(state)
+    for conv, norm in followed:
+        scale, shift = _affine(network.get_submodule(norm), norm, state)
+        weight = state[f"{conv}.weight"]
+        filters = (scale[:, None, None, None] * weight.double()).to(weight.dtype)
+        folded[f"{conv}.weight"] = filters.contiguous(memory_format=torch.channels_last)
+        bias = state[f"{conv}.bias"].double() if f"{conv}.bias" in state else 0.0
+        folded[f"{conv}.bias"] = (scale * bias + shift).to(weight.dtype)
+        network.get_submodule(conv).register_parameter("bias", nn.Parameter(torch.empty_like(scale, device="meta")))
+        network.set_submodule(norm, nn.Identity())
+    norms = {norm for _, norm in followed}
+    return network, {name: tensor for name, tensor in folded.items() if name.rpartition(".")[0] not in norms}
+
+
+def _affine(module: nn.Module, norm: str, state: State) -> tuple[Tensor, Tensor]:
+    """Scale and shift (n_units,) float64 of what a BatchNorm does in evaluation mode."""
+    assert isinstance(module, _BatchNorm)
+    mean, variance = (state[f"{norm}.{name}"].double() for name in ("running_mean", "running_var"))
+    scale = (variance + module.eps).rsqrt()
+    if module.affine:
+        scale = scale * state[f"{norm}.weight"].double()
+        return scale, state[f"{norm}.bias"].double() - scale * mean
+    return scale, -scale * mean

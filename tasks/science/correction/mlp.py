@@ -1,0 +1,175 @@
+"""REPAIR of a plain MLP, exact: the whole statistics set goes through one layer at a time.
+
+What is folded into a layer's weights is also done to its values on the way, so the next layer is measured on corrected
+input without a second pass. Of that only the bend at 0 costs a pass over the values (`Ramp`). In memory are the values
+of one layer, in chunks of images that stay in a core's caches while they are made and measured.
+
+A corrected layer's own moments are not measured again: they follow from those that were measured before it was
+corrected, for it was moved by one scale and one shift per unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from tasks.science.correction.first_layer import Between, FirstLayer
+from tasks.science.correction.preactivations import LayerMoments, Moments
+from tasks.science.networks.mlp import MLP
+from tasks.science.specs.corrections import Part
+from tasks.science.specs.state import State
+
+
+def is_plain_mlp(network: nn.Module) -> TypeGuard[MLP]:
+    """Whether this module handles `network`."""
+    return isinstance(network, MLP) and network.normalization == "none"
+
+
+def first_layer(network: MLP, state: State) -> FirstLayer:
+    """The first layer of the network `state`, which no other one's values are kept for."""
+    name = network.hidden_linears[0]
+    return FirstLayer(name, state[f"{name}.weight"], state[f"{name}.bias"])
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """relu(scale z + shift) of values z, scale and shift (n_units,), as scale (max(z, start) - start): the maximum is
+    taken of the values, the rest goes into the weights that read them. Scales are above 0."""
+
+    scale: Tensor
+    start: Tensor
+
+    @staticmethod
+    def plain(like: Tensor) -> Ramp:
+        """The ReLU alone, of as many units as `like` has and in its type."""
+        return Ramp(torch.ones_like(like), torch.zeros_like(like))
+
+    def bend(self, values: Tensor) -> Tensor:
+        """`values` (n_units, n_examples), in place."""
+        return torch.maximum(values, self.start[:, None], out=values)
+
+    def read(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the layer behind, as they read what `bend` leaves."""
+        weight = weight * self.scale
+        # As a product of a matrix and a vector it would be no faster, and in MKL slower at these sizes.
+        return weight, bias - (weight * self.start).sum(1)
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """`state`: the corrected weights. `moments`: what every hidden layer then has on the statistics samples. `first`:
+    what the correction and the ReLU made of the first layer's values."""
+
+    state: State
+    moments: LayerMoments
+    first: Ramp
+
+
+@torch.no_grad()
+def mlp_moments(network: MLP, state: State, images: Tensor, first: FirstLayer | Between | None = None) -> LayerMoments:
+    """Moments of every hidden layer over all of `images`; `first` as in `repair`."""
+    walk = _Walk(first or first_layer(network, state), images)
+    moments: LayerMoments = {}
+    for position, name in enumerate(network.hidden_linears):
+        if position:
+            walk.go_on(Ramp.plain(state[f"{name}.bias"]), state[f"{name}.weight"], state[f"{name}.bias"])
+        moments[name] = walk.moments()
+    return moments
+
+
+@torch.no_grad()
+def repair(
+    network: MLP,
+    state: State,
+    goal: LayerMoments,
+    images: Tensor,
+    part: Part = "both",
+    first: FirstLayer | Between | None = None,
+) -> Repaired:
+    """`state` rescaled so that every hidden layer reaches that `part` of `goal` on `images`.
+
+    A unit without spread, here or in the goal, keeps its scale and has only its mean set. `first` is the first layer of
+    `state` where it is known as that of a network between two endpoints, whose values are kept.
+    """
+    walk = _Walk(first or first_layer(network, state), images)
+    repaired, moments = dict(state), dict[str, Moments]()
+    ramps: list[Ramp] = []
+    for name in network.hidden_linears:
+        weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+        if ramps:
+            walk.go_on(ramps[-1], weight, bias)
+        before, after = walk.moments(), goal[name]
+        dead = before.dead() | after.dead()
+        if part == "deviation":
+            after = replace(after, mean=before.mean)
+        elif part == "mean":
+            after = replace(after, sd=before.sd)
+        scale = torch.where(dead, 1.0, after.sd / torch.where(dead, 1.0, before.sd))
+        repaired[f"{name}.weight"] = scale[:, None] * weight
+        repaired[f"{name}.bias"] = scale * (bias - before.mean) + after.mean
+        moments[name] = Moments(after.mean, scale * before.sd)
+        ramps.append(Ramp(scale, before.mean - after.mean / scale))
+    return Repaired(repaired, moments, ramps[0])
+
+
+def logits_between(
+    network: MLP, state: State, first: Between, images: Tensor, ramp: Ramp | None = None
+) -> Iterator[Tensor]:
+    """What the network `state` puts out for `images`: (at most `CHUNK`, n_out), chunk by chunk, classes outermost in
+    memory. `first` is its first layer, or, where that was corrected since, the one before, and `ramp` what was made of
+    its values."""
+    _, *inner = network.hidden_linears
+    layers = [(state[f"{name}.weight"], state[f"{name}.bias"]) for name in (*inner, "output")]
+    if ramp is not None:
+        layers[0] = ramp.read(*layers[0])
+    for values in first.values(images):
+        values = values.relu_() if ramp is None else ramp.bend(values)
+        spare = torch.empty_like(values)
+        for weight, bias in layers[:-1]:
+            values, spare = torch.addmm(bias[:, None], weight, values, out=spare).relu_(), values
+        weight, bias = layers[-1]
+        yield torch.addmm(bias[:, None], weight, values).T
+
+
+class _Walk:
+    """All images at one hidden layer of an MLP: its pre-activations (n_units, at most `CHUNK`), chunk by chunk, and
+    their moments. Units are rows, so that every reduction runs along contiguous memory."""
+
+    def __init__(self, first: FirstLayer | Between, images: Tensor) -> None:
+        self._chunks: list[Tensor] = []
+        self._moments: list[tuple[Tensor, Tensor]] = []
+        # By the number of images. Fresh memory for every chunk would cost more than what is done in it.
+        self._spare: dict[int, Tensor] = {}
+        for values in first.values(images):
+            self._chunks.append(values)
+            self._measure(values, self._spare.setdefault(values.shape[1], torch.empty_like(values)))
+
+    def go_on(self, ramp: Ramp, weight: Tensor, bias: Tensor) -> None:
+        """To the layer of this `weight` and `bias`, through the `ramp` of the layer where it stands."""
+        weight, bias = ramp.read(weight, bias)
+        self._moments.clear()
+        for i, values in enumerate(self._chunks):
+            n = values.shape[1]
+            made = torch.addmm(bias[:, None], weight, ramp.bend(values), out=self._spare[n])
+            self._measure(made, values)
+            self._chunks[i], self._spare[n] = made, values
+
+    def _measure(self, values: Tensor, scratch: Tensor) -> None:
+        """In two passes: the deviation of what is left after the mean is taken off, in `scratch`."""
+        mean = values.mean(1)
+        left = torch.sub(values, mean[:, None], out=scratch)
+        self._moments.append((mean, torch.linalg.vector_norm(left, dim=1)))
+
+    def moments(self) -> Moments:
+        """Over all images, chunks merged as `RunningMoments` merges batches."""
+        counts = torch.tensor([values.shape[1] for values in self._chunks], dtype=torch.float64)[:, None]
+        means, norms = (torch.stack(parts).double() for parts in zip(*self._moments, strict=True))
+        shares = (counts / counts.sum()).to(means.device)
+        mean = (shares * means).sum(0)
+        variance = (norms.square().sum(0) / counts.sum()) + (shares * (means - mean).square()).sum(0)
+        like = self._chunks[0].dtype
+        return Moments(mean.to(like), variance.sqrt().to(like))

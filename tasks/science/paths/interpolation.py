@@ -1,0 +1,23 @@
+"""The straight line between two endpoints' weights."""
+
+from __future__ import annotations
+
+from tasks.science.specs.state import State
+
+
+def interpolate(a: State, b: State, alpha: float) -> State:
+    """(1 - alpha) a + alpha b for every tensor, running statistics included; alpha 0 and 1 give the endpoints to the
+    bit. Whole numbers, such as how many batches BatchNorm has seen, are no quantities on a line: A's are taken.
+
+    Raises ValueError where the two have other names or shapes, or where alpha leaves [0, 1].
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha:g}")
+    if a.keys() != b.keys():
+        raise ValueError(f"the endpoints have different tensors: {', '.join(sorted(a.keys() ^ b.keys()))}")
+    for name in a:
+        if a[name].shape != b[name].shape:
+            raise ValueError(f"{name} has shape {tuple(a[name].shape)} in A and {tuple(b[name].shape)} in B")
+    if alpha in (0, 1):
+        return dict(b if alpha == 1 else a)
+    return {name: (1 - alpha) * a[name] + alpha * b[name] if a[name].is_floating_point() else a[name] for name in a}

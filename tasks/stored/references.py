@@ -1,0 +1,176 @@
+"""What of a store its studies refer to: all that their requests name and that a run of them would look for again."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import product
+
+from infra.paths import endpoint_key, moments_key, permutation_key, row_key, table_key, training_key
+from infra.storage import DamagedError, Entry, Store
+from infra.tables import read_provenance, read_table
+from tasks.imports import read_imports
+from tasks.science.specs.cell import Endpoint
+from tasks.science.specs.identity import REVISIONS, SCHEMA_VERSION
+from tasks.science.specs.request import Request
+from tasks.stored.artifacts import has_endpoint, joint_members, trained_members
+from tasks.stored.requests import read_requests
+from tasks.tables.schema import TABLES
+
+STUDIES = "studies"
+KINDS = ("endpoints", "trainings", "permutations", "moments", "rows", STUDIES)
+"""The folders of a store. Whatever else lies beside them is somebody's, and no garbage."""
+
+_OF_WEIGHTS = ("permutations/", "moments/", "rows/")
+"""Named by the weights of endpoints, which nobody knows as long as these are not there."""
+
+_OF_STUDIES = (".parquet", ".json", ".html", ".png")
+"""How the names of what a study has of its own end."""
+
+MIN_AGE = timedelta(days=1)
+"""What is younger is not garbage: somebody may be writing it, or about to say what it is for."""
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The files of a store. `studies` tells, by study, the keys that it refers to, its own among them; `unfinished`
+    which of them name endpoints that are not there, so that nobody knows what was measured between those; `foreign`
+    which may have files that nobody can name: they were not gathered under this version's revisions, or from other
+    requests than are there, or something that tells what they refer to is damaged;
+    `requests` is every request that was there."""
+
+    entries: list[Entry]
+    studies: dict[str, frozenset[str]]
+    unfinished: tuple[str, ...]
+    foreign: tuple[str, ...]
+    requests: frozenset[tuple[str, str]]
+
+    def bytes_of(self, study: str) -> int:
+        """Shared files are counted with every study that refers to them."""
+        return sum(entry.n_bytes for entry in self.entries if entry.key in self.studies[study])
+
+    def count_kinds(self) -> dict[str, tuple[int, int]]:
+        """By top folder, how many files there are and how many bytes."""
+        counts, sizes = Counter[str](), Counter[str]()
+        for entry in self.entries:
+            kind = entry.key.partition("/")[0]
+            counts[kind] += 1
+            sizes[kind] += entry.n_bytes
+        return {kind: (counts[kind], sizes[kind]) for kind in KINDS if kind in counts}
+
+    def garbage(self) -> list[Entry]:
+        """What no study refers to and is a day old: what killed writers have left, and what was made under options or
+        revisions that no request names. As long as a study is unfinished, nothing that was measured of any pair; and
+        as long as one is foreign, or there is none, only the former."""
+        kept = frozenset[str]().union(*self.studies.values())
+        youngest = datetime.now(UTC) - MIN_AGE
+        old = [entry for entry in self.entries if entry.key not in kept and entry.modified < youngest]
+        if self.foreign or not self.requests:
+            return [entry for entry in old if entry.is_temporary]
+        return [e for e in old if e.is_temporary or not (self.unfinished and e.key.startswith(_OF_WEIGHTS))]
+
+
+def take_inventory(store: Store) -> Inventory:
+    """What is in the store, and what it is there for.
+
+    `store` is to have the upstream that its studies were run with, if they were. A study of which a file is damaged
+    that tells what it refers to is `foreign`.
+    """
+    # Listed before requests are read: a request is written before anything that it names.
+    entries = [entry for entry in store.own.entries() if entry.key.partition("/")[0] in KINDS]
+    names = sorted({entry.key.split("/")[1] for entry in entries if re.match(rf"{STUDIES}/[^/]+/", entry.key)})
+    studies, unfinished, foreign = dict[str, frozenset[str]](), list[str](), list[str]()
+    for study in names:
+        prefix = f"{STUDIES}/{study}/"
+        own = frozenset(entry.key for entry in entries if entry.key.startswith(prefix) and not entry.is_temporary)
+        try:
+            requests, imports = read_requests(store, study), read_imports(store, study)
+            studies[study] = own.union(_keys_named(store, requests.values(), imports))
+            if _is_unfinished(store, requests.values(), imports):
+                unfinished.append(study)
+            is_foreign = _is_foreign(store.own, study, requests, imports, own)
+        except DamagedError:
+            studies[study], is_foreign = own, True
+        if is_foreign:
+            foreign.append(study)
+    return Inventory(entries, studies, tuple(unfinished), tuple(foreign), list_declarations(store))
+
+
+def list_declarations(store: Store) -> frozenset[tuple[str, str]]:
+    """Every request in a store, and every import, by study and name."""
+    return frozenset(
+        (study, f"{kind}/{name}")
+        for study in store.own.folders(STUDIES)
+        for kind in ("requests", "imported")
+        for name in store.own.names(f"{STUDIES}/{study}/{kind}")
+    )
+
+
+def _is_unfinished(store: Store, requests: Iterable[Request], imports: Iterable[Endpoint]) -> bool:
+    """Of cells that were brought in nobody can tell how many endpoints there are, but where all of them are known."""
+    known = {endpoint.cell for endpoint in imports}
+    cells = {cell: request for request in requests for cell in request.trained_cells}
+    if any(cell.origin is not None and cell not in known for cell in cells):
+        return True
+    wanted = [*imports, *(e for cell, request in cells.items() if cell.origin is None for e in request.endpoints(cell))]
+    return any(not has_endpoint(store, endpoint) for endpoint in wanted)
+
+
+def _is_foreign(
+    store: Store, study: str, requests: Mapping[str, Request], imports: Iterable[Endpoint], own: Set[str]
+) -> bool:
+    """Whether files may be of the study that nobody can name from `requests` and `imports` under this version's
+    revisions: its `own` files tell of more. DamagedError where a table is not what was written."""
+    if not requests:
+        return any(key.endswith(_OF_STUDIES) for key in own)
+    if table_key(study, "ablation") not in own:
+        return True
+    # Read one by one: any of them may be of a run that was killed as it wrote them.
+    for table, key in ((table, table_key(study, table.name)) for table in TABLES):
+        if key in own:
+            gathered = read_provenance(store, key)
+            same = (gathered.get("schema"), gathered.get("revisions")) == (SCHEMA_VERSION, dict(REVISIONS))
+            if not same or sorted(requests) != gathered.get("requests"):
+                return True
+            if table.name == "endpoints":
+                frame = read_table(store, key, table)
+                imported = set(frame["endpoint_id"][frame["origin"] == "imported"])
+                if not imported <= {endpoint.id for endpoint in imports}:
+                    return True
+    return False
+
+
+def _keys_named(store: Store, requests: Iterable[Request], imports: Iterable[Endpoint]) -> Iterator[str]:
+    for endpoint in imports:
+        yield endpoint_key(endpoint.id)
+    for request in requests:
+        yield from _keys_of(store, request)
+
+
+def _keys_of(store: Store, request: Request) -> Iterator[str]:
+    for cell in request.trained_cells:
+        for endpoint in request.endpoints(cell):
+            yield endpoint_key(endpoint.id)
+            yield training_key(endpoint.id)
+        if cell.parent is not None:
+            yield training_key(cell.parent.id)
+        # A training that was killed on its way is named by its end.
+        for endpoint in request.endpoints(cell.at(None)):
+            yield training_key(endpoint.id)
+    for cell in request.cells:
+        members = trained_members(store, request, cell)
+        for member, measurement in product(members, request.measurements):
+            yield row_key("ends", member.evaluation_id(cell, measurement))
+            for blocks in (False, True):
+                yield moments_key(member.moments_id(cell, measurement.samples, blocks=blocks))
+        merges = request.merges(cell, members)
+        for merge in merges:
+            yield permutation_key(merge.id)
+            yield row_key("merges", merge.id)
+            yield row_key("axes", merge.id)
+        for path in request.paths(merges, joint_members(store, request, cell)):
+            yield row_key("paths", path.id)
+            yield row_key("layers", path.id)
