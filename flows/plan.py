@@ -283,12 +283,14 @@ def _count_missing(store: Store, request: Request, cell: Cell) -> tuple[int, int
     if cell.origin is not None:
         records = {seed: record for seed, record in records.items() if record is not None}
     usable = [seed for seed, record in records.items() if record is None or record["status"] == "trained"]
-    merges = [merge for merge in request.merges(cell, trained_members(store, request, cell)) if not merge.control]
-    unmatched = [merge for merge in merges if not has_match(store, merge)]
-    paths = request.paths(merges, joint_members(store, request, cell))
-    unmeasured = [path.merge for path in paths if not has_path(store, path)]
-    incomplete = {(merge.a.seed, merge.b.seed) for merge in unmatched + unmeasured}
-    n_done = len({(merge.a.seed, merge.b.seed) for merge in merges}) - len(incomplete)
+    pairings = [
+        pairing for pairing in request.pairings(cell, trained_members(store, request, cell)) if not pairing.control
+    ]
+    unmatched = [pairing for pairing in pairings if not has_match(store, pairing)]
+    paths = request.paths(pairings, joint_members(store, request, cell))
+    unmeasured = [path.pairing for path in paths if not has_path(store, path)]
+    incomplete = {(pairing.a.seed, pairing.b.seed) for pairing in unmatched + unmeasured}
+    n_done = len({(pairing.a.seed, pairing.b.seed) for pairing in pairings}) - len(incomplete)
     return sum(record is None for record in records.values()), len(cell.data.pairs(usable)) - n_done
 
 

@@ -186,9 +186,9 @@ class StudyResults:
         """
         path = self._find(merge_id, correction, measurement)
         if not trust_code:
-            check_cell_code(self.name, path.merge.cell)
+            check_cell_code(self.name, path.pairing.cell)
         bench = PairBench(self.store, [path], data_dir or load_settings().data_dir)
-        sides = bench.aligned(path.merge)
+        sides = bench.aligned(path.pairing)
         if correction == "none":
             network, state = bench.network, interpolate_network(bench.network, sides[0].state, sides[1].state, alpha)
         else:
@@ -199,7 +199,7 @@ class StudyResults:
         return module.eval()
 
     def _find(self, merge_id: str, correction: str, measurement: str | None) -> Path:
-        found = [path for path in self._paths if path.merge.id == merge_id and path.method == "weights"]
+        found = [path for path in self._paths if path.pairing.id == merge_id and path.method == "weights"]
         if not found:
             raise ValueError(f"{self.name} has no merge {merge_id!r}: take one from the column merge_id of barriers")
         of_correction = [path for path in found if path.correction == correction]
@@ -223,8 +223,8 @@ class StudyResults:
         return paths
 
     def _of_cell(self, request: Request, cell: Cell) -> list[Path]:
-        merges = request.merges(cell, trained_members(self.store, request, cell))
-        return request.paths(merges, joint_members(self.store, request, cell))
+        pairings = request.pairings(cell, trained_members(self.store, request, cell))
+        return request.paths(pairings, joint_members(self.store, request, cell))
 
 
 _TELLING = ("cell_id", "dataset", "architecture", "normalization", "width", "depth", "recipe")

@@ -55,7 +55,7 @@ from tasks.science.specs.cell import Cell, Endpoint
 from tasks.science.specs.corrections import CORRECTIONS
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.measurement import Measurement
-from tasks.science.specs.pairing import Merge, Path, ShiftMethod
+from tasks.science.specs.pairing import Pairing, Path, ShiftMethod
 from tasks.science.specs.request import Request
 from tasks.shift import shift
 from tasks.stored.artifacts import (
@@ -138,24 +138,24 @@ def carry_out(options: StudyOptions, settings: Settings) -> StudyResult:
             training = train_endpoints(work, request, store, settings)
             stages.settle()
             failures: dict[str, str] = {}
-            matching: list[tuple[Cell, list[Merge], list[Submitted]]] = []
+            matching: list[tuple[Cell, list[Pairing], list[Submitted]]] = []
             for cells, groups in training:
                 for seeds, submitted in groups:
                     if failure := work.wait(submitted).failure:
                         failures |= {Endpoint(cell, seed).id: failure for cell in cells for seed in seeds}
                 trained = [submitted for _, submitted in groups]
                 for cell in (cell for cell in cells if cell in request.cells):
-                    merges = request.merges(cell, trained_members(store, request, cell))
-                    matching.append((cell, merges, align_pairs(work, merges, trained, store, data_dir)))
+                    pairings = request.pairings(cell, trained_members(store, request, cell))
+                    matching.append((cell, pairings, align_pairs(work, pairings, trained, store, data_dir)))
                 check_kept(cells, failures)
             stages.settle()
             measuring: list[Submitted] = []
             carried = task_seconds(measuring_seconds(request), settings.workers)
-            for cell, merges, aligning in matching:
+            for cell, pairings, aligning in matching:
                 for submitted in aligning:
                     for stopped in work.wait(submitted).result or []:
                         work.report(stopped)
-                usable = [merge for merge in merges if has_match(store, merge)]
+                usable = [pairing for pairing in pairings if has_match(store, pairing)]
                 paths = request.paths(usable, joint_members(store, request, cell))
                 measuring += measure_paths(work, paths, carried, aligning, store, data_dir)
             stages.settle()
@@ -298,14 +298,14 @@ def train_endpoints(
 
 
 def align_pairs(
-    work: Work, merges: Sequence[Merge], trained: Sequence[Submitted], store: Store, data_dir: Folder
+    work: Work, pairings: Sequence[Pairing], trained: Sequence[Submitted], store: Store, data_dir: Folder
 ) -> list[Submitted]:
     """Submits a cell's missing alignments, all that see the same images in one task: they come from one pass."""
     # A matcher that needs no data makes one permutation for all samples, and is asked for it once.
-    missing = {merge.id: merge for merge in merges if not has_match(store, merge)}
+    missing = {pairing.id: pairing for pairing in pairings if not has_match(store, pairing)}
     submitted: list[Submitted] = []
-    for samples in dict.fromkeys(merge.samples for merge in missing.values()):
-        wanted = [merge for merge in missing.values() if merge.samples == samples]
+    for samples in dict.fromkeys(pairing.samples for pairing in missing.values()):
+        wanted = [pairing for pairing in missing.values() if pairing.samples == samples]
         name = f"align {wanted[0].cell.label}, {len(wanted)} pairs"
         submitted.append(work.submit(align, name, len(wanted), wanted, store, data_dir, after=trained))
     return submitted
@@ -322,7 +322,7 @@ def measure_paths(
             groups.setdefault((path.method, path.correction, path.measurement), []).append(path)
     measuring: list[Submitted] = []
     for (method, correction, measurement), missing in groups.items():
-        verb, cell = PATH_TASKS[method, correction], missing[0].merge.cell
+        verb, cell = PATH_TASKS[method, correction], missing[0].pairing.cell
         size = group_size(path_seconds(cell, measurement), seconds)
         for start in range(0, len(missing), size):
             chunk = missing[start : start + size]

@@ -14,24 +14,26 @@ from tasks.science.alignment.matching import FUNCTION_TOLERANCE, function_error,
 from tasks.science.data.augmentation import statistics_images
 from tasks.science.networks import build_network
 from tasks.science.networks.permutation_spec import cell_permutation_spec
-from tasks.science.specs.pairing import Merge
+from tasks.science.specs.pairing import Pairing
 from tasks.science.specs.state import State
 from tasks.science.symmetry.controls import permuted_self
 from tasks.stored.artifacts import LazyStates, has_match, load_weights, save_match
 
 
 @task(**TASK_OPTIONS)
-def align(merges: Sequence[Merge], store: Store, data_dir: Path) -> list[str]:
+def align(pairings: Sequence[Pairing], store: Store, data_dir: Path) -> list[str]:
     """Aligns those pairs of one cell and statistics set that the store lacks, those of a matcher in one pass; returns a
     sentence for each that must stop."""
-    merges = [merge for merge in merges if not has_match(store, merge)]
-    if not merges:
+    pairings = [pairing for pairing in pairings if not has_match(store, pairing)]
+    if not pairings:
         return []
-    cell = merges[0].cell
+    cell = pairings[0].cell
     network, spec = build_network(cell), cell_permutation_spec(cell)
     dataset = check_data(load_dataset(cell.data.name, data_dir), cell.data)
-    images = statistics_images(dataset, cell.recipe, merges[0].samples)
-    ends = list(dict.fromkeys(end for merge in merges for end in ((merge.a, False), (merge.b, merge.permuted_self))))
+    images = statistics_images(dataset, cell.recipe, pairings[0].samples)
+    ends = list(
+        dict.fromkeys(end for pairing in pairings for end in ((pairing.a, False), (pairing.b, pairing.permuted_self)))
+    )
 
     def load(position: int) -> State:
         member, permuted = ends[position]
@@ -40,19 +42,19 @@ def align(merges: Sequence[Merge], store: Store, data_dir: Path) -> list[str]:
 
     states = LazyStates(load)
     stopped: list[str] = []
-    for matcher in dict.fromkeys(merge.matcher for merge in merges):
-        wanted = [merge for merge in merges if merge.matcher == matcher]
-        pairs = [(ends.index((merge.a, False)), ends.index((merge.b, merge.permuted_self))) for merge in wanted]
+    for matcher in dict.fromkeys(pairing.matcher for pairing in pairings):
+        wanted = [pairing for pairing in pairings if pairing.matcher == matcher]
+        pairs = [(ends.index((pairing.a, False)), ends.index((pairing.b, pairing.permuted_self))) for pairing in wanted]
         found = match(network, spec, states, pairs, matcher, images)
-        for merge, matched, (_, position) in zip(wanted, found, pairs, strict=True):
+        for pairing, matched, (_, position) in zip(wanted, found, pairs, strict=True):
             b = states[position]
             error = function_error(network, b, spec.apply(b, matched.permutation), images)
             exact = error <= FUNCTION_TOLERANCE
-            save_match(store, merge, matched, error, exact)
+            save_match(store, pairing, matched, error, exact)
             if not exact:
                 stopped.append(
-                    f"{cell.label}, seeds {merge.a.seed} and {merge.b.seed}: the permutation changes B's function "
+                    f"{cell.label}, seeds {pairing.a.seed} and {pairing.b.seed}: the permutation changes B's function "
                     f"(error {error:.2g}, at most {FUNCTION_TOLERANCE:g}); the pair stops here"
                 )
-    run_logger().info("%s: %d pairs aligned, %d stopped", cell.label, len(merges), len(stopped))
+    run_logger().info("%s: %d pairs aligned, %d stopped", cell.label, len(pairings), len(stopped))
     return stopped

@@ -27,6 +27,6 @@ def ensemble(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
         for member, state in ends.weights.items()
     }
     for path in ends.paths:
-        a, b = outputs[path.merge.a], outputs[path.merge.b]
+        a, b = outputs[path.pairing.a], outputs[path.pairing.b]
         save_points(ends.store, path, measure_ensemble(a, b, measurement.grid.tolist(), dataset))
     run_logger().info("%s: %d ensembles measured", ends.cell.label, len(ends.paths))

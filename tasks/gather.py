@@ -25,7 +25,7 @@ from infra.storage import Store, StoreError
 from infra.tables import Column, Table, read_rows, write_table
 from tasks.science.specs.cell import Cell, Endpoint
 from tasks.science.specs.identity import REVISIONS, SCHEMA_VERSION
-from tasks.science.specs.pairing import Member, Merge, Path
+from tasks.science.specs.pairing import Member, Pairing, Path
 from tasks.science.specs.request import Request
 from tasks.stored.artifacts import as_member, has_match_rows, has_path, read_endpoint
 from tasks.stored.requests import list_requests, read_requests
@@ -76,7 +76,7 @@ def gather(study: str, store: Store, failures: Mapping[str, str]) -> list[str]:
             continue
         n_written += 1
         if n_written == _ROUNDS or not gathered.has_grown(store):
-            run_logger().info("%s: %d merges from %d requests", study, len(gathered.frames["merges"]), len(requests))
+            run_logger().info("%s: %d pairings from %d requests", study, len(gathered.frames["merges"]), len(requests))
             return [store.locate(table_key(study, table.name)) for table in schema.TABLES]
     raise StoreError(
         f"other runs go on writing the tables of {study} in {store.url}: end them, and the same command gathers all"
@@ -164,7 +164,7 @@ def build_tables(store: Store, study: str, requests: Sequence[Request], failures
     """Return all tables of a study from what the store holds, each thing once, whichever requests name it."""
     cells: dict[str, Record] = {}
     endpoints: dict[str, Record] = {}
-    merges: dict[str, Merge] = {}
+    pairings: dict[str, Pairing] = {}
     paths: dict[tuple[str, str, str, str], Path] = {}
     groups: dict[tuple[str, ...], Record] = {}
     # The keys of what was looked for, by its id.
@@ -189,10 +189,10 @@ def build_tables(store: Store, study: str, requests: Sequence[Request], failures
                     trained[cell].append(as_member(endpoint, record))
                 endpoints[endpoint.id] = columns | _endpoint_columns(endpoint, record)
         for cell in request.cells:
-            of_cell, joint = request.merges(cell, trained[cell]), request.joint_cell(cell)
-            merges |= {merge.id: merge for merge in of_cell}
+            of_cell, joint = request.pairings(cell, trained[cell]), request.joint_cell(cell)
+            pairings |= {pairing.id: pairing for pairing in of_cell}
             paths |= {
-                (path.merge.id, path.method, path.correction, path.measurement.name): path
+                (path.pairing.id, path.method, path.correction, path.measurement.name): path
                 for path in request.paths(of_cell, [] if joint is None else trained[joint])
             }
             names = [measurement.name for measurement in request.measurements]
@@ -200,25 +200,25 @@ def build_tables(store: Store, study: str, requests: Sequence[Request], failures
                 groups[cell.id, *key] = _cell_columns(study, cell) | dict(
                     zip(("matcher", "correction", "measurement"), key, strict=True)
                 )
-    matching = [merge for merge in merges.values() if merge.matcher != "none"]
-    matched = [merge for merge in matching if has_match_rows(store, merge)]
+    matching = [pairing for pairing in pairings.values() if pairing.matcher != "none"]
+    matched = [pairing for pairing in matching if has_match_rows(store, pairing)]
     measured = [path for path in paths.values() if has_path(store, path)]
     for tables, wanted, there in ((MATCH_TABLES, matching, matched), (PATH_TABLES, paths.values(), measured)):
         ids = {one.id for one in there}
         for one in wanted:
             keys = tuple(row_key(table.name, one.id) for table in tables)
             (found if one.id in ids else lacking)[one.id] = keys
-    pairs = pd.DataFrame([_pair_columns(study, merge) for merge in merges.values()], columns=list(schema.PAIR))
-    ids = [{"merge_id": merge.id} for merge in matched]
-    match_rows, axis_rows = (_read(store, rows, [merge.id for merge in matched], ids) for rows in MATCH_TABLES)
+    pairs = pd.DataFrame([_pair_columns(study, pairing) for pairing in pairings.values()], columns=list(schema.PAIR))
+    ids = [{"merge_id": pairing.id} for pairing in matched]
+    match_rows, axis_rows = (_read(store, rows, [pairing.id for pairing in matched], ids) for rows in MATCH_TABLES)
     names = [path.measurement.name for path in measured]
-    told = [{"merge_id": path.merge.id, "correction": path.correction, "method": path.method} for path in measured]
+    told = [{"merge_id": path.pairing.id, "correction": path.correction, "method": path.method} for path in measured]
     curves, layers = (_read(store, rows, [path.id for path in measured], told, names) for rows in PATH_TABLES)
     frames: Frames = {
         # Whole numbers beside nulls stay whole.
         "cells": pd.DataFrame(list(cells.values())).astype(dict.fromkeys(schema.TIME, "object")),
         "endpoints": pd.DataFrame(list(endpoints.values())),
-        "merges": _with_members(pairs, merges, match_rows),
+        "merges": _with_members(pairs, pairings, match_rows),
         "axes": pairs.merge(axis_rows, on="merge_id"),
         "paths": pairs.merge(curves, on="merge_id"),
         "layers": pairs.merge(layers, on="merge_id"),
@@ -235,7 +235,7 @@ def build_tables(store: Store, study: str, requests: Sequence[Request], failures
     frames["contrasts"] = tabulate_contrasts(paired, of_pairs)
     frames["width_laws"] = tabulate_width_laws(paired, frames["ablation"])
     complete = {table.name: _complete(frames[table.name], table) for table in schema.TABLES}
-    sweep = Sweep.of(requests, merges.values())
+    sweep = Sweep.of(requests, pairings.values())
     upstream = None if store.upstream is None else store.upstream.url
     return Gathered(complete, sweep, frozenset(found), tuple(lacking.values()), upstream)
 
@@ -273,22 +273,22 @@ def _endpoint_columns(endpoint: Endpoint, record: Record) -> Record:
     return where | {"checkpoint_epoch": endpoint.cell.epoch, "origin": origin} | record
 
 
-def _pair_columns(study: str, merge: Merge) -> Record:
-    return _cell_columns(study, merge.cell) | {
-        "merge_id": merge.id,
-        "kind": "control" if merge.control else "pair",
-        "control": merge.control or None,
-        "seed_a": merge.a.seed,
-        "seed_b": merge.b.seed,
-        "matcher": merge.matcher,
+def _pair_columns(study: str, pairing: Pairing) -> Record:
+    return _cell_columns(study, pairing.cell) | {
+        "merge_id": pairing.id,
+        "kind": "control" if pairing.control else "pair",
+        "control": pairing.control or None,
+        "seed_a": pairing.a.seed,
+        "seed_b": pairing.b.seed,
+        "matcher": pairing.matcher,
     }
 
 
-def _with_members(pairs: pd.DataFrame, merges: Mapping[str, Merge], match_rows: pd.DataFrame) -> pd.DataFrame:
-    members = {merge.id: f"{merge.a.endpoint_id} {merge.b.endpoint_id}" for merge in merges.values()}
-    n_statistics = {merge.id: merge.n_statistics for merge in merges.values()}
-    subsets_a = {merge.id: merge.cell.data.train_subset(merge.a.seed) for merge in merges.values()}
-    subsets_b = {merge.id: merge.cell.data.train_subset(merge.b.seed) for merge in merges.values()}
+def _with_members(pairs: pd.DataFrame, pairings: Mapping[str, Pairing], match_rows: pd.DataFrame) -> pd.DataFrame:
+    members = {pairing.id: f"{pairing.a.endpoint_id} {pairing.b.endpoint_id}" for pairing in pairings.values()}
+    n_statistics = {pairing.id: pairing.n_statistics for pairing in pairings.values()}
+    subsets_a = {pairing.id: pairing.cell.data.train_subset(pairing.a.seed) for pairing in pairings.values()}
+    subsets_b = {pairing.id: pairing.cell.data.train_subset(pairing.b.seed) for pairing in pairings.values()}
     return pairs.assign(
         members=pairs["merge_id"].map(members),
         train_subset_a=pairs["merge_id"].map(subsets_a),

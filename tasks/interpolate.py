@@ -25,7 +25,7 @@ def interpolate(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
     bench = PairBench(store, missing, data_dir)
     ends = {member: bench.evaluate(member) for member in bench.endpoints}
     for path in missing:
-        pair, alphas = path.merge, path.measurement.grid.tolist()
+        pair, alphas = path.pairing, path.measurement.grid.tolist()
         save_points(
             store,
             path,
@@ -40,4 +40,4 @@ def interpolate(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
                 viewing=path.measurement.viewing,
             ),
         )
-    run_logger().info("%s: %d paths interpolated", missing[0].merge.cell.label, len(missing))
+    run_logger().info("%s: %d paths interpolated", missing[0].pairing.cell.label, len(missing))

@@ -24,7 +24,7 @@ def repair(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
     bench = PairBench(store, missing, data_dir)
     for path in missing:
         alphas = path.measurement.grid.tolist()
-        sides = bench.aligned(path.merge)
+        sides = bench.aligned(path.pairing)
         points = measure_path(
             bench.network,
             sides,
@@ -35,4 +35,4 @@ def repair(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
             viewing=path.measurement.viewing,
         )
         save_points(store, path, points)
-    run_logger().info("%s: %d paths corrected", missing[0].merge.cell.label, len(missing))
+    run_logger().info("%s: %d paths corrected", missing[0].pairing.cell.label, len(missing))

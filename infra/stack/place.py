@@ -70,7 +70,7 @@ def load_stack_settings() -> StackSettings:
     return settings
 
 
-class State(BaseModel):
+class StackState(BaseModel):
     """What runs where. Holds no secrets.
 
     `mark` is in the environment of every process of the stack, and of whatever these start: what outlives its parent
@@ -148,11 +148,11 @@ class Folder:
                 ) from error
             yield
 
-    def read_state(self) -> State | None:
+    def read_state(self) -> StackState | None:
         """None where nothing was started. StackError where the file is not what was written there, or not ours."""
         self.check()
         try:
-            return State.model_validate_json(self._state.read_text())
+            return StackState.model_validate_json(self._state.read_text())
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -165,7 +165,7 @@ class Folder:
                 f"{self._state} cannot be read: end what it started by hand, and remove the file"
             ) from error
 
-    def write_state(self, state: State) -> None:
+    def write_state(self, state: StackState) -> None:
         write_private(self._state, state.model_dump_json(indent=1))
 
     def forget_state(self) -> None:

@@ -21,7 +21,7 @@ from tasks.science.paths.curves import Splits
 from tasks.science.specs.bounds import MAX_DRAW
 from tasks.science.specs.cell import Cell, Endpoint
 from tasks.science.specs.checks import is_whole, shown
-from tasks.science.specs.pairing import Member, Merge, Path
+from tasks.science.specs.pairing import Member, Pairing, Path
 from tasks.science.specs.request import Request
 from tasks.science.specs.state import State
 from tasks.science.symmetry.permutation import Permutation, PermutationSpec
@@ -165,47 +165,47 @@ def _n_bytes(state: State) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
-def save_match(store: Store, merge: Merge, match: Match, function_error: float, exact: bool) -> None:
+def save_match(store: Store, pairing: Pairing, match: Match, function_error: float, exact: bool) -> None:
     """Stores what matching found; the permutation itself only where it is `exact`, that is, may be used."""
-    rows = [{"merge_id": merge.id, **dataclasses.asdict(axis)} for axis in match.axes]
+    rows = [{"merge_id": pairing.id, **dataclasses.asdict(axis)} for axis in match.axes]
     row = {
-        "merge_id": merge.id,
-        "matcher_options": merge.choice.options_json,
+        "merge_id": pairing.id,
+        "matcher_options": pairing.choice.options_json,
         "objective": match.objective,
         "function_error": function_error,
         "match_seconds": match.seconds,
     }
-    save_rows(store, AXIS_ROWS, merge.id, rows)
-    save_rows(store, MERGE_ROWS, merge.id, [row])
+    save_rows(store, AXIS_ROWS, pairing.id, rows)
+    save_rows(store, MERGE_ROWS, pairing.id, [row])
     if exact:
         header: dict[str, Any] = {
             "kind": "permutation",
-            "pair": [dataclasses.asdict(merge.a), dataclasses.asdict(merge.b)],
-            "matcher": merge.matcher,
+            "pair": [dataclasses.asdict(pairing.a), dataclasses.asdict(pairing.b)],
+            "matcher": pairing.matcher,
             "objective": match.objective,
         }
         if match.restarts:
             header["restarts"] = list(match.restarts)
         vectors = {axis: torch.from_numpy(vector) for axis, vector in match.permutation.items()}
-        key = permutation_key(merge.id)
+        key = permutation_key(pairing.id)
         store.create(key, pack(key, vectors, header))
 
 
-def has_match(store: Store, merge: Merge) -> bool:
-    """Whether the merge's permutation can be used; a merge without a matcher needs none."""
-    if merge.matcher == "none":
+def has_match(store: Store, pairing: Pairing) -> bool:
+    """Whether the merge's permutation can be used; a pairing without a matcher needs none."""
+    if pairing.matcher == "none":
         return True
-    return store.exists(permutation_key(merge.id)) and has_match_rows(store, merge)
+    return store.exists(permutation_key(pairing.id)) and has_match_rows(store, pairing)
 
 
-def has_match_rows(store: Store, merge: Merge) -> bool:
+def has_match_rows(store: Store, pairing: Pairing) -> bool:
     """Whether matching was tried: true also for a pair that was stopped, whose permutation is not kept."""
-    return store.exists(row_key("merges", merge.id)) and store.exists(row_key("axes", merge.id))
+    return store.exists(row_key("merges", pairing.id)) and store.exists(row_key("axes", pairing.id))
 
 
-def load_permutation(store: Store, merge: Merge, spec: PermutationSpec) -> Permutation:
+def load_permutation(store: Store, pairing: Pairing, spec: PermutationSpec) -> Permutation:
     """Return a merge's permutation. Raises DamagedError where what is stored permutes no network of this `spec`."""
-    key = permutation_key(merge.id)
+    key = permutation_key(pairing.id)
     permutation = read_permutation(store, key)
     try:
         spec.check(permutation)

@@ -20,7 +20,7 @@ from tasks.science.paths.curves import Point, Side, Splits, evaluate_splits, mea
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.corrections import CORRECTIONS
 from tasks.science.specs.measurement import Measurement
-from tasks.science.specs.pairing import Member, Merge, Path
+from tasks.science.specs.pairing import Member, Pairing, Path
 from tasks.science.specs.state import State
 from tasks.science.symmetry.controls import PERMUTED_SELF, shuffle
 from tasks.stored.artifacts import (
@@ -48,7 +48,7 @@ class Ends:
 
     @property
     def cell(self) -> Cell:
-        return self.paths[0].merge.cell
+        return self.paths[0].pairing.cell
 
     @property
     def measurement(self) -> Measurement:
@@ -61,7 +61,7 @@ def load_ends(paths: Sequence[Path], store: Store, data_dir: Folder) -> Ends | N
     missing = [path for path in paths if not has_path(store, path)]
     if not missing:
         return None
-    cell = missing[0].merge.cell
+    cell = missing[0].pairing.cell
     weights = load_weights(store, [member for path in missing for member in ends_of(path)])
     return Ends(
         store, missing, build_network(cell), check_data(load_dataset(cell.data.name, data_dir), cell.data), weights
@@ -70,7 +70,7 @@ def load_ends(paths: Sequence[Path], store: Store, data_dir: Folder) -> Ends | N
 
 def ends_of(path: Path) -> tuple[Member, ...]:
     """What is at alpha 0 and 1 of `path`."""
-    return path.joint or (path.merge.a, path.merge.b)
+    return path.joint or (path.pairing.a, path.pairing.b)
 
 
 def save_ends(ends: Ends, seen: Mapping[Member, Splits]) -> None:
@@ -89,14 +89,14 @@ class PairBench:
 
     def __init__(self, store: Store, paths: Sequence[Path], data_dir: Folder) -> None:
         self.store = store
-        self.cell = cell = paths[0].merge.cell
+        self.cell = cell = paths[0].pairing.cell
         self.measurement = measurement = paths[0].measurement
         self.network = build_network(cell)
         self.spec = cell_permutation_spec(cell)
         dataset = check_data(load_dataset(cell.data.name, data_dir), cell.data)
         self.dataset = dataset.reduced(measurement.evaluation)
         self.statistics = statistics_images(dataset, cell.recipe, measurement.samples)
-        weights = load_weights(store, [member for path in paths for member in (path.merge.a, path.merge.b)])
+        weights = load_weights(store, [member for path in paths for member in (path.pairing.a, path.pairing.b)])
         blocks = any(CORRECTIONS[path.correction].blocks for path in paths)
         self.endpoints = {member: self._side(member, state, blocks) for member, state in weights.items()}
 
@@ -117,15 +117,15 @@ class PairBench:
             save_evaluation(self.store, evaluation_id, seen)
         return seen
 
-    def aligned(self, merge: Merge) -> tuple[Side, Side]:
-        """A, and B permuted into alignment with it (as it is, where the merge has no matcher); of a control against
+    def aligned(self, pairing: Pairing) -> tuple[Side, Side]:
+        """A, and B permuted into alignment with it (as it is, where the pairing has no matcher); of a control against
         itself, A and its shuffled copy, permuted back."""
-        b = self.endpoints[merge.b]
-        if merge.permuted_self:
+        b = self.endpoints[pairing.b]
+        if pairing.permuted_self:
             b = b.permuted(self.spec, shuffle(self.spec, b.state, PERMUTED_SELF))
-        if merge.matcher != "none":
-            b = b.permuted(self.spec, load_permutation(self.store, merge, self.spec))
-        return self.endpoints[merge.a], b
+        if pairing.matcher != "none":
+            b = b.permuted(self.spec, load_permutation(self.store, pairing, self.spec))
+        return self.endpoints[pairing.a], b
 
 
 def save_points(store: Store, path: Path, points: Sequence[Point]) -> None:
@@ -133,7 +133,7 @@ def save_points(store: Store, path: Path, points: Sequence[Point]) -> None:
     layers: list[dict[str, Any]] = []
     curve: list[dict[str, Any]] = []
     for point in points:
-        key = {"merge_id": path.merge.id, "correction": path.correction, "alpha": point.alpha}
+        key = {"merge_id": path.pairing.id, "correction": path.correction, "alpha": point.alpha}
         layers += [{**key, **dataclasses.asdict(layer)} for layer in point.layers]
         layers += [{**key, "layer": one.name, "n_units": one.n_units, "left_out": one.reason} for one in point.left_out]
         curve += [

@@ -166,11 +166,11 @@ def _keys_of(store: Store, request: Request) -> Iterator[str]:
             yield row_key("ends", member.evaluation_id(cell, measurement))
             for blocks in (False, True):
                 yield moments_key(member.moments_id(cell, measurement.samples, blocks=blocks))
-        merges = request.merges(cell, members)
-        for merge in merges:
-            yield permutation_key(merge.id)
-            yield row_key("merges", merge.id)
-            yield row_key("axes", merge.id)
-        for path in request.paths(merges, joint_members(store, request, cell)):
+        pairings = request.pairings(cell, members)
+        for pairing in pairings:
+            yield permutation_key(pairing.id)
+            yield row_key("merges", pairing.id)
+            yield row_key("axes", pairing.id)
+        for path in request.paths(pairings, joint_members(store, request, cell)):
             yield row_key("paths", path.id)
             yield row_key("layers", path.id)

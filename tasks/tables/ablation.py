@@ -134,20 +134,20 @@ def _values(curves: Columns) -> dict[str, Sample]:
     """Endpoints and midpoints of the paths of one group; a pair's endpoint value is the mean of its two ends."""
     rows = {pair: row for row, pair in enumerate(zip(curves["alpha"], curves["merge_id"], strict=True))}
     begins = [row for row, alpha in enumerate(curves["alpha"]) if alpha == 0]
-    merges = [curves["merge_id"][row] for row in begins]
+    pairings = [curves["merge_id"][row] for row in begins]
     pairs = [(curves["seed_a"][row], curves["seed_b"][row]) for row in begins]
     values: dict[str, Sample] = {}
     for place, alphas in (("endpoint", (0.0, 1.0)), ("midpoint", (0.5,))):
         for metric in _VALUES:
             of = curves[metric]
-            means = [sum(of[rows[alpha, merge]] for alpha in alphas) / len(alphas) for merge in merges]
+            means = [sum(of[rows[alpha, pairing]] for alpha in alphas) / len(alphas) for pairing in pairings]
             values[f"{place}_{metric}"] = (pairs, means)
     return values
 
 
 def _reductions(corrected: Columns, uncorrected: Columns, metrics: Sequence[str]) -> dict[str, Interval]:
-    pairs, place = _seed_pairs(corrected), {merge: row for row, merge in enumerate(uncorrected["merge_id"])}
-    raw = [place[merge] for merge in corrected["merge_id"]]
+    pairs, place = _seed_pairs(corrected), {pairing: row for row, pairing in enumerate(uncorrected["merge_id"])}
+    raw = [place[pairing] for pairing in corrected["merge_id"]]
     return {
         f"{metric}_reduction": reduction_interval(pairs, corrected[metric], [uncorrected[metric][row] for row in raw])
         for metric in metrics

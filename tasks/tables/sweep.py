@@ -13,7 +13,7 @@ import pyarrow as pa
 from infra.tables import Column, Table
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.measurement import Measurement, Samples
-from tasks.science.specs.pairing import Merge
+from tasks.science.specs.pairing import Pairing
 from tasks.science.specs.request import Request
 from tasks.tables.columns import MEASURED, RECIPE, TIME
 
@@ -42,23 +42,23 @@ def parse_value(name: str, word: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What the requests of a study sweep, and the values of each cell, merge and measurement."""
+    """What the requests of a study sweep, and the values of each cell, pairing and measurement."""
 
     names: tuple[str, ...]
     cells: dict[str, Cell]
     """By id."""
     samples: dict[str, Samples | None]
-    """By merge id; None where the matcher needs no data."""
+    """By pairing id; None where the matcher needs no data."""
     measurements: dict[str, Measurement]
     """By name."""
 
     @classmethod
-    def of(cls, requests: Iterable[Request], merges: Iterable[Merge]) -> Sweep:
+    def of(cls, requests: Iterable[Request], pairings: Iterable[Pairing]) -> Sweep:
         asked = list(requests)
         return cls(
             tuple(dict.fromkeys(name for request in asked for name in request.swept)),
             {cell.id: cell for request in asked for cell in request.trained_cells},
-            {merge.id: merge.samples if merge.choice.needs_data else None for merge in merges},
+            {pairing.id: pairing.samples if pairing.choice.needs_data else None for pairing in pairings},
             {measurement.name: measurement for request in asked for measurement in request.measurements},
         )
 

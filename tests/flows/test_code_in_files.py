@@ -316,12 +316,12 @@ def test_the_network_of_a_point_is_made_by_stored_code_only_where_that_is_truste
     mine = study.barriers["merge_id"].iloc[0]
     assert study.network(mine, 0.5)
     path = next(iter(study._paths))
-    cell = dataclasses.replace(path.merge.cell, architecture=f"{module}:build", graph="0" * 64)
-    theirs = dataclasses.replace(path, merge=dataclasses.replace(path.merge, cell=cell))
+    cell = dataclasses.replace(path.pairing.cell, architecture=f"{module}:build", graph="0" * 64)
+    theirs = dataclasses.replace(path, pairing=dataclasses.replace(path.pairing, cell=cell))
     monkeypatch.setitem(study.__dict__, "_paths", [theirs])
     with pytest.raises(ValueError, match=f"test names code, {module}:build, which is run only where you say so: trust"):
-        study.network(theirs.merge.id, 0.5)
+        study.network(theirs.pairing.id, 0.5)
     assert not Path("MARK").exists()
     with pytest.raises(TraceError, match="cannot be traced"):  # It is for other images.
-        study.network(theirs.merge.id, 0.5, trust_code=True)
+        study.network(theirs.pairing.id, 0.5, trust_code=True)
     assert Path("MARK").exists()

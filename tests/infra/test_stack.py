@@ -25,7 +25,7 @@ from infra.stack.credentials import Credentials, load_credentials
 from infra.stack.errors import StackError
 from infra.stack.lifecycle import down, status, up
 from infra.stack.parts import Part
-from infra.stack.place import PREFERRED_PORTS, Folder, StackSettings, State, choose_ports, load_stack_settings
+from infra.stack.place import PREFERRED_PORTS, Folder, StackSettings, StackState, choose_ports, load_stack_settings
 from infra.stack.processes import MARK, Started, birth_of, end, identify, marked
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -42,7 +42,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StackS
     chosen = StackSettings(dir=tmp_path / "stack")
     commands = {"first": PARENT, "second": SLEEP}
 
-    def make_parts(folder: Folder, state: State, _: Credentials) -> list[Part]:
+    def make_parts(folder: Folder, state: StackState, _: Credentials) -> list[Part]:
         return [
             Part(name, name.title(), position, command, {MARK: state.mark}, folder.path, lambda: True, "here",
                  patience_seconds=2)
@@ -55,13 +55,13 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StackS
     down(chosen)
 
 
-def state_of(settings: StackSettings) -> State:
+def state_of(settings: StackSettings) -> StackState:
     state = Folder(settings.dir).read_state()
     assert state is not None
     return state
 
 
-def wait_for_child(state: State) -> None:
+def wait_for_child(state: StackState) -> None:
     """The first part takes a moment to start its own."""
     deadline = time.monotonic() + 20
     while len(marked(state.mark)) < 3:
@@ -150,7 +150,7 @@ def test_a_part_that_does_not_start_is_named_with_its_log_and_takes_down_what_th
 ):
     usual = lifecycle.make_parts
 
-    def make_parts(folder: Folder, state: State, credentials: Credentials) -> list[Part]:
+    def make_parts(folder: Folder, state: StackState, credentials: Credentials) -> list[Part]:
         first, _ = usual(folder, state, credentials)
         command = [sys.executable, "-c", ending]
         broken = Part("broken", "The broken one", 1, command, {MARK: state.mark}, folder.path, lambda: False, "nowhere",
@@ -214,7 +214,7 @@ def change_second(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """What is to be other of the second part."""
     usual = lifecycle.make_parts
 
-    def make_parts(folder: Folder, state: State, credentials: Credentials) -> list[Part]:
+    def make_parts(folder: Folder, state: StackState, credentials: Credentials) -> list[Part]:
         first, second = usual(folder, state, credentials)
         return [first, dataclasses.replace(second, **changes)]
 
@@ -261,7 +261,7 @@ def test_each_port_belongs_to_one_part(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(parts, "_find_weed", lambda: "weed")
     folder = Folder(tmp_path)
     credentials = load_credentials(folder.secrets, tmp_path / "data")
-    state = State(host="127.0.0.1", ports={name: 20_000 + at for at, name in enumerate(PREFERRED_PORTS)})
+    state = StackState(host="127.0.0.1", ports={name: 20_000 + at for at, name in enumerate(PREFERRED_PORTS)})
     named = [name for part in parts.make_parts(folder, state, credentials) for name in part.ports]
     assert sorted(named) == sorted(PREFERRED_PORTS)
 

@@ -25,7 +25,7 @@ from processes import assert_same_tables, count, finish_study, read_tables, run_
 
 from infra.stack import parts
 from infra.stack.credentials import Credentials, load_credentials
-from infra.stack.place import Folder, State
+from infra.stack.place import Folder, StackState
 from infra.stack.processes import Started, end, family, marked
 from infra.stack.register import pool_template
 from infra.storage import Store
@@ -58,7 +58,7 @@ class Stack:
         return "".join(f"\n== {path.name}\n{path.read_text()[-3000:]}" for path in self.folder.logs.glob("*.log"))
 
     @property
-    def state(self) -> State:
+    def state(self) -> StackState:
         state = self.folder.read_state()
         assert state is not None
         return state

@@ -14,7 +14,7 @@ from tasks.joint import evaluate_joint
 from tasks.repair import repair
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.measurement import Measurement
-from tasks.science.specs.pairing import Member, Merge, ShiftMethod
+from tasks.science.specs.pairing import Member, Pairing, ShiftMethod
 from tasks.science.specs.pairing import Path as Curve
 from tasks.science.specs.request import Request
 from tasks.shift import shift
@@ -41,8 +41,8 @@ def members_of(store: Store, request: Request, cell: Cell) -> list[Member]:
     return [as_member(e, record) for e, record in records if record and record["status"] == "trained"]
 
 
-def merges_of(store: Store, request: Request) -> list[Merge]:
-    return [merge for cell in request.cells for merge in request.merges(cell, members_of(store, request, cell))]
+def merges_of(store: Store, request: Request) -> list[Pairing]:
+    return [pairing for cell in request.cells for pairing in request.pairings(cell, members_of(store, request, cell))]
 
 
 def paths_of(store: Store, request: Request) -> list[Curve]:
@@ -50,7 +50,7 @@ def paths_of(store: Store, request: Request) -> list[Curve]:
     for cell in request.cells:
         joint = request.joint_cell(cell)
         paths += request.paths(
-            request.merges(cell, members_of(store, request, cell)),
+            request.pairings(cell, members_of(store, request, cell)),
             members_of(store, request, joint) if joint is not None else [],
         )
     return paths
@@ -65,7 +65,9 @@ def train_all(store: Store, request: Request) -> None:
 def align_all(store: Store, request: Request) -> list[str]:
     stopped: list[str] = []
     for cell in request.cells:
-        wanted = [merge for merge in merges_of(store, request) if merge.matcher != "none" and merge.cell == cell]
+        wanted = [
+            pairing for pairing in merges_of(store, request) if pairing.matcher != "none" and pairing.cell == cell
+        ]
         stopped += align.fn(wanted, store, NOWHERE)
     return stopped
 
@@ -80,7 +82,9 @@ def measure_all(store: Store, request: Request, paths: list[Curve] | None = None
             (("joint", "none"), evaluate_joint),
             *(((method, "none"), shift) for method in get_args(ShiftMethod)),
         ):
-            wanted = [path for path in paths if (path.method, path.correction) == measured and path.merge.cell == cell]
+            wanted = [
+                path for path in paths if (path.method, path.correction) == measured and path.pairing.cell == cell
+            ]
             verb.fn(wanted, store, NOWHERE)
 
 

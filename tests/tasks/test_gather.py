@@ -130,11 +130,11 @@ def test_tables_of_a_data_set_in_halves_tell_which_half(store: Store, cell: Cell
     assert endpoints["train_subset"].tolist() == ["first", "second"] * 2
     sizes = {side: len(halved.trained_on(side).train) for side in ("first", "second")}
     assert endpoints["n_train_examples"].tolist() == [sizes["first"], sizes["second"]] * 2
-    merges = tables["merges"].query("matcher == 'activation'")
-    assert sorted(zip(merges["seed_a"], merges["seed_b"], strict=True)) == [(0, 1), (0, 3), (2, 1), (2, 3)]
-    assert (merges["train_subset_a"] == "first").all()
-    assert (merges["train_subset_b"] == "second").all()
-    assert (merges["n_statistics"] == len(blobs.train)).all()
+    pairings = tables["merges"].query("matcher == 'activation'")
+    assert sorted(zip(pairings["seed_a"], pairings["seed_b"], strict=True)) == [(0, 1), (0, 3), (2, 1), (2, 3)]
+    assert (pairings["train_subset_a"] == "first").all()
+    assert (pairings["train_subset_b"] == "second").all()
+    assert (pairings["n_statistics"] == len(blobs.train)).all()
     assert set(tables["paths"].query("split == 'train'")["n_examples"]) == {len(blobs.train)}
     accuracy = tables["ablation"].query("metric == 'endpoint_accuracy'")
     assert (accuracy["n_pairs"] == 4).all()

@@ -100,9 +100,9 @@ def test_what_is_computed_together_changes_no_bit(store: Store, cell: Cell, tmp_
     apart = Store(str(tmp_path / "apart"))
     for seed in (2, 0, 1):
         train.fn(cell, [seed], apart, Path())
-    for merge in merges_of(apart, request)[::-1]:
-        if merge.matcher != "none":
-            align.fn([merge], apart, Path())
+    for pairing in merges_of(apart, request)[::-1]:
+        if pairing.matcher != "none":
+            align.fn([pairing], apart, Path())
     for path in request.paths(merges_of(apart, request))[::-1]:
         measure_all(apart, request, [path])
     assert_same(numbers(store), numbers(apart))
@@ -152,8 +152,8 @@ def test_a_path_from_stored_moments_and_evaluations_is_that_from_new_ones(
     request = make_request(changed, n_seeds=2, alphas=3)
     train_all(store, request)
     members = {e: as_member(e, read_endpoint(store, e) or {}) for e in request.endpoints(request.cells[0])}
-    merges = [m for m in request.merges(request.cells[0], list(members.values())) if m.matcher == "none"]
-    paths = request.paths(merges)
+    pairings = [m for m in request.pairings(request.cells[0], list(members.values())) if m.matcher == "none"]
+    paths = request.paths(pairings)
     anew = Store(str(tmp_path / "anew"), store.url)
     measure_all(store, request, paths)
     assert count_kinds(store) == {"endpoints": 2, "moments": 2, "rows/ends": 2, "rows/layers": 2, "rows/paths": 2}
@@ -198,11 +198,11 @@ def test_a_pair_whose_permutation_changes_the_function_stops_with_a_sentence(sto
     sentences = align_all(store, request)
     assert len(sentences) == 3
     assert "seeds 0 and 1: the permutation changes B's function (error" in sentences[0]
-    for merge in merges_of(store, request):
-        if merge.matcher != "none":
-            assert not store.exists(permutation_key(merge.id))
-            assert not has_match(store, merge)
-            row = pd.read_parquet(f"{store.url}/{row_key('merges', merge.id)}").iloc[0]
+    for pairing in merges_of(store, request):
+        if pairing.matcher != "none":
+            assert not store.exists(permutation_key(pairing.id))
+            assert not has_match(store, pairing)
+            row = pd.read_parquet(f"{store.url}/{row_key('merges', pairing.id)}").iloc[0]
             assert row["function_error"] > 1e-9
     gather.fn("test", store, {})
     gathered = pd.read_parquet(f"{store.url}/studies/test/merges.parquet").query("matcher == 'activation'")
@@ -213,7 +213,7 @@ def test_a_pair_whose_permutation_changes_the_function_stops_with_a_sentence(sto
 def test_weights_that_were_changed_are_not_measured(store: Store, cell: Cell):
     request = make_request(cell)
     train_all(store, request)
-    wanted = [merge for merge in merges_of(store, request) if merge.matcher != "none"]
+    wanted = [pairing for pairing in merges_of(store, request) if pairing.matcher != "none"]
     key = endpoint_key(Endpoint(cell, 1).id)
     tensors, header = read_checkpoint(store, key)
     tensors["output.bias"] += 1
@@ -308,24 +308,24 @@ def test_every_architecture_is_aligned(store: Store, cell: Cell, architecture: s
     train_all(store, request)
     # Whether one epoch is enough to count as trained does not matter here.
     members = [as_member(e, record) for e in request.endpoints(changed) if (record := read_endpoint(store, e))]
-    merges = [merge for merge in request.merges(changed, members) if merge.matcher != "none"]
-    assert align.fn(merges, store, Path()) == []
-    for merge in merges:
-        assert has_match(store, merge)
-        row = pd.read_parquet(f"{store.url}/{row_key('merges', merge.id)}").iloc[0]
+    pairings = [pairing for pairing in request.pairings(changed, members) if pairing.matcher != "none"]
+    assert align.fn(pairings, store, Path()) == []
+    for pairing in pairings:
+        assert has_match(store, pairing)
+        row = pd.read_parquet(f"{store.url}/{row_key('merges', pairing.id)}").iloc[0]
         assert row["function_error"] < 1e-12
-        assert json.loads(row["matcher_options"]) == merge.choice.options
-        permutation = load_permutation(store, merge, cell_permutation_spec(changed))
+        assert json.loads(row["matcher_options"]) == pairing.choice.options
+        permutation = load_permutation(store, pairing, cell_permutation_spec(changed))
         assert permutation.keys() == cell_permutation_spec(changed).identity().keys()
-        if merge.matcher == "weight":
-            assert len(read_header(store, permutation_key(merge.id))["restarts"]) == 3
+        if pairing.matcher == "weight":
+            assert len(read_header(store, permutation_key(pairing.id))["restarts"]) == 3
 
 
 def test_a_layer_that_a_correction_does_not_reach_has_a_row_with_its_reason(tmp_path: Path):
     store = Store(str(tmp_path))
     seen = Evaluation(1.0, 0.5, 10)
     left_out = (LeftOut("gru.weight_hh_l0", 6, "it runs more than once"),)
-    path = SimpleNamespace(id="p", merge=SimpleNamespace(id="m"), correction="repair", method="weights")
+    path = SimpleNamespace(id="p", pairing=SimpleNamespace(id="m"), correction="repair", method="weights")
     save_points(store, path, [Point(0.5, {"test": seen}, [], left_out)])  # type: ignore[arg-type]
     rows, _ = read_rows(store, [row_key("layers", "p")], LAYER_ROWS)
     (row,) = rows.to_pylist()

@@ -45,7 +45,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Merge:
+class Pairing:
     """Two endpoints of a cell, A and B as `DataSpec.pairs` has them, and the matcher that permutes B into alignment
     with A. `samples` are what the matcher sees. Under the control `permuted-self` B is A with its units shuffled.
     """
@@ -103,54 +103,54 @@ class Merge:
 
 @dataclass(frozen=True)
 class Path:
-    """The curve of one merge under one correction, over one measurement. With the method `ensemble` outputs are
+    """The curve of one pairing under one correction, over one measurement. With the method `ensemble` outputs are
     averaged instead of weights, and with a logit shift each end is an endpoint with a constant on half of its logits:
     so there is no matcher and no correction. With the method `joint` the ends are `joint`, what the pair is set beside:
     the endpoints of `Cell.joint` with the seeds of A and B."""
 
-    merge: Merge
+    pairing: Pairing
     correction: str
     measurement: Measurement
     method: Method = "weights"
     joint: tuple[Member, ...] = ()
 
     def __post_init__(self) -> None:
-        cell = self.merge.cell
+        cell = self.pairing.cell
         check_choice("", "method", self.method, Method)
-        if self.method == "ensemble" and (self.merge.matcher, self.correction) != ("none", "none"):
+        if self.method == "ensemble" and (self.pairing.matcher, self.correction) != ("none", "none"):
             raise ValueError(
                 "an ensemble averages outputs, which no matcher or correction changes, got "
-                f"{self.merge.matcher} and {self.correction}"
+                f"{self.pairing.matcher} and {self.correction}"
             )
         if self.method == "joint" or self.method in get_args(ShiftMethod):
-            if (self.merge.matcher, self.correction) != ("none", "none"):
+            if (self.pairing.matcher, self.correction) != ("none", "none"):
                 raise ValueError(
                     f"the method {self.method} merges nothing, so there is nothing to match or correct, got "
-                    f"{self.merge.matcher} and {self.correction}"
+                    f"{self.pairing.matcher} and {self.correction}"
                 )
             if not cell.data.halves:
                 raise ValueError(f"the method {self.method} needs data in halves, and {cell.data.name} is not")
-        joint_seeds = (self.merge.a.seed, self.merge.b.seed) if self.method == "joint" else ()
+        joint_seeds = (self.pairing.a.seed, self.pairing.b.seed) if self.method == "joint" else ()
         if tuple(member.seed for member in self.joint) != joint_seeds:
             raise ValueError(
                 f"the method {self.method} needs endpoints trained on both halves with seeds {joint_seeds}, "
                 f"got {tuple(member.seed for member in self.joint)}"
             )
         check_correction(self.correction, cell.normalization, cell.architecture)
-        if self.merge.samples != self.measurement.samples:
+        if self.pairing.samples != self.measurement.samples:
             raise ValueError(
-                f"a path of measurement {self.measurement.name} needs a merge made from the same images: "
-                f"{self.measurement.samples}, got {self.merge.samples}"
+                f"a path of measurement {self.measurement.name} needs a pairing made from the same images: "
+                f"{self.measurement.samples}, got {self.pairing.samples}"
             )
 
     @property
     def id(self) -> str:
         if self.method != "weights":  # It needs no statistics, so all choices of them share it.
             spec: dict[str, Any] = {
-                "merge": self.merge.id,
+                "merge": self.pairing.id,
                 "method": self.method,
                 "evaluation": self.measurement.evaluation,
-                "data": self.merge.cell.data.fingerprint,
+                "data": self.pairing.cell.data.fingerprint,
             }
             spec |= self.measurement.viewing.changes
             if self.method == "ensemble":
@@ -159,11 +159,11 @@ class Path:
                 spec["joint"] = [member.weights_sha256 for member in self.joint]
             return spec_id(("evaluate",), spec)
         spec = {
-            "merge": self.merge.id,
+            "merge": self.pairing.id,
             "correction": self.correction,
             "measurement": self.measurement,
-            "data": self.merge.cell.data.fingerprint,
+            "data": self.pairing.cell.data.fingerprint,
             # An uncorrected path has its variance ratios from the same samples.
-            "statistics": statistics_set(self.merge.cell, self.measurement.samples),
+            "statistics": statistics_set(self.pairing.cell, self.measurement.samples),
         }
-        return spec_id(("correct", "evaluate"), spec, self.merge.cell.revisions)
+        return spec_id(("correct", "evaluate"), spec, self.pairing.cell.revisions)

@@ -24,7 +24,7 @@ from tasks.science.specs.data import DataSpec
 from tasks.science.specs.identity import safe_name, spec_id
 from tasks.science.specs.matchers import parse_matcher
 from tasks.science.specs.measurement import Measurement
-from tasks.science.specs.pairing import Member, Merge, Path, ShiftMethod
+from tasks.science.specs.pairing import Member, Pairing, Path, ShiftMethod
 from tasks.science.specs.recipe import Recipe
 
 VARIED = (
@@ -135,48 +135,48 @@ class Request:
     def endpoints(self, cell: Cell) -> list[Endpoint]:
         return [Endpoint(cell, seed) for seed in self.seeds]
 
-    def merges(self, cell: Cell, trained: Sequence[Member]) -> list[Merge]:
+    def pairings(self, cell: Cell, trained: Sequence[Member]) -> list[Pairing]:
         """Every matcher on every pair of `trained`, once for all measurements that see the same images."""
         members = {member.seed: member for member in trained}
         pairs = [(members[a], members[b]) for a, b in cell.data.pairs(list(members))]
-        merges: list[Merge] = []
+        pairings: list[Pairing] = []
         for samples in dict.fromkeys(measurement.samples for measurement in self.measurements):
-            merges += [Merge(cell, a, b, matcher, samples) for matcher in self.matchers for a, b in pairs]
+            pairings += [Pairing(cell, a, b, matcher, samples) for matcher in self.matchers for a, b in pairs]
             if self.controls and pairs:
                 a, b = pairs[0]
-                merges.append(Merge(cell, a, b, "random", samples))
+                pairings.append(Pairing(cell, a, b, "random", samples))
                 moving = [matcher for matcher in self.matchers if matcher not in ("none", "random")]
-                merges += [Merge(cell, a, a, matcher, samples, permuted_self=True) for matcher in moving]
-        return list(dict.fromkeys(merges))
+                pairings += [Pairing(cell, a, a, matcher, samples, permuted_self=True) for matcher in moving]
+        return list(dict.fromkeys(pairings))
 
-    def paths(self, merges: Sequence[Merge], joint: Sequence[Member] = ()) -> list[Path]:
+    def paths(self, pairings: Sequence[Pairing], joint: Sequence[Member] = ()) -> list[Path]:
         """Every correction and measurement on those of `merges` that it is defined for; and the ensembles, logit shifts
         and joint training. `joint` are the trained endpoints of the joint cell, where `merges` are of a cell with one.
         """
         found: list[Path] = []
         whole = {member.seed: member for member in joint}
         for measurement in self.measurements:
-            seen = [merge for merge in merges if merge.samples == measurement.samples]
+            seen = [pairing for pairing in pairings if pairing.samples == measurement.samples]
             found += [
-                Path(merge, correction, measurement)
+                Path(pairing, correction, measurement)
                 for correction in self.corrections
-                for merge in seen
-                if self._defines(correction, merge.cell)
+                for pairing in seen
+                if self._defines(correction, pairing.cell)
             ]
-            direct = [merge for merge in seen if merge.matcher == "none"]
+            direct = [pairing for pairing in seen if pairing.matcher == "none"]
             if self.ensembles:
-                found += [Path(merge, "none", measurement, "ensemble") for merge in direct]
+                found += [Path(pairing, "none", measurement, "ensemble") for pairing in direct]
             if self.logit_shifts:
                 found += [
-                    Path(merge, "none", measurement, method)
+                    Path(pairing, "none", measurement, method)
                     for method in get_args(ShiftMethod)
-                    for merge in direct
-                    if merge.cell.data.halves
+                    for pairing in direct
+                    if pairing.cell.data.halves
                 ]
             found += [
-                Path(merge, "none", measurement, "joint", (whole[merge.a.seed], whole[merge.b.seed]))
-                for merge in direct
-                if merge.a.seed in whole and merge.b.seed in whole
+                Path(pairing, "none", measurement, "joint", (whole[pairing.a.seed], whole[pairing.b.seed]))
+                for pairing in direct
+                if pairing.a.seed in whole and pairing.b.seed in whole
             ]
         return found
 

@@ -129,20 +129,20 @@ def test_any_value_in_the_header_gives_a_header_or_a_damaged_file(store: Store):
     ids=str,
 )
 def test_a_permutation_that_is_no_row_of_whole_numbers_is_refused(store: Store, cell: Cell, vector: torch.Tensor):
-    (merge,) = make_request(dataclasses.replace(cell, width=4, depth=1), n_seeds=2).merges(
+    (pairing,) = make_request(dataclasses.replace(cell, width=4, depth=1), n_seeds=2).pairings(
         cell, [Member(0, "a", "a"), Member(1, "b", "b")]
     )[-1:]
     spec = cell_permutation_spec(cell)
     identity: Mapping[str, Any] = spec.identity()
-    key = permutation_key(merge.id)
+    key = permutation_key(pairing.id)
     vectors = {axis: torch.from_numpy(of) for axis, of in identity.items()}
     store.replace(key, pack(key, vectors, {}))
-    assert load_permutation(store, merge, spec) == identity
+    assert load_permutation(store, pairing, spec) == identity
     axis = next(iter(vectors))
     store.replace(key, pack(key, {**vectors, axis: vector}, {}))
-    with pytest.raises(DamagedError, match=rf"{merge.id}\S* is damaged \(the vector of axis '{axis}' is of torch\."):
-        load_permutation(store, merge, spec)
+    with pytest.raises(DamagedError, match=rf"{pairing.id}\S* is damaged \(the vector of axis '{axis}' is of torch\."):
+        load_permutation(store, pairing, spec)
     # One whose values would pass for a permutation.
     store.replace(key, pack(key, {**vectors, axis: vectors[axis].double()}, {}))
     with pytest.raises(DamagedError, match=r"is of torch\.float64"):
-        load_permutation(store, merge, spec)
+        load_permutation(store, pairing, spec)

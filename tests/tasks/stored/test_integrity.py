@@ -56,7 +56,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, cell: Cell, blobs) -> Path:
         small = dataclasses.replace(cell, width=4, depth=1)
         run_all(store, make_request(small))
         write_report(store, "test")
-        state = load_weights(store, [merge.a for merge in merges_of(store, make_request(small))][:1]).popitem()[1]
+        state = load_weights(store, [pairing.a for pairing in merges_of(store, make_request(small))][:1]).popitem()[1]
         save_state(store, Endpoint(small, 7), TrainingState(1, state, {}, 1, 0, 0.5))
         origin = Origin("theirs", ())
         imported = dataclasses.replace(small, origin=origin)

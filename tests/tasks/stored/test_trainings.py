@@ -65,9 +65,11 @@ def test_an_early_checkpoint_takes_part_in_pairs_though_it_has_learned_nothing(s
         make_request(cell.at(0), with_recipe(cell, learning_rate=0.1).at(0)), swept=("epoch",)
     )
     run_all(store, request)
-    merges = merges_of(store, request)
-    assert len(merges) == len({merge.id for merge in merges}) == 12, "the same weights in two cells are pairs of each"
-    assert all(state for state in load_weights(store, [merges[0].a]).values())
+    pairings = merges_of(store, request)
+    assert len(pairings) == len({pairing.id for pairing in pairings}) == 12, (
+        "the same weights in two cells are pairs of each"
+    )
+    assert all(state for state in load_weights(store, [pairings[0].a]).values())
 
 
 @pytest.mark.usefixtures("always_saving")

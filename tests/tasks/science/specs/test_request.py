@@ -8,7 +8,7 @@ import pytest
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.identity import safe_name
 from tasks.science.specs.measurement import Measurement
-from tasks.science.specs.pairing import Member, Merge
+from tasks.science.specs.pairing import Member, Pairing
 from tasks.science.specs.request import Request
 
 
@@ -26,9 +26,9 @@ def make_request(cell: Cell, **changes) -> Request:
 
 def test_a_request_hands_its_statistics_images_to_its_merges(cell: Cell):
     request = make_request(cell, measurements=(Measurement("few", statistics=20, evaluation=10),))
-    merges = request.merges(cell, [Member(0, "a", "1"), Member(1, "b", "2")])
-    assert [merge.samples.statistics for merge in merges] == [20, 20]
-    assert len(request.paths(merges)) == 4
+    pairings = request.pairings(cell, [Member(0, "a", "1"), Member(1, "b", "2")])
+    assert [pairing.samples.statistics for pairing in pairings] == [20, 20]
+    assert len(request.paths(pairings)) == 4
     assert Request.from_fields(dataclasses.asdict(request)) == request
 
 
@@ -37,8 +37,8 @@ def test_a_correction_is_measured_where_it_is_defined_and_the_rest_is_told(cell:
     request = make_request(cell, cells=(cell, normalized), corrections=("none", "reset"))
     assert request.corrections_of(cell) == ("none",)
     assert request.corrections_of(normalized) == ("none", "reset")
-    merges = [Merge(one, Member(0, "a", "1"), Member(1, "b", "2"), "none") for one in (cell, normalized)]
-    assert [(path.correction, path.merge.cell.normalization) for path in request.paths(merges)] == [
+    pairings = [Pairing(one, Member(0, "a", "1"), Member(1, "b", "2"), "none") for one in (cell, normalized)]
+    assert [(path.correction, path.pairing.cell.normalization) for path in request.paths(pairings)] == [
         ("none", "none"), ("none", "batch"), ("reset", "batch"),
     ]  # fmt: skip
     assert request.left_out() == ["correction reset is not defined for mlp with normalization none, and left out there"]
@@ -69,19 +69,19 @@ def test_a_damaged_request_is_refused(fields: dict[str, object]):
 def test_a_request_pairs_every_two_seeds_the_smaller_first(cell: Cell):
     request = make_request(cell)
     members = [Member(seed, f"e{seed}", str(seed)) for seed in (2, 0, 1)]
-    merges = request.merges(cell, members)
-    assert [(m.a.seed, m.b.seed, m.matcher) for m in merges] == [
+    pairings = request.pairings(cell, members)
+    assert [(m.a.seed, m.b.seed, m.matcher) for m in pairings] == [
         (0, 1, "none"), (0, 2, "none"), (1, 2, "none"), (0, 1, "activation"), (0, 2, "activation"), (1, 2, "activation")
     ]  # fmt: skip
-    assert len(request.paths(merges)) == 12
+    assert len(request.paths(pairings)) == 12
 
 
 def test_pairs_of_a_data_set_in_halves_lie_across_with_a_of_the_first(cell: Cell):
     halved = dataclasses.replace(cell, data=dataclasses.replace(cell.data, halves=True))
     request = make_request(halved, seeds=(0, 1, 2, 3), matchers=("none",))
     assert [endpoint.train_subset for endpoint in request.endpoints(halved)] == ["first", "second", "first", "second"]
-    merges = request.merges(halved, [Member(seed, f"e{seed}", str(seed)) for seed in (3, 2, 0, 1)])
-    assert [(merge.a.seed, merge.b.seed) for merge in merges] == [(0, 1), (0, 3), (2, 1), (2, 3)]
+    pairings = request.pairings(halved, [Member(seed, f"e{seed}", str(seed)) for seed in (3, 2, 0, 1)])
+    assert [(pairing.a.seed, pairing.b.seed) for pairing in pairings] == [(0, 1), (0, 3), (2, 1), (2, 3)]
     assert request.n_pairs == 4
     assert [endpoint.train_subset for endpoint in make_request(cell).endpoints(cell)] == ["all"] * 3
     with pytest.raises(ValueError, match=r"blobs: seeds \(0, 2\) are all of one half, and pairs lie across"):
@@ -92,12 +92,12 @@ def test_logit_shifts_are_asked_for_where_data_are_in_halves_alone(cell: Cell):
     halved = dataclasses.replace(cell, data=dataclasses.replace(cell.data, halves=True))
     request = make_request(halved, cells=(cell, halved), logit_shifts=True)
     members = [Member(seed, f"e{seed}", str(seed)) for seed in (0, 1)]
-    paths = [path for each in request.cells for path in request.paths(request.merges(each, members))]
+    paths = [path for each in request.cells for path in request.paths(request.pairings(each, members))]
     shifted = [path for path in paths if path.method != "weights"]
     assert [path.method for path in shifted] == ["logit-shift", "logit-shift/chosen=test"]
-    assert {path.merge.cell for path in shifted} == {halved}
+    assert {path.pairing.cell for path in shifted} == {halved}
     plain = make_request(halved, cells=(cell, halved))
-    assert [path.id for each in plain.cells for path in plain.paths(plain.merges(each, members))] == [
+    assert [path.id for each in plain.cells for path in plain.paths(plain.pairings(each, members))] == [
         path.id for path in paths if path.method == "weights"
     ]
 
@@ -108,10 +108,10 @@ def test_joint_training_is_set_beside_those_pairs_whose_seeds_both_learned_on_wh
     assert request.trained_cells == (halved, halved.joint)
     members = [Member(seed, f"e{seed}", str(seed)) for seed in range(4)]
     joint = [Member(seed, f"j{seed}", f"j{seed}") for seed in (0, 1, 3)]
-    merges = request.merges(halved, members)
-    beside = [path for path in request.paths(merges, joint) if path.method == "joint"]
+    pairings = request.pairings(halved, members)
+    beside = [path for path in request.paths(pairings, joint) if path.method == "joint"]
     assert [[member.endpoint_id for member in path.joint] for path in beside] == [["j0", "j1"], ["j0", "j3"]]
-    assert all(path.method != "joint" for path in request.paths(merges))
+    assert all(path.method != "joint" for path in request.paths(pairings))
     assert make_request(halved).trained_cells == (halved,)
     # A cell of whole data is the joint cell of the halved one.
     assert make_request(cell, cells=(cell, halved), joint_training=True).trained_cells == (cell, halved)

@@ -10,7 +10,7 @@ from tasks.science.specs.data import DataSpec
 from tasks.science.specs.identity import canonical_json
 from tasks.science.specs.measurement import Measurement, Samples, statistics_set
 from tasks.science.specs.overrides import override
-from tasks.science.specs.pairing import Member, Merge, Path
+from tasks.science.specs.pairing import Member, Pairing, Path
 from tasks.science.specs.recipe import Recipe
 
 
@@ -41,30 +41,30 @@ def test_every_field_of_a_cell_enters_its_id(cell: Cell, field: str):
 
 def test_what_derives_from_weights_is_keyed_by_the_weights(cell: Cell):
     a, b, other = (Member(seed, f"e{seed}", f"digest-{seed}") for seed in (0, 1, 2))
-    merge = Merge(cell, a, b, "activation")
-    assert merge.id == Merge(cell, dataclasses.replace(a, seed=7, endpoint_id="x"), b, "activation").id
-    assert len({merge.id, Merge(cell, a, other, "activation").id, Merge(cell, a, b, "none").id}) == 3
+    pairing = Pairing(cell, a, b, "activation")
+    assert pairing.id == Pairing(cell, dataclasses.replace(a, seed=7, endpoint_id="x"), b, "activation").id
+    assert len({pairing.id, Pairing(cell, a, other, "activation").id, Pairing(cell, a, b, "none").id}) == 3
 
 
 def test_more_alphas_are_another_path_of_the_same_merge(cell: Cell):
-    merge = Merge(cell, Member(0, "a", "1"), Member(1, "b", "2"), "activation")
-    few, many = (Path(merge, "none", Measurement("m", alphas)) for alphas in (11, 25))
+    pairing = Pairing(cell, Member(0, "a", "1"), Member(1, "b", "2"), "activation")
+    few, many = (Path(pairing, "none", Measurement("m", alphas)) for alphas in (11, 25))
     assert few.id != many.id
-    assert few.merge.id == many.merge.id
+    assert few.pairing.id == many.pairing.id
 
 
 def test_fewer_statistics_images_are_other_permutations_and_all_of_them_are_the_same_ones(cell: Cell):
     a, b, n_train = Member(0, "a", "1"), Member(1, "b", "2"), cell.data.n_train
-    everything = Merge(cell, a, b, "activation")
-    few = Merge(cell, a, b, "activation", samples=Samples(n_train // 2))
+    everything = Pairing(cell, a, b, "activation")
+    few = Pairing(cell, a, b, "activation", samples=Samples(n_train // 2))
     assert few.id != everything.id
     assert (few.n_statistics, everything.n_statistics) == (n_train // 2, n_train)
-    assert Merge(cell, a, b, "activation", samples=Samples(n_train + 5)).id == everything.id
-    assert Merge(cell, a, b, "weight", samples=Samples(5)).id == Merge(cell, a, b, "weight").id
-    assert Merge(cell, a, b, "weight").n_statistics is None
+    assert Pairing(cell, a, b, "activation", samples=Samples(n_train + 5)).id == everything.id
+    assert Pairing(cell, a, b, "weight", samples=Samples(5)).id == Pairing(cell, a, b, "weight").id
+    assert Pairing(cell, a, b, "weight").n_statistics is None
     with pytest.raises(ValueError, match=f"the same images: all of draw 0, got {n_train // 2} of draw 0"):
         Path(few, "none", Measurement("m"))
-    again = Merge(cell, a, b, "activation", samples=Samples(draw=1))
+    again = Pairing(cell, a, b, "activation", samples=Samples(draw=1))
     assert again.id != everything.id
     assert Path(again, "none", Measurement("m", draw=1)).id != Path(everything, "none", Measurement("m")).id
 
@@ -76,9 +76,9 @@ def test_another_view_of_images_is_other_paths_of_the_same_merges_and_the_defaul
     plain, averaged = Measurement("m"), Measurement("m", **change)
     assert canonical_json(plain) == "{}"
     assert plain.samples == averaged.samples
-    merge = Merge(cell, Member(0, "a", "1"), Member(1, "b", "2"), "none")
+    pairing = Pairing(cell, Member(0, "a", "1"), Member(1, "b", "2"), "none")
     for method in ("weights", "ensemble"):
-        assert Path(merge, "none", plain, method).id != Path(merge, "none", averaged, method).id
+        assert Path(pairing, "none", plain, method).id != Path(pairing, "none", averaged, method).id
     member = Member(0, "a", "1")
     assert member.evaluation_id(cell, plain) != member.evaluation_id(cell, averaged)
     (word,) = change.values()
@@ -115,9 +115,9 @@ def test_a_number_of_images_that_cannot_be_is_refused(changes, sentence: str):
 def test_an_unknown_matcher_or_correction_names_those_there_are(cell: Cell):
     a, b = Member(0, "a", "1"), Member(1, "b", "2")
     with pytest.raises(ValueError, match="there is no matcher 'magic'; known: none, activation"):
-        Merge(cell, a, b, "magic")
+        Pairing(cell, a, b, "magic")
     with pytest.raises(ValueError, match="there is no correction 'magic'; known: none, repair"):
-        Path(Merge(cell, a, b, "none"), "magic", Measurement("m"))
+        Path(Pairing(cell, a, b, "none"), "magic", Measurement("m"))
 
 
 def test_an_override_tells_what_it_changed_and_nothing_else():
@@ -172,8 +172,8 @@ def test_statistics_of_images_with_a_cutout_are_others(cell: Cell):
     a, b = Member(0, "a", "1"), Member(1, "b", "2")
     cut = dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, cutout=2))
     smoothed = dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, label_smoothing=0.1))
-    assert Merge(cut, a, b, "activation").id != Merge(cell, a, b, "activation").id
-    assert Merge(smoothed, a, b, "activation").id == Merge(cell, a, b, "activation").id
+    assert Pairing(cut, a, b, "activation").id != Pairing(cell, a, b, "activation").id
+    assert Pairing(smoothed, a, b, "activation").id == Pairing(cell, a, b, "activation").id
 
 
 def test_a_cutout_larger_than_the_image_is_refused(cell: Cell):
@@ -190,8 +190,8 @@ def test_a_data_set_in_halves_has_endpoints_of_its_own(cell: Cell):
 def test_the_options_of_a_matcher_enter_ids_and_one_choice_has_one_text(cell: Cell):
     a, b = Member(0, "a", "1"), Member(1, "b", "2")
 
-    def merge(matcher: str) -> Merge:
-        return Merge(cell, a, b, matcher)
+    def merge(matcher: str) -> Pairing:
+        return Pairing(cell, a, b, matcher)
 
     assert merge("activation/reading=post").matcher == "activation"
     assert merge("activation/reading=post").id == merge("activation").id
@@ -204,16 +204,16 @@ def test_the_options_of_a_matcher_enter_ids_and_one_choice_has_one_text(cell: Ce
 def test_what_needs_no_data_is_not_keyed_by_them(cell: Cell):
     a, b = Member(0, "a", "1"), Member(1, "b", "2")
     shifted = dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, translate=2))
-    assert Merge(cell, a, b, "weight").id == Merge(shifted, a, b, "weight").id
-    assert Merge(cell, a, b, "activation").id != Merge(shifted, a, b, "activation").id
+    assert Pairing(cell, a, b, "weight").id == Pairing(shifted, a, b, "weight").id
+    assert Pairing(cell, a, b, "activation").id != Pairing(shifted, a, b, "activation").id
 
 
 def test_the_ids_of_merges_do_not_change_from_one_release_to_the_next():
     data = DataSpec("digits", "f" * 64, 1437, 360, 10, (1, 8, 8))
     cell = Cell(data, "mlp", "none", 128, 4, Recipe("digits", 128, 60, 0.01, 0.05))
     a, b = Member(0, "a", "1"), Member(1, "b", "2")
-    assert Merge(cell, a, b, "none").id == "8e287320ea593e496dd3afbe80ae3794"
-    assert Merge(cell, a, b, "activation").id == "b239c6a500b5c1c2a43b9311222767b6"
+    assert Pairing(cell, a, b, "none").id == "8e287320ea593e496dd3afbe80ae3794"
+    assert Pairing(cell, a, b, "activation").id == "b239c6a500b5c1c2a43b9311222767b6"
 
 
 @pytest.mark.parametrize(
@@ -232,20 +232,20 @@ def test_the_ids_of_merges_do_not_change_from_one_release_to_the_next():
 )
 def test_an_option_that_there_is_not_is_refused(cell: Cell, matcher: str, text: str):
     with pytest.raises(ValueError, match=text):
-        Merge(cell, Member(0, "a", "1"), Member(1, "b", "2"), matcher)
+        Pairing(cell, Member(0, "a", "1"), Member(1, "b", "2"), matcher)
 
 
 def test_an_ensemble_is_shared_by_all_choices_of_statistics_and_takes_no_matcher(cell: Cell):
     a, b = Member(0, "a", "1"), Member(1, "b", "2")
 
     def ensemble(measurement: Measurement, matcher: str = "none") -> Path:
-        return Path(Merge(cell, a, b, matcher, measurement.samples), "none", measurement, "ensemble")
+        return Path(Pairing(cell, a, b, matcher, measurement.samples), "none", measurement, "ensemble")
 
     every = ensemble(Measurement("m"))
     assert ensemble(Measurement("few", statistics=20, draw=3)).id == every.id
     assert ensemble(Measurement("fine", 25)).id != every.id
     assert ensemble(Measurement("part", evaluation=10)).id != every.id
-    assert Path(every.merge, "none", every.measurement).id != every.id
+    assert Path(every.pairing, "none", every.measurement).id != every.id
     with pytest.raises(ValueError, match="an ensemble averages outputs, which no matcher or correction changes, got"):
         ensemble(Measurement("m"), "activation")
 
@@ -255,13 +255,13 @@ def test_a_logit_shift_is_of_the_endpoints_alone_whatever_alphas_and_statistics_
     halved = dataclasses.replace(cell, data=dataclasses.replace(cell.data, halves=True))
 
     def shifted(measurement: Measurement, of: Cell = halved, matcher: str = "none", on: str = "") -> Path:
-        merge = Merge(of, a, b, matcher, measurement.samples)
-        return Path(merge, "none", measurement, "logit-shift/chosen=test" if on == "test" else "logit-shift")
+        pairing = Pairing(of, a, b, matcher, measurement.samples)
+        return Path(pairing, "none", measurement, "logit-shift/chosen=test" if on == "test" else "logit-shift")
 
     every = shifted(Measurement("m"))
     assert shifted(Measurement("few", 25, statistics=20, draw=3)).id == every.id
     others = [shifted(Measurement("part", evaluation=10)), shifted(Measurement("m"), on="test")]
-    others += [Path(every.merge, "none", every.measurement, method) for method in ("weights", "ensemble")]
+    others += [Path(every.pairing, "none", every.measurement, method) for method in ("weights", "ensemble")]
     assert len({path.id for path in [every, *others]}) == 5
     with pytest.raises(ValueError, match="the method logit-shift merges nothing, so there is nothing to match or"):
         shifted(Measurement("m"), matcher="activation")
@@ -282,7 +282,7 @@ def test_what_is_set_beside_a_pair_of_joint_training_is_keyed_by_its_weights_and
 
     def joint(*members: Member, measurement: Measurement | None = None, of: Cell = halved) -> Path:
         measurement = measurement or Measurement("m")
-        return Path(Merge(of, a, b, "none", measurement.samples), "none", measurement, "joint", members)
+        return Path(Pairing(of, a, b, "none", measurement.samples), "none", measurement, "joint", members)
 
     every = joint(Member(0, "c", "3"), Member(1, "d", "4"))
     assert joint(*every.joint, measurement=Measurement("few", 25, statistics=20)).id == every.id
@@ -292,6 +292,6 @@ def test_what_is_set_beside_a_pair_of_joint_training_is_keyed_by_its_weights_and
         with pytest.raises(ValueError, match=r"needs endpoints trained on both halves with seeds \(0, 1\), got"):
             joint(*wrong)
     with pytest.raises(ValueError, match=r"the method weights needs endpoints trained on both halves with seeds \(\)"):
-        Path(every.merge, "none", every.measurement, "weights", every.joint)
+        Path(every.pairing, "none", every.measurement, "weights", every.joint)
     with pytest.raises(ValueError, match="the method joint needs data in halves, and blobs is not"):
         joint(*every.joint, of=cell)
