@@ -54,7 +54,7 @@ class Point:
 @functools.cache
 def read_points() -> tuple[Point, ...]:
     """Every published point, in the order of the file."""
-    lines = resources.files("tasks").joinpath(FILE).read_text(encoding="utf-8").splitlines()
+    lines = resources.files("tasks.tables").joinpath(FILE).read_text(encoding="utf-8").splitlines()
     return tuple(
         Point(
             dataset=row["dataset"],
