@@ -9,12 +9,12 @@ interrupted goes on where it was.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path as Folder
-from typing import Any, get_args
+from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -52,10 +52,10 @@ from tasks.repair import repair
 from tasks.science.data.augmentation import check_statistics
 from tasks.science.networks.user_code import OwnCodeError
 from tasks.science.specs.cell import Cell, Endpoint
-from tasks.science.specs.corrections import CORRECTIONS
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.measurement import Measurement
-from tasks.science.specs.pairing import Pairing, Path, ShiftMethod
+from tasks.science.specs.pairing import Pairing
+from tasks.science.specs.path import EnsemblePath, JointPath, LogitShiftPath, Path, UnmergedPath, WeightPath
 from tasks.science.specs.request import Request
 from tasks.shift import shift
 from tasks.stored.artifacts import (
@@ -69,13 +69,19 @@ from tasks.stored.artifacts import (
 from tasks.stored.requests import save_request
 from tasks.train import train, train_parent
 
-PATH_TASKS = {
-    **{("weights", name): interpolate if name == "none" else repair for name in CORRECTIONS},
-    ("ensemble", "none"): ensemble,
-    ("joint", "none"): evaluate_joint,
-    **{(method, "none"): shift for method in get_args(ShiftMethod)},
+UNMERGED_TASKS: Mapping[type[UnmergedPath], Any] = {
+    EnsemblePath: ensemble,
+    LogitShiftPath: shift,
+    JointPath: evaluate_joint,
 }
-"""What measures a path, by its method and correction."""
+"""The task that measures each kind of path on which no weights are averaged."""
+
+
+def path_task(path: Path) -> Any:
+    """Return the task that measures paths of this kind."""
+    if isinstance(path, WeightPath):
+        return interpolate if path.correction == "none" else repair
+    return UNMERGED_TASKS[type(path)]
 
 
 @dataclass(frozen=True)
@@ -321,8 +327,8 @@ def measure_paths(
         if not has_path(store, path):
             groups.setdefault((path.method, path.correction, path.measurement), []).append(path)
     measuring: list[Submitted] = []
-    for (method, correction, measurement), missing in groups.items():
-        verb, cell = PATH_TASKS[method, correction], missing[0].pairing.cell
+    for (_, correction, measurement), missing in groups.items():
+        verb, cell = path_task(missing[0]), missing[0].pairing.cell
         size = group_size(path_seconds(cell, measurement), seconds)
         for start in range(0, len(missing), size):
             chunk = missing[start : start + size]

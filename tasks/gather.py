@@ -25,7 +25,8 @@ from infra.storage import Store, StoreError
 from infra.tables import Column, Table, read_rows, write_table
 from tasks.science.specs.cell import Cell, Endpoint
 from tasks.science.specs.identity import REVISIONS, SCHEMA_VERSION
-from tasks.science.specs.pairing import Member, Pairing, Path
+from tasks.science.specs.pairing import Member, Pairing
+from tasks.science.specs.path import Path
 from tasks.science.specs.request import Request
 from tasks.stored.artifacts import as_member, has_match_rows, has_path, read_endpoint
 from tasks.stored.requests import list_requests, read_requests

@@ -21,7 +21,8 @@ from tasks.science.paths.curves import Splits
 from tasks.science.specs.bounds import MAX_DRAW
 from tasks.science.specs.cell import Cell, Endpoint
 from tasks.science.specs.checks import is_whole, shown
-from tasks.science.specs.pairing import Member, Pairing, Path
+from tasks.science.specs.pairing import Member, Pairing
+from tasks.science.specs.path import Path
 from tasks.science.specs.request import Request
 from tasks.science.specs.state import State
 from tasks.science.symmetry.permutation import Permutation, PermutationSpec
