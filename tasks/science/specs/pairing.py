@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.identity import spec_id
 from tasks.science.specs.matchers import MatcherChoice, parse_matcher
-from tasks.science.specs.measurement import ALL_SAMPLES, Measurement, Samples, statistics_set
+from tasks.science.specs.measurement import ALL_SAMPLES, Measurement, Samples, evaluation_set, statistics_set
 
 
 @dataclass(frozen=True)
@@ -20,17 +21,16 @@ class Member:
     weights_sha256: str
 
     def moments_id(self, cell: Cell, samples: Samples, *, blocks: bool) -> str:
-        """Of its moments as an endpoint of `cell`; with `blocks` those of residual blocks' outputs too."""
-        spec: dict[str, Any] = {"network": cell.network, "weights": self.weights_sha256, "moments": True}
-        if blocks:
-            spec["blocks"] = True
-        return spec_id(("correct",), {**spec, "statistics": statistics_set(cell, samples)}, cell.revisions)
+        """Return the id of its moments as an endpoint of `cell`, with `blocks` also of residual blocks' outputs."""
+        spec = self._network(cell) | {"moments": True, "statistics": statistics_set(cell, samples)}
+        return spec_id(("correct",), spec | ({"blocks": True} if blocks else {}), cell.revisions)
 
     def evaluation_id(self, cell: Cell, measurement: Measurement) -> str:
-        """Of its evaluation, as it was trained, as an endpoint of `cell`."""
-        spec: dict[str, Any] = {"network": cell.network, "weights": self.weights_sha256}
-        spec |= measurement.viewing.changes
-        return spec_id(("evaluate",), {**spec, "data": cell.data.fingerprint, "evaluation": measurement.evaluation})
+        """Return the id of its evaluation, as it was trained, as an endpoint of `cell`."""
+        return spec_id(("evaluate",), self._network(cell) | evaluation_set(cell, measurement))
+
+    def _network(self, cell: Cell) -> dict[str, Any]:
+        return {"network": cell.network, "weights": self.weights_sha256}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Pairing:
         n_train = self.cell.data.n_train
         return min(self.samples.statistics or n_train, n_train) if self.choice.needs_data else None
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Keyed by the weights, not by the seeds: never the permutation of other weights than it was found for."""
         spec: dict[str, Any] = {

@@ -11,7 +11,7 @@ from tasks.science.specs.cell import Cell
 from tasks.science.specs.corrections import check_correction
 from tasks.science.specs.data import check_halves
 from tasks.science.specs.identity import spec_id
-from tasks.science.specs.measurement import Measurement, statistics_set
+from tasks.science.specs.measurement import Measurement, evaluation_set, statistics_set
 from tasks.science.specs.pairing import Member, Pairing
 
 Method = Literal["weights", "ensemble", "joint", "logit-shift", "logit-shift/chosen=test"]
@@ -41,7 +41,7 @@ class WeightPath:
                 f"{self.measurement.samples}, got {self.pairing.samples}"
             )
 
-    @property
+    @cached_property
     def id(self) -> str:
         cell = self.pairing.cell
         spec = {
@@ -79,16 +79,11 @@ class UnmergedPath(ABC):
         """The endpoints at alpha 0 and alpha 1."""
         return self.a, self.b
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The same for all samples that statistics may come from, since none are needed."""
-        spec = {
-            "merge": self.pairing.id,
-            "method": self.method,
-            "evaluation": self.measurement.evaluation,
-            "data": self.cell.data.fingerprint,
-        }
-        return spec_id(("evaluate",), spec | self.measurement.viewing.changes | self._own_parts)
+        spec = {"merge": self.pairing.id, "method": self.method, **evaluation_set(self.cell, self.measurement)}
+        return spec_id(("evaluate",), spec | self._own_parts)
 
     @property
     def _own_parts(self) -> dict[str, Any]:
