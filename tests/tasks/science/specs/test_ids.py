@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -18,8 +18,9 @@ from tasks.science import specs
 from tasks.science.specs.cell import Cell, Endpoint, NetworkSpec, Origin
 from tasks.science.specs.corrections import Correction
 from tasks.science.specs.data import DataSpec
+from tasks.science.specs.identity import part_of
 from tasks.science.specs.matchers import Matcher, MatcherChoice, Option, parse_matcher
-from tasks.science.specs.measurement import Measurement, Samples, Viewing
+from tasks.science.specs.measurement import Measurement, Samples, Viewing, statistics_set
 from tasks.science.specs.pairing import Member, Pairing
 from tasks.science.specs.path import EnsemblePath, JointPath, LogitShiftPath, UnmergedPath, WeightPath
 from tasks.science.specs.recipe import Augmentation, Recipe
@@ -292,3 +293,30 @@ def test_a_part_has_the_defaults_of_the_spec_that_it_is_of():
     for part, whole in ((Augmentation, Recipe), (Samples, Measurement), (Viewing, Measurement), (NetworkSpec, Cell)):
         defaults = {field.name: field.default for field in dataclasses.fields(whole)}
         assert {field.name: field.default for field in dataclasses.fields(part)}.items() <= defaults.items()
+
+
+def test_a_new_field_of_a_part_enters_ids_by_itself_and_at_its_default_leaves_them_as_they_are():
+    @dataclass(frozen=True)
+    class Rotation(Augmentation):
+        rotate: int = 0
+
+    @dataclass(frozen=True)
+    class RotatingRecipe(Recipe):
+        rotate: int = 0
+
+        @property
+        def augmentation(self) -> Augmentation:
+            return part_of(self, Rotation)
+
+    @dataclass(frozen=True)
+    class Shuffled(Samples):
+        shuffled: bool = False
+
+    def seen(rotate: int, shuffled: bool) -> dict[str, Any]:
+        recipe = RotatingRecipe(**dataclasses.asdict(RECIPE), rotate=rotate)
+        return statistics_set(replace(CELL, recipe=recipe), Shuffled(100, shuffled=shuffled))
+
+    usual = statistics_set(CELL, MEASUREMENT.samples)
+    assert seen(0, shuffled=False) == usual
+    assert seen(3, shuffled=False) == usual | {"rotate": 3}
+    assert seen(0, shuffled=True) == usual | {"shuffled": True}
