@@ -91,7 +91,7 @@ def test_the_ids_of_merges_do_not_change_from_one_release_to_the_next():
         ("activation/reading=pre,reading=pre", "reading is given twice"),
         ("weight/restarts=0", "restarts must be a positive whole number, got '0'"),
         ("weight/restarts=two", "restarts must be a positive whole number, got 'two'"),
-        ("activation-published/batch=1", "a batch of 1 image has no deviation"),
+        ("activation-published/batch=1", "a batch of 1 image has no standard deviation"),
         ("none/reading=pre", "matcher none: 'reading=pre' sets no option; known: it has none"),
     ],
 )
