@@ -10,6 +10,7 @@ from functools import cached_property
 from tasks.science.specs.bounds import MAX_DEPTH, MAX_NUMBER, MAX_WIDTH
 from tasks.science.specs.checks import (
     check_positive,
+    check_types,
     check_words,
     is_own,
     is_whole,
@@ -77,7 +78,7 @@ class Cell:
     """The import that its endpoints come from; None if they are trained."""
 
     def __post_init__(self) -> None:
-        check_words("a cell's ", architecture=self.architecture, normalization=self.normalization, graph=self.graph)
+        check_types("a cell's ", self)
         own = is_own(self.architecture)
         check_positive("", at_most=MAX_NUMBER if own else MAX_WIDTH, width=self.width)
         check_positive("", at_most=MAX_NUMBER if own else MAX_DEPTH, depth=self.depth)

@@ -59,13 +59,6 @@ def check_words(owner: str, **values: object) -> None:
             raise ValueError(f"{owner}{name} must be text, got {shown(value)}")
 
 
-def check_switches(owner: str, **values: object) -> None:
-    """Raise ValueError for a value that is neither True nor False."""
-    for name, value in values.items():
-        if not isinstance(value, bool):
-            raise ValueError(f"{owner}{name} must be True or False, got {shown(value)}")
-
-
 def is_whole(value: Any, least: int, largest: int | None = None) -> bool:
     """Return whether `value` is a whole number from `least` to `largest`, and no boolean."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -94,8 +87,8 @@ def check_types(owner: str, spec: DataclassInstance) -> None:
         value = getattr(spec, name)
         if kind is str:
             check_words(owner, **{name: value})
-        elif kind is bool:
-            check_switches(owner, **{name: value})
+        elif kind is bool and not isinstance(value, bool):
+            raise ValueError(f"{owner}{name} must be True or False, got {shown(value)}")
         elif get_origin(kind) is Literal:
             check_choice(owner, name, value, kind)
 

@@ -12,7 +12,7 @@ import numpy as np
 from tasks.science.specs.bounds import MAX_ALPHAS, MAX_DRAW, BoundError
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.checks import check_positive, check_types, is_whole, shown
-from tasks.science.specs.identity import LABEL, canonical, part_of, renamed
+from tasks.science.specs.identity import LABEL, canonical, part_of
 from tasks.science.specs.recipe import NO_AUGMENTATION
 
 
@@ -20,7 +20,7 @@ from tasks.science.specs.recipe import NO_AUGMENTATION
 class Samples:
     """The images of the train split that matchers and corrections see; the fields are those of `Measurement`."""
 
-    statistics: int | None = field(default=None, metadata=renamed("n_images"))
+    statistics: int | None = field(default=None, metadata={"key": "n_images"})
     draw: int = 0
     augmented: bool = True
 

@@ -18,7 +18,7 @@ from tasks.science.specs.bounds import (
     BoundError,
 )
 from tasks.science.specs.cell import Cell, Endpoint, Origin
-from tasks.science.specs.checks import check_count, check_switches, check_words, is_whole, shown
+from tasks.science.specs.checks import check_count, check_types, check_words, is_whole, shown
 from tasks.science.specs.corrections import check_correction, is_defined
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.identity import safe_name, spec_id
@@ -109,10 +109,8 @@ class Request:
 
     def _check_fields(self) -> None:
         """Raise ValueError for a field of the wrong type, which a file of unknown origin may have."""
-        check_words("a study's ", name=self.study)
+        check_types("a request's ", self)
         safe_name(self.study)
-        for name in ("controls", "ensembles", "logit_shifts", "joint_training"):
-            check_switches("", **{name: getattr(self, name)})
         for name in ("matchers", "corrections", "swept"):
             for word in getattr(self, name):
                 check_words("one of the ", **{name: word})
