@@ -39,9 +39,15 @@ def check_positive(owner: str, at_most: int = MAX_NUMBER, **values: int) -> None
 
     The message begins with `owner`, as all messages of these checks do.
     """
+    check_whole(owner, 1, at_most, **values)
+
+
+def check_whole(owner: str, least: int, at_most: int, **values: int) -> None:
+    """Raise ValueError for a value that is not a whole number of at least 0 or 1, and BoundError above `at_most`."""
     for name, value in values.items():
-        if not is_whole(value, 1):
-            raise ValueError(f"{owner}{name} must be a positive whole number, got {shown(value)}")
+        if not is_whole(value, least):
+            kind = "a positive whole number" if least else "a whole number of at least 0"
+            raise ValueError(f"{owner}{name} must be {kind}, got {shown(value)}")
         if value > at_most:
             raise BoundError(f"{owner}{name} must be at most {at_most}, got {shown(value)}")
 

@@ -70,29 +70,8 @@ class Request:
         self._check_sizes()
         self._check_fields()
         object.__setattr__(self, "matchers", tuple(parse_matcher(matcher).text for matcher in self.matchers))
-        if not all(is_whole(seed, 0, MAX_NUMBER) for seed in self.seeds):
-            kind = BoundError if all(is_whole(seed, 0) for seed in self.seeds) else ValueError
-            raise kind(f"seeds must be whole numbers from 0 to {MAX_NUMBER}, got {shown(self.seeds)}")
-        if len(self.seeds) < 2:
-            raise ValueError(
-                f"a study needs at least 2 seeds, so that there is a pair to interpolate, got {len(self.seeds)}"
-            )
-        if not self.cells or not self.measurements:
-            raise ValueError(f"study {self.study} has no {'cells' if not self.cells else 'measurements'}")
-        for cell in self.cells:
-            if not cell.data.n_pairs(self.seeds):
-                raise ValueError(
-                    f"{cell.data.name}: seeds {shown(self.seeds)} are all of one half, and pairs lie across"
-                )
-        check_count("pairs", self.n_pairs, MAX_PAIRS)
-        n_methods = len(self.matchers) * len(self.corrections) * len(self.measurements)
-        check_count("paths", self.n_pairs * n_methods, MAX_PATHS)
-        if (self.logit_shifts or self.joint_training) and not any(cell.data.halves for cell in self.cells):
-            names = ", ".join(dict.fromkeys(cell.data.name for cell in self.cells))
-            raise ValueError(
-                f"logit shifts and joint training are of data in halves, which {names} has not: "
-                "take --no-logit-shifts --no-joint-training, or --dataset cifar100_split"
-            )
+        self._check_pairs()
+        self._check_halves()
         for correction in self.corrections:
             if not any(self._defines(correction, cell) for cell in self.cells):
                 # The first cell's reason stands for all.
@@ -106,6 +85,35 @@ class Request:
         check_count("corrections", len(self.corrections), MAX_METHODS)
         check_count("measurements", len(self.measurements), MAX_VALUES)
         check_count("swept fields", len(self.swept), len(VARIED))
+
+    def _check_pairs(self) -> None:
+        """Raise ValueError if some cell has no pair, and BoundError if all of them have too many."""
+        if not all(is_whole(seed, 0, MAX_NUMBER) for seed in self.seeds):
+            kind = BoundError if all(is_whole(seed, 0) for seed in self.seeds) else ValueError
+            raise kind(f"seeds must be whole numbers from 0 to {MAX_NUMBER}, got {shown(self.seeds)}")
+        if len(self.seeds) < 2:
+            raise ValueError(
+                f"a study needs at least 2 seeds, so that there is a pair to interpolate, got {len(self.seeds)}"
+            )
+        for name in ("cells", "measurements"):
+            if not getattr(self, name):
+                raise ValueError(f"study {self.study} has no {name}")
+        for cell in self.cells:
+            if not cell.data.n_pairs(self.seeds):
+                raise ValueError(
+                    f"{cell.data.name}: seeds {shown(self.seeds)} are all of one half, and pairs lie across"
+                )
+        check_count("pairs", self.n_pairs, MAX_PAIRS)
+        n_methods = len(self.matchers) * len(self.corrections) * len(self.measurements)
+        check_count("paths", self.n_pairs * n_methods, MAX_PATHS)
+
+    def _check_halves(self) -> None:
+        if (self.logit_shifts or self.joint_training) and not any(cell.data.halves for cell in self.cells):
+            names = ", ".join(dict.fromkeys(cell.data.name for cell in self.cells))
+            raise ValueError(
+                f"logit shifts and joint training are of data in halves, which {names} has not: "
+                "take --no-logit-shifts --no-joint-training, or --dataset cifar100_split"
+            )
 
     def _check_fields(self) -> None:
         """Raise ValueError for a field of the wrong type, which a file of unknown origin may have."""
