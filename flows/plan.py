@@ -18,16 +18,16 @@ from infra.text import one_line
 from tasks.data.datasets import UNKNOWN_FINGERPRINT
 from tasks.science.networks import build_network
 from tasks.science.networks.normalization import LayerNorm2d
-from tasks.science.specs.cell import Cell, Endpoint
+from tasks.science.specs.cell import Cell
 from tasks.science.specs.checks import is_own
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.matchers import parse_matcher
 from tasks.science.specs.measurement import Measurement
+from tasks.science.specs.pairing import Pairing
 from tasks.science.specs.recipe import Recipe
 from tasks.science.specs.request import Request
 from tasks.science.training.training import check_trainable
-from tasks.stored.artifacts import has_match, has_path, joint_members, missing_seeds, read_endpoint, trained_members
-from tasks.stored.trainings import has_arrived
+from tasks.stored.expansion import Expansion, group_checkpoints, group_parents
 
 TASK_SECONDS = 20.0
 """About what one task should carry: long beside what a task costs, short beside what a killed one loses."""
@@ -45,47 +45,20 @@ _STEP_SECONDS = 1e-4
 """What one layer costs per training step beside its arithmetic."""
 
 
-def group_checkpoints(cells: Iterable[Cell]) -> dict[Cell, list[Cell]]:
-    """Cells that one training per seed passes through, by the cell at its end."""
-    groups: dict[Cell, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(cell.at(None), []).append(cell)
-    return groups
-
-
-def parents_of(cells: Iterable[Cell]) -> list[list[Endpoint]]:
-    """What `cells` are spawned from: the checkpoints of each training together."""
-    trainings: dict[Endpoint, dict[Endpoint, None]] = {}
-    for cell in cells:
-        if (parent := cell.parent) is not None:
-            trainings.setdefault(Endpoint(parent.cell.at(None), parent.seed), {})[parent] = None
-    return [list(parents) for parents in trainings.values()]
-
-
-def missing_parents(store: Store, request: Request) -> list[list[Endpoint]]:
-    """As `parents_of`, those that some missing endpoint needs and the store has no state of."""
-    waiting = [cell for cell in request.cells if cell.spawn is not None and missing_seeds(store, cell, request.seeds)]
-    lacking = [cell for cell in waiting if cell.parent is not None and not has_arrived(store, cell.parent)]
-    return parents_of(lacking)
-
-
-def trainings_to_go(store: Store, request: Request) -> list[Cell]:
-    """A cell for every training that is still to be run, of parents too: at the last epoch that it is wanted at."""
-    to_go = [_latest(parent.cell for parent in parents) for parents in missing_parents(store, request)]
-    for cells in group_checkpoints(request.trained_cells).values():
-        missing: dict[int, list[Cell]] = {}
-        for cell in cells:
-            for seed in missing_seeds(store, cell, request.seeds):
-                missing.setdefault(seed, []).append(cell)
-        to_go += [_latest(of_seed) for of_seed in missing.values()]
-    return to_go
+def trainings_to_go(expansion: Expansion) -> list[Cell]:
+    """Return a cell for every training still to be run, of parents too, each at its last epoch that is asked for."""
+    groups = group_checkpoints(expansion.request.trained_cells).values()
+    to_go = [*expansion.missing_parents()]
+    to_go += [missing for cells in groups for missing in expansion.missing_checkpoints(cells).values()]
+    return [_latest(endpoint.cell for endpoint in endpoints) for endpoints in to_go]
 
 
 def refuse_training(store: Store, request: Request, device: Device) -> str | None:
-    """Why an endpoint that is missing cannot be trained on `device`, in a sentence; None where all can."""
+    """Return a sentence that says why a missing endpoint cannot be trained on `device`; None where all can be."""
+    expansion = Expansion.of(request, store)
     try:
         for cell in request.trained_cells:
-            if missing_seeds(store, cell, request.seeds):
+            if expansion.missing_endpoints(cell):
                 check_trainable(cell.recipe, device)
     except ValueError as error:
         return str(error)
@@ -219,25 +192,17 @@ def make_plan(store: Store, request: Request, n_workers: int) -> Plan:
 
     Needs no data: what a data set without its files would need counts as missing.
     """
-    rate = measure_flops_per_second()
-    n_missing_endpoints = n_missing_pairs = 0
-    training = measuring = seconds = 0.0
-    for cell in request.cells:
-        n_endpoints, n_of_cell = _count_missing(store, request, cell)
-        n_missing_endpoints += n_endpoints
-        n_missing_pairs += n_of_cell
-        measuring += measuring_flops(request, cell, n_of_cell)
-    for cell in set(request.trained_cells) - set(request.cells):
-        n_missing_endpoints += len(missing_seeds(store, cell, request.seeds))
-    for cell in trainings_to_go(store, request):
-        training += training_flops(cell)
-        seconds += training_seconds(cell, rate)
-    seconds += measuring / rate
+    rate, expansion = measure_flops_per_second(), Expansion.of(request, store)
+    n_missing = {cell: _count_missing_pairs(expansion, cell) for cell in request.cells}
+    to_go = trainings_to_go(expansion)
+    training = sum(training_flops(cell) for cell in to_go)
+    measuring = sum(measuring_flops(request, cell, n_pairs) for cell, n_pairs in n_missing.items())
+    seconds = sum(training_seconds(cell, rate) for cell in to_go) + measuring / rate
     return Plan(
         n_endpoints=len(request.trained_cells) * len(request.seeds),
         n_pairs=request.n_pairs,
-        n_missing_endpoints=n_missing_endpoints,
-        n_missing_pairs=n_missing_pairs,
+        n_missing_endpoints=sum(len(expansion.missing_endpoints(cell)) for cell in request.trained_cells),
+        n_missing_pairs=sum(n_missing.values()),
         training_flops=training,
         measuring_flops=measuring,
         rate=rate,
@@ -268,30 +233,33 @@ def request_flops(request: Request) -> float:
     """The arithmetic of a whole request, were nothing of it there yet."""
     trained = [_latest(cells) for cells in group_checkpoints(request.trained_cells).values()]
     training = len(request.seeds) * sum(training_flops(cell) for cell in trained)
-    training += sum(training_flops(_latest(p.cell for p in parents)) for parents in parents_of(request.cells))
+    parents = group_parents(cell.parent for cell in request.cells if cell.parent is not None)
+    training += sum(training_flops(_latest(parent.cell for parent in of_one)) for of_one in parents)
     return training + sum(measuring_flops(request, cell, len(cell.data.pairs(request.seeds))) for cell in request.cells)
 
 
-def _count_missing(store: Store, request: Request, cell: Cell) -> tuple[int, int]:
-    """How many endpoints of `cell`, and how many of its pairs, are still to be made.
+def _count_missing_pairs(expansion: Expansion, cell: Cell) -> int:
+    """Return how many pairs of a cell are still to be made, controls apart.
 
     A pair with an endpoint that did not train is not made, so it is not missing either.
     """
     if cell.data.fingerprint == UNKNOWN_FINGERPRINT:
-        return len(request.seeds), len(cell.data.pairs(request.seeds))
-    records = {endpoint.seed: read_endpoint(store, endpoint) for endpoint in request.endpoints(cell)}
-    if cell.origin is not None:
-        records = {seed: record for seed, record in records.items() if record is not None}
-    usable = [seed for seed, record in records.items() if record is None or record["status"] == "trained"]
-    pairings = [
-        pairing for pairing in request.pairings(cell, trained_members(store, request, cell)) if not pairing.control
+        return cell.data.n_pairs(expansion.request.seeds)
+    records = expansion.records(cell).items()
+    usable = [
+        endpoint.seed
+        for endpoint, record in records
+        if (cell.origin is None if record is None else record["status"] == "trained")
     ]
-    unmatched = [pairing for pairing in pairings if not has_match(store, pairing)]
-    paths = request.paths(pairings, joint_members(store, request, cell))
-    unmeasured = [path.pairing for path in paths if not has_path(store, path)]
-    incomplete = {(pairing.a.seed, pairing.b.seed) for pairing in unmatched + unmeasured}
-    n_done = len({(pairing.a.seed, pairing.b.seed) for pairing in pairings}) - len(incomplete)
-    return sum(record is None for record in records.values()), len(cell.data.pairs(usable)) - n_done
+    matches = [match for match in expansion.matches(cell) if not match.pairing.control]
+    incomplete = [match.pairing for match in expansion.view.missing(matches)]
+    incomplete += [measured.path.pairing for measured in expansion.view.missing(expansion.paths(cell, matches))]
+    n_done = len({_seeds_of(match.pairing) for match in matches} - {_seeds_of(pairing) for pairing in incomplete})
+    return cell.data.n_pairs(usable) - n_done
+
+
+def _seeds_of(pairing: Pairing) -> tuple[int, int]:
+    return pairing.a.seed, pairing.b.seed
 
 
 def measure_flops_per_second() -> float:

@@ -29,10 +29,8 @@ from infra.storage import Store, StoreError
 from infra.tables import open_table, read_descriptions, read_provenance
 from tasks.science.paths.curves import CorrectedPath
 from tasks.science.paths.networks import interpolate_network
-from tasks.science.specs.cell import Cell
 from tasks.science.specs.pairing import Path
-from tasks.science.specs.request import Request
-from tasks.stored.artifacts import joint_members, trained_members
+from tasks.stored.expansion import Expansion, StoreView
 from tasks.stored.pairs import PairBench
 from tasks.stored.requests import read_requests
 from tasks.tables import schema
@@ -216,15 +214,10 @@ class StudyResults:
 
     @cached_property
     def _paths(self) -> list[Path]:
-        """Everything that any request of the study asks for and whose endpoints are there."""
-        paths: list[Path] = []
-        for request in read_requests(self.store, self.name).values():
-            paths += [path for cell in request.cells for path in self._of_cell(request, cell)]
-        return paths
-
-    def _of_cell(self, request: Request, cell: Cell) -> list[Path]:
-        pairings = request.pairings(cell, trained_members(self.store, request, cell))
-        return request.paths(pairings, joint_members(self.store, request, cell))
+        """The paths that any request of the study asks for and whose endpoints are there."""
+        view = StoreView(self.store)
+        expansions = [Expansion(request, view) for request in read_requests(self.store, self.name).values()]
+        return [measured.path for expansion in expansions for measured in expansion.all_paths()]
 
 
 _TELLING = ("cell_id", "dataset", "architecture", "normalization", "width", "depth", "recipe")

@@ -21,7 +21,7 @@ from infra.text import one_line
 from tasks.data.published import DataError
 
 
-def describe(error: Exception) -> str:
+def describe_failure(error: Exception) -> str:
     """The first line of what went wrong, with its kind where the words alone would not tell."""
     if lost_its_worker(error):
         return "it was given up, for every worker that it ran on was killed, most likely for want of memory"
@@ -121,7 +121,7 @@ class Work:
                     "the Dask scheduler is gone, and with it all that was submitted: start it and its workers again, "
                     "and the same command goes on from here"
                 ) from error
-            failure = describe(error)
+            failure = describe_failure(error)
             self.report(f"{submitted.name}: {failure}")
             self._count(submitted, failed=True)
             return Outcome(failure=failure)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-ENDPOINTS = "endpoints"
+ENDPOINTS_FOLDER = "endpoints"
 """The folder of all endpoints."""
 
 
 def endpoint_key(endpoint_id: str) -> str:
-    return f"{ENDPOINTS}/{endpoint_id}.safetensors"
+    return f"{ENDPOINTS_FOLDER}/{endpoint_id}.safetensors"
 
 
 def training_key(endpoint_id: str) -> str:

@@ -19,10 +19,9 @@ from tasks.science.evaluation.metrics import Evaluation
 from tasks.science.networks import build_network
 from tasks.science.paths.curves import Splits
 from tasks.science.specs.bounds import MAX_DRAW
-from tasks.science.specs.cell import Cell, Endpoint
+from tasks.science.specs.cell import Endpoint
 from tasks.science.specs.checks import is_whole, shown
-from tasks.science.specs.pairing import Member, Pairing, Path
-from tasks.science.specs.request import Request
+from tasks.science.specs.pairing import Member, Pairing
 from tasks.science.specs.state import State
 from tasks.science.symmetry.permutation import Permutation, PermutationSpec
 from tasks.science.training.training import Status, Training
@@ -67,12 +66,8 @@ _RECORD: Mapping[str, Callable[[Any], bool]] = {
 }
 """The fields of an endpoint's record, and what each may hold."""
 
-KEPT_BYTES = 2**29
+KEPT_STATE_BYTES = 2**29
 """Weights that a task keeps in memory beside those that it works with."""
-
-
-def has_endpoint(store: Store, endpoint: Endpoint) -> bool:
-    return store.exists(endpoint_key(endpoint.id))
 
 
 def save_endpoint(store: Store, endpoint: Endpoint, trained: Training, device: str, *, anew: bool = False) -> None:
@@ -103,9 +98,11 @@ def save_endpoint(store: Store, endpoint: Endpoint, trained: Training, device: s
 
 
 def read_endpoint(store: Store, endpoint: Endpoint) -> dict[str, Any] | None:
-    """The endpoint's record and `weights_sha256`, without its weights; None where it is not there yet."""
-    key = endpoint_key(endpoint.id)
-    return read_record(store, key) if store.exists(key) else None
+    """Return the endpoint's record and `weights_sha256`, without its weights; None where it is not there yet."""
+    try:
+        return read_record(store, endpoint_key(endpoint.id))
+    except FileNotFoundError:
+        return None
 
 
 def read_record(store: Store, key: str) -> dict[str, Any]:
@@ -126,6 +123,7 @@ def read_record(store: Store, key: str) -> dict[str, Any]:
 
 
 def as_member(endpoint: Endpoint, record: Mapping[str, Any]) -> Member:
+    """Return the endpoint as a pair's member, by the weights that its record names."""
     return Member(endpoint.seed, endpoint.id, record["weights_sha256"])
 
 
@@ -145,7 +143,7 @@ class LazyStates:
     """States by position, each made by `load` when it is asked for; those asked for last are kept, as many as take
     `kept_bytes`, and at least one."""
 
-    def __init__(self, load: Callable[[int], State], kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, load: Callable[[int], State], kept_bytes: int = KEPT_STATE_BYTES) -> None:
         self.load, self.kept_bytes = load, kept_bytes
         self.kept: dict[int, State] = {}
 
@@ -189,18 +187,6 @@ def save_match(store: Store, pairing: Pairing, match: Match, function_error: flo
         vectors = {axis: torch.from_numpy(vector) for axis, vector in match.permutation.items()}
         key = permutation_key(pairing.id)
         store.create(key, pack(key, vectors, header))
-
-
-def has_match(store: Store, pairing: Pairing) -> bool:
-    """Whether the merge's permutation can be used; a pairing without a matcher needs none."""
-    if pairing.matcher == "none":
-        return True
-    return store.exists(permutation_key(pairing.id)) and has_match_rows(store, pairing)
-
-
-def has_match_rows(store: Store, pairing: Pairing) -> bool:
-    """Whether matching was tried: true also for a pair that was stopped, whose permutation is not kept."""
-    return store.exists(row_key("merges", pairing.id)) and store.exists(row_key("axes", pairing.id))
 
 
 def load_permutation(store: Store, pairing: Pairing, spec: PermutationSpec) -> Permutation:
@@ -262,43 +248,6 @@ def load_evaluation(store: Store, evaluation_id: str) -> Splits | None:
     return splits
 
 
-def has_path(store: Store, path: Path) -> bool:
-    return all(store.exists(row_key(table, path.id)) for table in ("paths", "layers"))
-
-
 def save_rows(store: Store, table: Table, row_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
     key = row_key(table.name, row_id)
     store.create(key, pack_rows(key, table, rows))
-
-
-def missing_seeds(store: Store, cell: Cell, seeds: Iterable[int]) -> list[int]:
-    """The seeds whose endpoints are still to be trained: none where they were brought in."""
-    if cell.origin is not None:
-        return []
-    return [seed for seed in seeds if not has_endpoint(store, Endpoint(cell, seed))]
-
-
-def missing_checkpoints(
-    store: Store, cell: Cell, seeds: Iterable[int], epochs: Iterable[int | None]
-) -> dict[int, list[int]]:
-    """By seed the epochs among `epochs`, at which endpoints of `cell` are wanted, that are still to be trained, as in
-    `missing_seeds`; without the seeds that lack none."""
-    if cell.origin is not None:
-        return {}
-    at_epochs = [cell.at(epoch) for epoch in epochs]
-    missing = {
-        seed: [at.last_epoch for at in at_epochs if not has_endpoint(store, Endpoint(at, seed))] for seed in seeds
-    }
-    return {seed: lacking for seed, lacking in missing.items() if lacking}
-
-
-def trained_members(store: Store, request: Request, cell: Cell) -> list[Member]:
-    """The endpoints of a cell that may take part in pairs."""
-    found = ((endpoint, read_endpoint(store, endpoint)) for endpoint in request.endpoints(cell))
-    return [as_member(endpoint, record) for endpoint, record in found if record and record["status"] == "trained"]
-
-
-def joint_members(store: Store, request: Request, cell: Cell) -> list[Member]:
-    """The endpoints trained on both halves of the data of a cell, where it has halves and such were asked for."""
-    joint = request.joint_cell(cell)
-    return [] if joint is None else trained_members(store, request, joint)

@@ -21,10 +21,10 @@ import safetensors.torch
 from infra.sealing import NO_DIGEST, find_png_damage, pack_document, read_sealed
 from infra.storage import DamagedError, Entry, Store, StoreError, UnreachableError
 from infra.tables import N_READERS, open_table, pack_rows, read_rows, reseal_table
-from tasks.imports import read_import
 from tasks.science.specs.identity import weights_digest
 from tasks.stored.artifacts import load_moments, read_permutation, read_record
 from tasks.stored.checkpoints import pack, read_checkpoint
+from tasks.stored.imports import read_import
 from tasks.stored.requests import read_request
 from tasks.tables import schema
 
@@ -88,12 +88,12 @@ def _unread(error: OSError) -> UnreadableError:
     return UnreadableError(f"{error.filename} cannot be read ({error.strerror})")
 
 
-def find_damage(store: Store, entries: Iterable[Entry]) -> Iterator[tuple[Entry, StoreError | None]]:
-    """Read those of `entries` that repairlab writes, and yield each that is still there with what `examine` finds."""
+def find_damaged_files(store: Store, entries: Iterable[Entry]) -> Iterator[tuple[Entry, StoreError | None]]:
+    """Read the files among `entries` that repairlab writes; yield each still there with its error, None where whole."""
 
     def look(entry: Entry) -> StoreError | FileNotFoundError | None:
         try:
-            return examine(store, entry.key)
+            return examine_file(store, entry.key)
         except FileNotFoundError as error:
             return error
 
@@ -104,7 +104,7 @@ def find_damage(store: Store, entries: Iterable[Entry]) -> Iterator[tuple[Entry,
                 yield entry, found
 
 
-def examine(store: Store, key: str) -> StoreError | None:
+def examine_file(store: Store, key: str) -> StoreError | None:
     """Return the DamagedError or UnreadableError of a file that repairlab writes; None where it is whole.
 
     Raises FileNotFoundError where it is not there, UnreachableError where the store does not answer.
@@ -195,7 +195,7 @@ def add_digest(store: Store, key: str) -> bool:
     except (pa.ArrowException, safetensors.SafetensorError):
         return False
     store.replace(key, sealed)
-    if examine(store, key) is None:
+    if examine_file(store, key) is None:
         return True
     store.replace(key, before)
     return False

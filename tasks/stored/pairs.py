@@ -24,7 +24,6 @@ from tasks.science.specs.pairing import Member, Pairing, Path
 from tasks.science.specs.state import State
 from tasks.science.symmetry.controls import PERMUTED_SELF, shuffle
 from tasks.stored.artifacts import (
-    has_path,
     load_evaluation,
     load_moments,
     load_permutation,
@@ -33,6 +32,7 @@ from tasks.stored.artifacts import (
     save_moments,
     save_rows,
 )
+from tasks.stored.expansion import MeasuredPath
 from tasks.tables.schema import LAYER_ROWS, PATH_ROWS
 
 
@@ -58,7 +58,7 @@ class Ends:
 def load_ends(paths: Sequence[Path], store: Store, data_dir: Folder) -> Ends | None:
     """The ends of those of `paths` that the store lacks, each once: A and B, or what stands in their place; None where
     it lacks none."""
-    missing = [path for path in paths if not has_path(store, path)]
+    missing = [path for path in paths if not MeasuredPath(path).is_in(store)]
     if not missing:
         return None
     cell = missing[0].pairing.cell

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import product
 
-from infra.paths import endpoint_key, moments_key, permutation_key, row_key, table_key, training_key
+from infra.paths import endpoint_key, table_key
 from infra.storage import DamagedError, Entry, Store
 from infra.tables import read_provenance, read_table
-from tasks.imports import read_imports
 from tasks.science.specs.cell import Endpoint
 from tasks.science.specs.identity import REVISIONS, SCHEMA_VERSION
 from tasks.science.specs.request import Request
-from tasks.stored.artifacts import has_endpoint, joint_members, trained_members
+from tasks.stored.expansion import EndpointFile, Expansion, StoreView
+from tasks.stored.imports import read_imports
 from tasks.stored.requests import read_requests
 from tasks.tables.schema import TABLES
 
@@ -83,13 +82,16 @@ def take_inventory(store: Store) -> Inventory:
     entries = [entry for entry in store.own.entries() if entry.key.partition("/")[0] in KINDS]
     names = sorted({entry.key.split("/")[1] for entry in entries if re.match(rf"{STUDIES}/[^/]+/", entry.key)})
     studies, unfinished, foreign = dict[str, frozenset[str]](), list[str](), list[str]()
+    view = StoreView(store)
     for study in names:
         prefix = f"{STUDIES}/{study}/"
         own = frozenset(entry.key for entry in entries if entry.key.startswith(prefix) and not entry.is_temporary)
         try:
             requests, imports = read_requests(store, study), read_imports(store, study)
-            studies[study] = own.union(_keys_named(store, requests.values(), imports))
-            if _is_unfinished(store, requests.values(), imports):
+            expansions = [Expansion(request, view) for request in requests.values()]
+            imported = [endpoint_key(endpoint.id) for endpoint in imports]
+            studies[study] = own.union(imported, *(expansion.keys() for expansion in expansions))
+            if _is_unfinished(expansions, imports, view):
                 unfinished.append(study)
             is_foreign = _is_foreign(store.own, study, requests, imports, own)
         except DamagedError:
@@ -109,14 +111,15 @@ def list_declarations(store: Store) -> frozenset[tuple[str, str]]:
     )
 
 
-def _is_unfinished(store: Store, requests: Iterable[Request], imports: Iterable[Endpoint]) -> bool:
-    """Of cells that were brought in nobody can tell how many endpoints there are, but where all of them are known."""
+def _is_unfinished(expansions: Sequence[Expansion], imports: Sequence[Endpoint], view: StoreView) -> bool:
+    """Return whether endpoints are missing, or imported cells named whose number of endpoints is not known."""
     known = {endpoint.cell for endpoint in imports}
-    cells = {cell: request for request in requests for cell in request.trained_cells}
-    if any(cell.origin is not None and cell not in known for cell in cells):
-        return True
-    wanted = [*imports, *(e for cell, request in cells.items() if cell.origin is None for e in request.endpoints(cell))]
-    return any(not has_endpoint(store, endpoint) for endpoint in wanted)
+    cells = [(expansion, cell) for expansion in expansions for cell in expansion.request.trained_cells]
+    return (
+        any(cell.origin is not None and cell not in known for _, cell in cells)
+        or any(expansion.missing_endpoints(cell) for expansion, cell in cells)
+        or bool(view.missing(map(EndpointFile, imports)))
+    )
 
 
 def _is_foreign(
@@ -141,36 +144,3 @@ def _is_foreign(
                 if not imported <= {endpoint.id for endpoint in imports}:
                     return True
     return False
-
-
-def _keys_named(store: Store, requests: Iterable[Request], imports: Iterable[Endpoint]) -> Iterator[str]:
-    for endpoint in imports:
-        yield endpoint_key(endpoint.id)
-    for request in requests:
-        yield from _keys_of(store, request)
-
-
-def _keys_of(store: Store, request: Request) -> Iterator[str]:
-    for cell in request.trained_cells:
-        for endpoint in request.endpoints(cell):
-            yield endpoint_key(endpoint.id)
-            yield training_key(endpoint.id)
-        if cell.parent is not None:
-            yield training_key(cell.parent.id)
-        # A training that was killed on its way is named by its end.
-        for endpoint in request.endpoints(cell.at(None)):
-            yield training_key(endpoint.id)
-    for cell in request.cells:
-        members = trained_members(store, request, cell)
-        for member, measurement in product(members, request.measurements):
-            yield row_key("ends", member.evaluation_id(cell, measurement))
-            for blocks in (False, True):
-                yield moments_key(member.moments_id(cell, measurement.samples, blocks=blocks))
-        pairings = request.pairings(cell, members)
-        for pairing in pairings:
-            yield permutation_key(pairing.id)
-            yield row_key("merges", pairing.id)
-            yield row_key("axes", pairing.id)
-        for path in request.paths(pairings, joint_members(store, request, cell)):
-            yield row_key("paths", path.id)
-            yield row_key("layers", path.id)
