@@ -28,8 +28,9 @@ class Lasting:
     def __init__(self, store: Store, request: Request) -> None:
         self.store, self.request = store, request
         upstream = store.upstream
-        own = set(store.own.names(ENDPOINTS_FOLDER))
-        self._lent = set[str]() if upstream is None else set(upstream.names(ENDPOINTS_FOLDER)) - own
+        self._lent = set[str]()
+        if upstream is not None:
+            self._lent = set(upstream.names(ENDPOINTS_FOLDER)) - set(store.own.names(ENDPOINTS_FOLDER))
         self._seen: dict[Cell, Collection[str]] = {}
 
     def check_kept(self, cells: Iterable[Cell] = (), failures: Collection[str] = ()) -> None:
