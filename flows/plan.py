@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
@@ -18,7 +17,7 @@ from infra.text import one_line
 from tasks.data.datasets import UNKNOWN_FINGERPRINT
 from tasks.science.networks import build_network
 from tasks.science.networks.normalization import LayerNorm2d
-from tasks.science.specs.cell import Cell
+from tasks.science.specs.cell import Cell, NetworkSpec
 from tasks.science.specs.checks import is_own
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.matchers import parse_matcher
@@ -77,12 +76,7 @@ def training_flops(cell: Cell) -> float:
     channels, height, width = cell.data.shape
     side = cell.recipe.resized_crop
     shape = (channels, side or height, side or width)
-    return (
-        3.0
-        * _count_forward(tuple(cell.network.items()), shape, cell.data.n_classes)
-        * cell.data.n_train_each
-        * _n_epochs(cell)
-    )
+    return 3.0 * _count_forward(cell.network, shape, cell.data.n_classes) * cell.data.n_train_each * _n_epochs(cell)
 
 
 def _n_epochs(cell: Cell) -> int:
@@ -92,13 +86,13 @@ def _n_epochs(cell: Cell) -> int:
 def forward_flops(cell: Cell) -> int:
     """Additions and multiplications of one example's forward pass, counted on the network's shapes."""
     data = cell.data
-    return _count_forward(tuple(cell.network.items()), data.shape, data.n_classes)
+    return _count_forward(cell.network, data.shape, data.n_classes)
 
 
 @functools.lru_cache(maxsize=1024)
-def _count_forward(network: tuple[tuple[str, Any], ...], shape: tuple[int, ...], n_classes: int) -> int:
+def _count_forward(network: NetworkSpec, shape: tuple[int, ...], n_classes: int) -> int:
     data = DataSpec("", "", 1, 1, n_classes, shape)
-    cell = Cell(data, recipe=Recipe("", 1, 1, 1.0, 0.0), **dict(network))
+    cell = Cell(data, recipe=Recipe("", 1, 1, 1.0, 0.0), **asdict(network))
     counter = FlopCounterMode(display=False)
     module = build_network(cell)
     if not is_own(cell.architecture):

@@ -29,7 +29,7 @@ from infra.storage import Store, StoreError
 from infra.tables import open_table, read_descriptions, read_provenance
 from tasks.science.paths.curves import CorrectedPath
 from tasks.science.paths.networks import interpolate_network
-from tasks.science.specs.pairing import Path
+from tasks.science.specs.path import Path, WeightPath
 from tasks.stored.expansion import Expansion, StoreView
 from tasks.stored.pairs import PairBench
 from tasks.stored.requests import read_requests
@@ -196,8 +196,8 @@ class StudyResults:
         module.load_state_dict(state)
         return module.eval()
 
-    def _find(self, merge_id: str, correction: str, measurement: str | None) -> Path:
-        found = [path for path in self._paths if path.pairing.id == merge_id and path.method == "weights"]
+    def _find(self, merge_id: str, correction: str, measurement: str | None) -> WeightPath:
+        found = [path for path in self._paths if isinstance(path, WeightPath) and path.pairing.id == merge_id]
         if not found:
             raise ValueError(f"{self.name} has no merge {merge_id!r}: take one from the column merge_id of barriers")
         of_correction = [path for path in found if path.correction == correction]

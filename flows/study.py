@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path as Folder
-from typing import Any, get_args
+from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -41,23 +41,28 @@ from tasks.repair import repair
 from tasks.science.data.augmentation import check_statistics
 from tasks.science.networks.user_code import OwnCodeError
 from tasks.science.specs.cell import Cell, Endpoint
-from tasks.science.specs.corrections import CORRECTIONS
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.measurement import Measurement
-from tasks.science.specs.pairing import Path, ShiftMethod
+from tasks.science.specs.path import EnsemblePath, JointPath, LogitShiftPath, Path, UnmergedPath, WeightPath
 from tasks.science.specs.request import Request
 from tasks.shift import shift
 from tasks.stored.expansion import Expansion, UsableMatch, group_checkpoints
 from tasks.stored.requests import save_request
 from tasks.train import train, train_parent
 
-PATH_TASKS = {
-    **{("weights", name): interpolate if name == "none" else repair for name in CORRECTIONS},
-    ("ensemble", "none"): ensemble,
-    ("joint", "none"): evaluate_joint,
-    **{(method, "none"): shift for method in get_args(ShiftMethod)},
+UNMERGED_TASKS: Mapping[type[UnmergedPath], Any] = {
+    EnsemblePath: ensemble,
+    LogitShiftPath: shift,
+    JointPath: evaluate_joint,
 }
-"""The verb that measures a path, by its method and correction."""
+"""The task that measures each kind of path on which no weights are averaged."""
+
+
+def path_task(path: Path) -> Any:
+    """Return the task that measures paths of this kind."""
+    if isinstance(path, WeightPath):
+        return interpolate if path.correction == "none" else repair
+    return UNMERGED_TASKS[type(path)]
 
 
 @dataclass(frozen=True)
@@ -290,8 +295,8 @@ def measure_paths(run: Run, alignment: CellAlignment, seconds: float) -> list[Su
         path = measured.path
         groups.setdefault((path.method, path.correction, path.measurement), []).append(path)
     measuring: list[Submitted] = []
-    for (method, correction, measurement), missing in groups.items():
-        verb = PATH_TASKS[method, correction]
+    for (_, correction, measurement), missing in groups.items():
+        verb = path_task(missing[0])
         size = group_size(path_seconds(alignment.cell, measurement), seconds)
         for start in range(0, len(missing), size):
             chunk = missing[start : start + size]

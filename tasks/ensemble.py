@@ -10,12 +10,12 @@ from prefect import task
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
 from tasks.science.paths.ensembles import measure_ensemble, outputs_of
-from tasks.science.specs.pairing import Path
+from tasks.science.specs.path import EnsemblePath
 from tasks.stored.pairs import load_ends, save_points
 
 
 @task(**TASK_OPTIONS)
-def ensemble(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
+def ensemble(paths: Sequence[EnsemblePath], store: Store, data_dir: Folder) -> None:
     """Measures those ensembles of one cell and measurement that the store lacks; each endpoint is run once."""
     ends = load_ends(paths, store, data_dir)
     if ends is None:

@@ -10,13 +10,13 @@ from prefect import task
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
 from tasks.science.paths.curves import measure_path
-from tasks.science.specs.pairing import Path
+from tasks.science.specs.path import WeightPath
 from tasks.stored.expansion import MeasuredPath
 from tasks.stored.pairs import PairBench, save_points
 
 
 @task(**TASK_OPTIONS)
-def interpolate(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
+def interpolate(paths: Sequence[WeightPath], store: Store, data_dir: Folder) -> None:
     """Measures those uncorrected paths of one cell and measurement that the store lacks; raw endpoints are evaluated
     once for all."""
     missing = [path for path in paths if not MeasuredPath(path).is_in(store)]

@@ -10,12 +10,12 @@ from prefect import task
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
 from tasks.science.paths.curves import evaluate_splits
-from tasks.science.specs.pairing import Path
+from tasks.science.specs.path import JointPath
 from tasks.stored.pairs import load_ends, save_ends
 
 
 @task(**TASK_OPTIONS)
-def evaluate_joint(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
+def evaluate_joint(paths: Sequence[JointPath], store: Store, data_dir: Folder) -> None:
     """Measures what the store lacks of the joint training beside pairs of one cell and measurement: the network with
     A's seed at alpha 0, that with B's at 1, each once for all pairs."""
     ends = load_ends(paths, store, data_dir)

@@ -10,13 +10,13 @@ from prefect import task
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
 from tasks.science.paths.curves import measure_path
-from tasks.science.specs.pairing import Path
+from tasks.science.specs.path import WeightPath
 from tasks.stored.expansion import MeasuredPath
 from tasks.stored.pairs import PairBench, save_points
 
 
 @task(**TASK_OPTIONS)
-def repair(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
+def repair(paths: Sequence[WeightPath], store: Store, data_dir: Folder) -> None:
     """Measures those corrected paths of one cell and measurement that the store lacks; each names its correction."""
     missing = [path for path in paths if not MeasuredPath(path).is_in(store)]
     if not missing:

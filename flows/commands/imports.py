@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -195,7 +195,7 @@ def _check_company(cell: Cell, store: Store, study: str, known: Sequence[Endpoin
             )
         if other.data.name == cell.data.name and other.data != cell.data:
             raise ValueError(f"{cell.data.name} holds other data than when {study} was imported: take another --study")
-        if other.network | {"graph": ""} == cell.network | {"graph": ""} and other.graph != cell.graph:
+        if other.graph != cell.graph and replace(other.network, graph=cell.graph) == cell.network:
             raise ValueError(
                 f"{cell.architecture} makes another network than when {study} was imported: take another --study"
             )

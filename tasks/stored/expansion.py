@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from infra.paths import endpoint_key, moments_key, permutation_key, row_key, training_key
 from infra.storage import Store
 from tasks.science.specs.cell import Cell, Endpoint
-from tasks.science.specs.pairing import Member, Pairing, Path
+from tasks.science.specs.pairing import Member, Pairing
+from tasks.science.specs.path import Path
 from tasks.science.specs.request import Request
 from tasks.stored.artifacts import as_member, read_endpoint
 from tasks.stored.trainings import has_arrived

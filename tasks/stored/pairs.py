@@ -20,7 +20,8 @@ from tasks.science.paths.curves import Point, Side, Splits, evaluate_splits, mea
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.corrections import CORRECTIONS
 from tasks.science.specs.measurement import Measurement
-from tasks.science.specs.pairing import Member, Pairing, Path
+from tasks.science.specs.pairing import Member, Pairing
+from tasks.science.specs.path import Path, UnmergedPath, WeightPath
 from tasks.science.specs.state import State
 from tasks.science.symmetry.controls import PERMUTED_SELF, shuffle
 from tasks.stored.artifacts import (
@@ -41,7 +42,7 @@ class Ends:
     """What is needed of the ends of `paths`, of one cell and measurement, where nothing between them is looked at."""
 
     store: Store
-    paths: list[Path]
+    paths: list[UnmergedPath]
     network: nn.Module
     dataset: Dataset
     weights: dict[Member, State]
@@ -55,28 +56,23 @@ class Ends:
         return self.paths[0].measurement
 
 
-def load_ends(paths: Sequence[Path], store: Store, data_dir: Folder) -> Ends | None:
+def load_ends(paths: Sequence[UnmergedPath], store: Store, data_dir: Folder) -> Ends | None:
     """The ends of those of `paths` that the store lacks, each once: A and B, or what stands in their place; None where
     it lacks none."""
     missing = [path for path in paths if not MeasuredPath(path).is_in(store)]
     if not missing:
         return None
     cell = missing[0].pairing.cell
-    weights = load_weights(store, [member for path in missing for member in ends_of(path)])
+    weights = load_weights(store, [member for path in missing for member in path.ends])
     return Ends(
         store, missing, build_network(cell), check_data(load_dataset(cell.data.name, data_dir), cell.data), weights
     )
 
 
-def ends_of(path: Path) -> tuple[Member, ...]:
-    """What is at alpha 0 and 1 of `path`."""
-    return path.joint or (path.pairing.a, path.pairing.b)
-
-
 def save_ends(ends: Ends, seen: Mapping[Member, Splits]) -> None:
     """Stores what was `seen` at both ends of every path."""
     for path in ends.paths:
-        points = [Point(float(alpha), seen[member], []) for alpha, member in enumerate(ends_of(path))]
+        points = [Point(float(alpha), seen[member], []) for alpha, member in enumerate(path.ends)]
         save_points(ends.store, path, points)
 
 
@@ -87,7 +83,7 @@ class PairBench:
     What the store has of an endpoint's moments and evaluation is not measured again.
     """
 
-    def __init__(self, store: Store, paths: Sequence[Path], data_dir: Folder) -> None:
+    def __init__(self, store: Store, paths: Sequence[WeightPath], data_dir: Folder) -> None:
         self.store = store
         self.cell = cell = paths[0].pairing.cell
         self.measurement = measurement = paths[0].measurement

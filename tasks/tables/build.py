@@ -12,7 +12,8 @@ import pandas as pd
 
 from infra.tables import Column, Table
 from tasks.science.specs.cell import Cell, Endpoint
-from tasks.science.specs.pairing import Pairing, Path
+from tasks.science.specs.pairing import Pairing
+from tasks.science.specs.path import Path
 from tasks.science.specs.request import Request
 from tasks.tables import schema
 from tasks.tables.ablation import summarise, tabulate_barriers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 from infra.storage import Store
 from tasks.align import align
@@ -14,8 +13,8 @@ from tasks.joint import evaluate_joint
 from tasks.repair import repair
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.measurement import Measurement
-from tasks.science.specs.pairing import Pairing, ShiftMethod
-from tasks.science.specs.pairing import Path as Curve
+from tasks.science.specs.pairing import Pairing
+from tasks.science.specs.path import Path as Curve
 from tasks.science.specs.request import Request
 from tasks.shift import shift
 from tasks.stored.expansion import Expansion
@@ -69,7 +68,8 @@ def measure_all(store: Store, request: Request, paths: list[Curve] | None = None
             (("weights", "repair"), repair),
             (("ensemble", "none"), ensemble),
             (("joint", "none"), evaluate_joint),
-            *(((method, "none"), shift) for method in get_args(ShiftMethod)),
+            (("logit-shift", "none"), shift),
+            (("logit-shift/chosen=test", "none"), shift),
         ):
             wanted = [
                 path for path in paths if (path.method, path.correction) == measured and path.pairing.cell == cell

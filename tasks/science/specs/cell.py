@@ -5,13 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
-from tasks.science.specs.bounds import (
-    MAX_DEPTH,
-    MAX_NUMBER,
-    MAX_WIDTH,
-)
+from tasks.science.specs.bounds import MAX_DEPTH, MAX_NUMBER, MAX_WIDTH
 from tasks.science.specs.checks import (
     check_positive,
     check_words,
@@ -20,8 +16,19 @@ from tasks.science.specs.checks import (
     shown,
 )
 from tasks.science.specs.data import DataSpec, TrainSubset
-from tasks.science.specs.identity import REVISIONS, USER_DEFINED_REVISIONS, spec_id
+from tasks.science.specs.identity import REVISIONS, USER_DEFINED_REVISIONS, part_of, spec_id
 from tasks.science.specs.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """The fields of `Cell` that, with the shape of its data, say which function the weights parameterize."""
+
+    architecture: str
+    normalization: str
+    width: int
+    depth: int
+    graph: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ class Cell:
                 f"got {self.recipe.cutout}"
             )
 
-    @property
+    @cached_property
     def id(self) -> str:
         return spec_id(("train",), self)
 
@@ -165,16 +172,9 @@ class Cell:
     def spawn_epoch(self) -> int | None:
         return None if self.spawn is None else self.spawn[1]
 
-    @property
-    def network(self) -> dict[str, Any]:
-        """The fields that, with the shape of the data, say which function the weights parameterise."""
-        fields = {
-            "architecture": self.architecture,
-            "normalization": self.normalization,
-            "width": self.width,
-            "depth": self.depth,
-        }
-        return {**fields, "graph": self.graph} if self.graph else fields
+    @cached_property
+    def network(self) -> NetworkSpec:
+        return part_of(self, NetworkSpec)
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Endpoint:
     cell: Cell
     seed: int
 
-    @property
+    @cached_property
     def id(self) -> str:
         return spec_id(("train",), {"cell": self.cell, "seed": self.seed})
 

@@ -88,3 +88,9 @@ class DataSpec:
             return list(combinations(ordered, 2))
         first, second = ([seed for seed in ordered if self.train_subset(seed) == side] for side in ("first", "second"))
         return list(product(first, second))
+
+
+def check_halves(data: DataSpec, subject: str) -> None:
+    """Raise ValueError, naming the `subject` that needs them, unless the data are in halves."""
+    if not data.halves:
+        raise ValueError(f"{subject} needs data in halves, and {data.name} is not")

@@ -24,7 +24,16 @@ from tasks.science.specs.data import DataSpec
 from tasks.science.specs.identity import safe_name, spec_id
 from tasks.science.specs.matchers import parse_matcher
 from tasks.science.specs.measurement import Measurement
-from tasks.science.specs.pairing import Member, Pairing, Path, ShiftMethod
+from tasks.science.specs.pairing import Member, Pairing
+from tasks.science.specs.path import (
+    EnsemblePath,
+    JointPath,
+    LogitShiftPath,
+    Path,
+    ShiftChoice,
+    UnmergedPath,
+    WeightPath,
+)
 from tasks.science.specs.recipe import Recipe
 
 VARIED = (
@@ -150,34 +159,42 @@ class Request:
         return list(dict.fromkeys(pairings))
 
     def paths(self, pairings: Sequence[Pairing], joint: Sequence[Member] = ()) -> list[Path]:
-        """Every correction and measurement on those of `merges` that it is defined for; and the ensembles, logit shifts
-        and joint training. `joint` are the trained endpoints of the joint cell, where `merges` are of a cell with one.
+        """Return the paths of every kind asked for, of those of `pairings` that the kind is defined for.
+
+        `joint` are the trained endpoints of the joint cell, for `pairings` of a cell that has one.
         """
         found: list[Path] = []
-        whole = {member.seed: member for member in joint}
         for measurement in self.measurements:
             seen = [pairing for pairing in pairings if pairing.samples == measurement.samples]
-            found += [
-                Path(pairing, correction, measurement)
-                for correction in self.corrections
-                for pairing in seen
-                if self._defines(correction, pairing.cell)
-            ]
-            direct = [pairing for pairing in seen if pairing.matcher == "none"]
-            if self.ensembles:
-                found += [Path(pairing, "none", measurement, "ensemble") for pairing in direct]
-            if self.logit_shifts:
-                found += [
-                    Path(pairing, "none", measurement, method)
-                    for method in get_args(ShiftMethod)
-                    for pairing in direct
-                    if pairing.cell.data.halves
-                ]
-            found += [
-                Path(pairing, "none", measurement, "joint", (whole[pairing.a.seed], whole[pairing.b.seed]))
-                for pairing in direct
-                if pairing.a.seed in whole and pairing.b.seed in whole
-            ]
+            found += self._weight_paths(seen, measurement)
+            found += self._unmerged_paths(
+                [pairing for pairing in seen if pairing.matcher == "none"], measurement, joint
+            )
+        return found
+
+    def _weight_paths(self, pairings: Sequence[Pairing], measurement: Measurement) -> list[WeightPath]:
+        return [
+            WeightPath(pairing, correction, measurement)
+            for correction in self.corrections
+            for pairing in pairings
+            if self._defines(correction, pairing.cell)
+        ]
+
+    def _unmerged_paths(
+        self, pairings: Sequence[Pairing], measurement: Measurement, joint: Sequence[Member]
+    ) -> list[UnmergedPath]:
+        direct = [pairing for pairing in pairings if pairing.matcher == "none"]
+        pairs = [(pairing.cell, pairing.a, pairing.b, measurement) for pairing in direct]
+        halved = [pair for pair in pairs if pair[0].data.halves]
+        whole = {member.seed: member for member in joint}
+        found: list[UnmergedPath] = []
+        if self.ensembles:
+            found += [EnsemblePath(*pair) for pair in pairs]
+        if self.logit_shifts:
+            found += [LogitShiftPath(*pair, chosen_on) for chosen_on in get_args(ShiftChoice) for pair in halved]
+        for cell, a, b, _ in halved:
+            if a.seed in whole and b.seed in whole:
+                found.append(JointPath(cell, a, b, measurement, whole[a.seed], whole[b.seed]))
         return found
 
     def corrections_of(self, cell: Cell) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from tasks.science.specs.data import DataSpec
 from tasks.science.specs.identity import canonical_json
 from tasks.science.specs.measurement import Measurement, Samples, statistics_set
 from tasks.science.specs.overrides import override
-from tasks.science.specs.pairing import Member, Pairing, Path
+from tasks.science.specs.pairing import Member, Pairing
+from tasks.science.specs.path import EnsemblePath, JointPath, LogitShiftPath, Path, ShiftChoice, WeightPath
 from tasks.science.specs.recipe import Recipe
 
 
@@ -48,7 +49,7 @@ def test_what_derives_from_weights_is_keyed_by_the_weights(cell: Cell):
 
 def test_more_alphas_are_another_path_of_the_same_merge(cell: Cell):
     pairing = Pairing(cell, Member(0, "a", "1"), Member(1, "b", "2"), "activation")
-    few, many = (Path(pairing, "none", Measurement("m", alphas)) for alphas in (11, 25))
+    few, many = (WeightPath(pairing, "none", Measurement("m", alphas)) for alphas in (11, 25))
     assert few.id != many.id
     assert few.pairing.id == many.pairing.id
 
@@ -63,10 +64,11 @@ def test_fewer_statistics_images_are_other_permutations_and_all_of_them_are_the_
     assert Pairing(cell, a, b, "weight", samples=Samples(5)).id == Pairing(cell, a, b, "weight").id
     assert Pairing(cell, a, b, "weight").n_statistics is None
     with pytest.raises(ValueError, match=f"the same images: all of draw 0, got {n_train // 2} of draw 0"):
-        Path(few, "none", Measurement("m"))
+        WeightPath(few, "none", Measurement("m"))
     again = Pairing(cell, a, b, "activation", samples=Samples(draw=1))
     assert again.id != everything.id
-    assert Path(again, "none", Measurement("m", draw=1)).id != Path(everything, "none", Measurement("m")).id
+    other, usual = WeightPath(again, "none", Measurement("m", draw=1)), WeightPath(everything, "none", Measurement("m"))
+    assert other.id != usual.id
 
 
 @pytest.mark.parametrize("change", [{"flip_averaged": True}, {"evaluated_in": "bfloat16"}])
@@ -77,9 +79,10 @@ def test_another_view_of_images_is_other_paths_of_the_same_merges_and_the_defaul
     assert canonical_json(plain) == "{}"
     assert plain.samples == averaged.samples
     pairing = Pairing(cell, Member(0, "a", "1"), Member(1, "b", "2"), "none")
-    for method in ("weights", "ensemble"):
-        assert Path(pairing, "none", plain, method).id != Path(pairing, "none", averaged, method).id
-    member = Member(0, "a", "1")
+    member = pairing.a
+    assert WeightPath(pairing, "none", plain).id != WeightPath(pairing, "none", averaged).id
+    ensembles = [EnsemblePath(cell, member, pairing.b, measurement) for measurement in (plain, averaged)]
+    assert ensembles[0].id != ensembles[1].id
     assert member.evaluation_id(cell, plain) != member.evaluation_id(cell, averaged)
     (word,) = change.values()
     assert override(plain, **change).name == f"m/{next(iter(change))}={word}"
@@ -117,7 +120,7 @@ def test_an_unknown_matcher_or_correction_names_those_there_are(cell: Cell):
     with pytest.raises(ValueError, match="there is no matcher 'magic'; known: none, activation"):
         Pairing(cell, a, b, "magic")
     with pytest.raises(ValueError, match="there is no correction 'magic'; known: none, repair"):
-        Path(Pairing(cell, a, b, "none"), "magic", Measurement("m"))
+        WeightPath(Pairing(cell, a, b, "none"), "magic", Measurement("m"))
 
 
 def test_an_override_tells_what_it_changed_and_nothing_else():
@@ -235,36 +238,31 @@ def test_an_option_that_there_is_not_is_refused(cell: Cell, matcher: str, text: 
         Pairing(cell, Member(0, "a", "1"), Member(1, "b", "2"), matcher)
 
 
-def test_an_ensemble_is_shared_by_all_choices_of_statistics_and_takes_no_matcher(cell: Cell):
+def test_an_ensemble_is_shared_by_all_choices_of_statistics(cell: Cell):
     a, b = Member(0, "a", "1"), Member(1, "b", "2")
 
-    def ensemble(measurement: Measurement, matcher: str = "none") -> Path:
-        return Path(Pairing(cell, a, b, matcher, measurement.samples), "none", measurement, "ensemble")
+    def ensemble(measurement: Measurement) -> EnsemblePath:
+        return EnsemblePath(cell, a, b, measurement)
 
     every = ensemble(Measurement("m"))
     assert ensemble(Measurement("few", statistics=20, draw=3)).id == every.id
     assert ensemble(Measurement("fine", 25)).id != every.id
     assert ensemble(Measurement("part", evaluation=10)).id != every.id
-    assert Path(every.pairing, "none", every.measurement).id != every.id
-    with pytest.raises(ValueError, match="an ensemble averages outputs, which no matcher or correction changes, got"):
-        ensemble(Measurement("m"), "activation")
+    assert WeightPath(every.pairing, "none", every.measurement).id != every.id
 
 
 def test_a_logit_shift_is_of_the_endpoints_alone_whatever_alphas_and_statistics_there_are(cell: Cell):
     a, b = Member(0, "a", "1"), Member(1, "b", "2")
     halved = dataclasses.replace(cell, data=dataclasses.replace(cell.data, halves=True))
 
-    def shifted(measurement: Measurement, of: Cell = halved, matcher: str = "none", on: str = "") -> Path:
-        pairing = Pairing(of, a, b, matcher, measurement.samples)
-        return Path(pairing, "none", measurement, "logit-shift/chosen=test" if on == "test" else "logit-shift")
+    def shifted(measurement: Measurement, of: Cell = halved, on: ShiftChoice = "train") -> LogitShiftPath:
+        return LogitShiftPath(of, a, b, measurement, on)
 
     every = shifted(Measurement("m"))
     assert shifted(Measurement("few", 25, statistics=20, draw=3)).id == every.id
-    others = [shifted(Measurement("part", evaluation=10)), shifted(Measurement("m"), on="test")]
-    others += [Path(every.pairing, "none", every.measurement, method) for method in ("weights", "ensemble")]
+    others: list[Path] = [shifted(Measurement("part", evaluation=10)), shifted(Measurement("m"), on="test")]
+    others += [WeightPath(every.pairing, "none", every.measurement), EnsemblePath(halved, a, b, every.measurement)]
     assert len({path.id for path in [every, *others]}) == 5
-    with pytest.raises(ValueError, match="the method logit-shift merges nothing, so there is nothing to match or"):
-        shifted(Measurement("m"), matcher="activation")
     with pytest.raises(ValueError, match="the method logit-shift needs data in halves, and blobs is not"):
         shifted(Measurement("m"), of=cell)
 
@@ -278,20 +276,12 @@ def test_a_joint_cell_is_on_the_same_images_whole_and_trains_other_endpoints(cel
 
 def test_what_is_set_beside_a_pair_of_joint_training_is_keyed_by_its_weights_and_has_the_pairs_seeds(cell: Cell):
     halved = dataclasses.replace(cell, data=dataclasses.replace(cell.data, halves=True))
-    a, b = Member(0, "a", "1"), Member(1, "b", "2")
-
-    def joint(*members: Member, measurement: Measurement | None = None, of: Cell = halved) -> Path:
-        measurement = measurement or Measurement("m")
-        return Path(Pairing(of, a, b, "none", measurement.samples), "none", measurement, "joint", members)
-
-    every = joint(Member(0, "c", "3"), Member(1, "d", "4"))
-    assert joint(*every.joint, measurement=Measurement("few", 25, statistics=20)).id == every.id
-    assert joint(*every.joint, measurement=Measurement("part", evaluation=10)).id != every.id
-    assert joint(Member(0, "c", "3"), Member(1, "d", "5")).id != every.id
-    for wrong in ((), every.joint[:1], every.joint[::-1]):
-        with pytest.raises(ValueError, match=r"needs endpoints trained on both halves with seeds \(0, 1\), got"):
-            joint(*wrong)
-    with pytest.raises(ValueError, match=r"the method weights needs endpoints trained on both halves with seeds \(\)"):
-        Path(every.pairing, "none", every.measurement, "weights", every.joint)
+    a, b, c, d = (Member(seed, name, name) for seed, name in ((0, "a"), (1, "b"), (0, "c"), (1, "d")))
+    every = JointPath(halved, a, b, Measurement("m"), c, d)
+    assert dataclasses.replace(every, measurement=Measurement("few", 25, statistics=20)).id == every.id
+    assert dataclasses.replace(every, measurement=Measurement("part", evaluation=10)).id != every.id
+    assert dataclasses.replace(every, joint_b=Member(1, "d", "other")).id != every.id
+    with pytest.raises(ValueError, match=r"joint training beside seeds \(0, 1\) needs endpoints of these seeds, got"):
+        JointPath(halved, a, b, Measurement("m"), d, c)
     with pytest.raises(ValueError, match="the method joint needs data in halves, and blobs is not"):
-        joint(*every.joint, of=cell)
+        dataclasses.replace(every, cell=cell)
