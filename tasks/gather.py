@@ -91,23 +91,23 @@ def collect(store: Store, study: str, requests: Sequence[Request], failures: Map
             for one in expansion.paths(cell, of_cell):
                 path = one.path
                 paths[path.pairing.id, path.method, path.correction, path.measurement.name] = one
-    matching = {merge_id: rows for merge_id, rows in matches.items() if rows.keys}
-    wanted: list[Artifact] = [*files.values(), *matching.values(), *paths.values()]
-    matched = {merge_id: rows for merge_id, rows in matching.items() if view.has(rows)}
+    wanted: list[Artifact] = [*files.values(), *(rows for rows in matches.values() if rows.keys), *paths.values()]
+    missing = view.missing(wanted)
+    matched = [rows for rows in matches.values() if rows.keys and view.has(rows)]
     measured = [one for one in paths.values() if view.has(one)]
-    trained = [endpoint.id for endpoint, file in files.items() if view.has(file)]
     findings = Findings(
         study=study,
         requests=requests,
-        records={endpoint: view.read(file) for endpoint, file in files.items()},
+        records=view.records(files.values()),
         failures=failures,
         pairings={merge_id: rows.pairing for merge_id, rows in matches.items()},
         paths=[one.path for one in measured],
-        rows=read_measurements(store, list(matched.values()), measured),
+        rows=read_measurements(store, matched, measured),
     )
-    found = frozenset([*trained, *matched, *(one.path.id for one in measured)])
+    trained = [endpoint.id for endpoint, record in findings.records.items() if record is not None]
+    found = frozenset([*trained, *(rows.pairing.id for rows in matched), *(path.id for path in findings.paths)])
     upstream = None if store.upstream is None else store.upstream.url
-    return Gathered(findings, found, tuple(view.missing(wanted)), upstream)
+    return Gathered(findings, found, tuple(missing), upstream)
 
 
 def _write_tables(

@@ -7,13 +7,15 @@ endpoints that they lie between, so a cell's are known once its endpoints' heade
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
 from infra.paths import endpoint_key, moments_key, permutation_key, row_key, training_key
 from infra.storage import Store
+from infra.tables import N_READERS
 from tasks.science.specs.cell import Cell, Endpoint
 from tasks.science.specs.pairing import Member, Pairing
 from tasks.science.specs.path import Path
@@ -124,44 +126,57 @@ class MeasuredPath(Artifact):
 
 
 A = TypeVar("A", bound=Artifact)
+Answer = TypeVar("Answer")
 
 
 class StoreView:
-    """A look at a store that remembers its answers, so that each thing is asked for once."""
+    """A look at a store that remembers its answers, so that each thing is asked for once.
+
+    A store that is not a folder is asked for several things at a time.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._has: dict[tuple[str, ...], bool] = {}
-        self._records: dict[str, Mapping[str, Any]] = {}
+        self._records: dict[Endpoint, Mapping[str, Any] | None] = {}
 
     def refresh(self) -> None:
         """Forget what was missing, since tasks may have stored it in the meantime."""
         self._has = {keys: True for keys, has in self._has.items() if has}
+        self._records = {endpoint: record for endpoint, record in self._records.items() if record is not None}
 
     def has(self, artifact: Artifact) -> bool:
         """Return whether the artifact is made."""
-        if artifact.keys not in self._has:
-            self._has[artifact.keys] = artifact.is_in(self.store)
-        return self._has[artifact.keys]
+        return not self.missing([artifact])
 
     def missing(self, artifacts: Iterable[A]) -> list[A]:
         """Return the artifacts that are not made."""
-        return [artifact for artifact in artifacts if not self.has(artifact)]
+        wanted = list(artifacts)
+        unknown = {artifact.keys: artifact for artifact in wanted if artifact.keys not in self._has}
+        self._has |= zip(unknown, self._ask(lambda artifact: artifact.is_in(self.store), unknown.values()), strict=True)
+        return [artifact for artifact in wanted if not self._has[artifact.keys]]
 
     def due(self, artifacts: Iterable[A]) -> list[A]:
         """Return the artifacts to be made now, each once: they are missing, and all that they need is there."""
-        once = {artifact.keys: artifact for artifact in artifacts}
-        return self.missing(artifact for artifact in once.values() if all(map(self.has, artifact.needs)))
+        once = {artifact.keys: artifact for artifact in artifacts}.values()
+        blocked = {need.keys for need in self.missing(need for artifact in once for need in artifact.needs)}
+        return self.missing(one for one in once if not any(need.keys in blocked for need in one.needs))
 
-    def read(self, file: EndpointFile) -> Mapping[str, Any] | None:
-        """Return the endpoint's record as `read_endpoint` does; None where it is not there."""
-        (key,) = file.keys
-        if key not in self._records and self._has.get(file.keys, True):
-            record = read_endpoint(self.store, file.endpoint)
-            self._has[file.keys] = record is not None
-            if record is not None:
-                self._records[key] = record
-        return self._records.get(key)
+    def records(self, files: Iterable[EndpointFile]) -> dict[Endpoint, Mapping[str, Any] | None]:
+        """Return the record of each endpoint; None where it is missing."""
+        wanted = {file.endpoint: file for file in files}
+        unknown = [file for endpoint, file in wanted.items() if endpoint not in self._records]
+        there = [file for file in unknown if self._has.get(file.keys, True)]
+        self._records |= dict.fromkeys(file.endpoint for file in unknown)
+        for file, record in zip(there, self._ask(lambda f: read_endpoint(self.store, f.endpoint), there), strict=True):
+            self._records[file.endpoint], self._has[file.keys] = record, record is not None
+        return {endpoint: self._records[endpoint] for endpoint in wanted}
+
+    def _ask(self, question: Callable[[A], Answer], artifacts: Collection[A]) -> list[Answer]:
+        if len(artifacts) < 2 or self.store.is_local:
+            return [question(artifact) for artifact in artifacts]
+        with ThreadPoolExecutor(N_READERS) as readers:
+            return list(readers.map(question, artifacts))
 
 
 class Expansion:
@@ -197,8 +212,8 @@ class Expansion:
         return group_parents(state.endpoint for state in self.view.missing(needed.values()))
 
     def records(self, cell: Cell) -> dict[Endpoint, Mapping[str, Any] | None]:
-        """Return what is recorded of each endpoint of a cell; None for those that are not there."""
-        return {file.endpoint: self.view.read(file) for file in self.endpoints(cell)}
+        """Return the record of each endpoint of a cell; None where it is missing."""
+        return self.view.records(self.endpoints(cell))
 
     def members(self, cell: Cell | None) -> list[Member]:
         """Return the endpoints of a cell that may take part in pairs: those that trained to the end."""
