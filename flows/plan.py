@@ -1,4 +1,4 @@
-"""What a request still needs, and about how long that takes."""
+"""The missing part of a request, and an estimate of the time that it takes."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from tasks.science.training.training import check_trainable
 from tasks.stored.expansion import Expansion, group_checkpoints, group_parents
 
 TASK_SECONDS = 20.0
-"""About what one task should carry: long beside what a task costs, short beside what a killed one loses."""
+"""The seconds that one task should carry: long beside the cost of a task, short beside what a killed one loses."""
 
 LEAST_TASK_SECONDS = 2.0
-"""What one task should carry at least: ten times what it costs."""
+"""The seconds that one task should carry at least: ten times the cost of a task."""
 
 TASKS_PER_WORKER = 4
-"""So many tasks of a stage for each worker, or more, leave workers idle at its end for a small part of it alone."""
+"""The tasks of a stage for each worker that keep workers from being idle for long at its end."""
 
 CPU_FLOPS = 4e10
-"""What one core is taken to do when tasks are cut; a plan for a person measures it instead."""
+"""The rate of one core that tasks are cut by; a plan measures it instead."""
 
 _STEP_SECONDS = 1e-4
-"""What one layer costs per training step beside its arithmetic."""
+"""The cost of one layer per training step beside its arithmetic."""
 
 
 def trainings_to_go(expansion: Expansion) -> list[Cell]:
-    """Return a cell for every training still to be run, of parents too, each at its last epoch that is asked for."""
+    """Return a cell for every training still to be run, parents included, at the last epoch asked for."""
     groups = group_checkpoints(expansion.request.trained_cells).values()
     to_go = [*expansion.missing_parents()]
     to_go += [missing for cells in groups for missing in expansion.missing_checkpoints(cells).values()]
@@ -53,7 +53,7 @@ def trainings_to_go(expansion: Expansion) -> list[Cell]:
 
 
 def refuse_training(store: Store, request: Request, device: Device) -> str | None:
-    """Return a sentence that says why a missing endpoint cannot be trained on `device`; None where all can be."""
+    """Return the reason why a missing endpoint cannot be trained on `device`; None where all can be."""
     expansion = Expansion.of(request, store)
     try:
         for cell in request.trained_cells:
@@ -69,8 +69,11 @@ def _latest(cells: Iterable[Cell]) -> Cell:
 
 
 def training_flops(cell: Cell) -> float:
-    """Arithmetic of one training up to the cell's epoch, of a child from where it is spawned: a forward pass per
-    example and epoch, at the size that the recipe shows, and twice that backward. What was imported takes none."""
+    """Return the arithmetic of one training up to the cell's epoch, of a child from where it is spawned.
+
+    That is a forward pass per example and epoch, at the size that the recipe shows, and twice that backward. Imported
+    endpoints take none.
+    """
     if cell.origin is not None:
         return 0.0
     channels, height, width = cell.data.shape
@@ -84,7 +87,7 @@ def _n_epochs(cell: Cell) -> int:
 
 
 def forward_flops(cell: Cell) -> int:
-    """Additions and multiplications of one example's forward pass, counted on the network's shapes."""
+    """Return the additions and multiplications of one example's forward pass, counted on the network's shapes."""
     data = cell.data
     return _count_forward(cell.network, data.shape, data.n_classes)
 
@@ -105,7 +108,7 @@ def _count_forward(network: NetworkSpec, shape: tuple[int, ...], n_classes: int)
 
 
 def _leave_out_uncounted(network: nn.Module) -> None:
-    """Puts identities in the place of norms and ReLUs: they count for nothing, and take most of the time on shapes."""
+    """Replace norms and ReLUs by identities: they count for nothing and take most of the time on shapes."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d | LayerNorm2d | nn.ReLU):
@@ -113,17 +116,22 @@ def _leave_out_uncounted(network: nn.Module) -> None:
 
 
 def training_seconds(cell: Cell, flops_per_second: float = CPU_FLOPS) -> float:
+    """Return an estimate of the seconds of one training."""
     steps = _n_epochs(cell) * max(1, cell.data.n_train_each // cell.recipe.batch_size)
     return training_flops(cell) / flops_per_second + steps * (cell.depth + 1) * _STEP_SECONDS
 
 
 def path_seconds(cell: Cell, measurement: Measurement, flops_per_second: float = CPU_FLOPS) -> float:
+    """Return an estimate of the seconds of one path."""
     return path_flops(cell, measurement) / flops_per_second
 
 
 def path_flops(cell: Cell, measurement: Measurement) -> float:
-    """One path: at each alpha a forward pass over both splits, two where it is flip-averaged, and at most one over the
-    statistics samples."""
+    """Return the arithmetic of one path.
+
+    That is, at each alpha, a forward pass over both splits, two where it is flip-averaged, and at most one over the
+    statistics samples.
+    """
     n_evaluated = (1 + measurement.flip_averaged) * sum(
         _at_most(measurement.evaluation, n) for n in (cell.data.n_train, cell.data.n_test)
     )
@@ -132,8 +140,11 @@ def path_flops(cell: Cell, measurement: Measurement) -> float:
 
 
 def alignment_flops(cell: Cell, measurement: Measurement, n_pairs: int) -> float:
-    """About what aligning `n_pairs` by activations takes: a forward pass of each endpoint, of which there are at most
-    as many as pairs and one, and for each pair the products of its units, a third of two passes for an MLP."""
+    """Return an estimate of the arithmetic of aligning `n_pairs` by activations.
+
+    That is a forward pass of each endpoint, of which there are at most one more than pairs, and for each pair the
+    products of its units, a third of two passes for an MLP.
+    """
     n_seen = _at_most(measurement.statistics, cell.data.n_train)
     return forward_flops(cell) * n_seen * (n_pairs + 1 + 0.7 * n_pairs) if n_pairs else 0.0
 
@@ -143,20 +154,23 @@ def _at_most(n_images: int | None, n_examples: int) -> int:
 
 
 def task_seconds(stage_seconds: float, n_workers: int) -> float:
-    """About what one task should carry of a stage that takes `stage_seconds` of one core in all."""
+    """Return the seconds that one task should carry of a stage that takes `stage_seconds` of one core in all."""
     return min(TASK_SECONDS, max(LEAST_TASK_SECONDS, stage_seconds / (TASKS_PER_WORKER * n_workers)))
 
 
 def group_size(seconds_each: float, seconds: float = TASK_SECONDS) -> int:
-    """How many of a thing one task should carry that is to take `seconds`."""
+    """Return the number of things that one task should carry to take `seconds`."""
     # Initial weights take no training at all.
     return max(1, round(seconds / max(seconds_each, 0.001)))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`n_endpoints` and `n_pairs` are what the request asks for; `n_missing_*` what has to be made for it, and
-    `training_flops` and `measuring_flops` the arithmetic of that; `rate` is what one core here does per second."""
+    """The counts of a request, its missing part, and an estimate of the hours that this takes.
+
+    `training_flops` and `measuring_flops` are the arithmetic of the missing part; `rate` is that of one core per
+    second.
+    """
 
     n_endpoints: int
     n_pairs: int
@@ -170,6 +184,7 @@ class Plan:
     left_out: tuple[str, ...]
 
     def describe(self) -> str:
+        """Return the plan as lines of text."""
         lines = [
             f"{self.n_endpoints} endpoints, {self.n_pairs} pairs, {self.hours:.2g} hours to go",
             f"to do: {self.n_missing_endpoints} endpoints to train, {self.n_missing_pairs} pairs to measure",
@@ -182,9 +197,9 @@ class Plan:
 
 
 def make_plan(store: Store, request: Request, n_workers: int) -> Plan:
-    """Counts what is missing, and estimates its hours from the rate of matrix products measured on one core here.
+    """Count the missing part of a request, and estimate its hours from a rate measured on one core here.
 
-    Needs no data: what a data set without its files would need counts as missing.
+    Needs no data: all of a data set without its files counts as missing.
     """
     rate, expansion = measure_flops_per_second(), Expansion.of(request, store)
     n_missing = {cell: _count_missing_pairs(expansion, cell) for cell in request.cells}
@@ -209,7 +224,7 @@ def make_plan(store: Store, request: Request, n_workers: int) -> Plan:
 
 
 def measuring_flops(request: Request, cell: Cell, n_pairs: int) -> float:
-    """Of `n_pairs` of a cell under every matcher, correction and measurement of `request`."""
+    """Return the arithmetic of `n_pairs` of a cell under every matcher, correction and measurement."""
     n_paths = n_pairs * len(request.matchers) * len(request.corrections_of(cell))
     paths = sum(n_paths * path_flops(cell, measurement) for measurement in request.measurements)
     by_samples = {measurement.samples: measurement for measurement in request.measurements}
@@ -218,13 +233,13 @@ def measuring_flops(request: Request, cell: Cell, n_pairs: int) -> float:
 
 
 def measuring_seconds(request: Request) -> float:
-    """What the paths of a whole request take one core, were none of them there yet."""
+    """Return an estimate of the seconds of one core that all paths of a request take."""
     flops = sum(measuring_flops(request, cell, len(cell.data.pairs(request.seeds))) for cell in request.cells)
     return flops / CPU_FLOPS
 
 
 def request_flops(request: Request) -> float:
-    """The arithmetic of a whole request, were nothing of it there yet."""
+    """Return the arithmetic of a whole request."""
     trained = [_latest(cells) for cells in group_checkpoints(request.trained_cells).values()]
     training = len(request.seeds) * sum(training_flops(cell) for cell in trained)
     parents = group_parents(cell.parent for cell in request.cells if cell.parent is not None)
@@ -233,7 +248,7 @@ def request_flops(request: Request) -> float:
 
 
 def _count_missing_pairs(expansion: Expansion, cell: Cell) -> int:
-    """Return how many pairs of a cell are still to be made, controls apart.
+    """Return the number of a cell's pairs that are still to be made, controls apart.
 
     A pair with an endpoint that did not train is not made, so it is not missing either.
     """
@@ -257,7 +272,7 @@ def _seeds_of(pairing: Pairing) -> tuple[int, int]:
 
 
 def measure_flops_per_second() -> float:
-    """float32 matrix products of 512 x 512, one thread, over about a tenth of a second."""
+    """Return the rate of float32 products of 512 x 512 matrices on one thread, over about a tenth of a second."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

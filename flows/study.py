@@ -67,14 +67,14 @@ def path_task(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """Where a study's tables and report lie."""
+    """The places of a study's tables and of its report."""
 
     tables: list[str]
     report: str
 
 
 class UnfinishedError(Exception):
-    """A study came to its end, tables and report included, with something left undone: a sentence each."""
+    """A study was carried out, tables and report included, but for some problems: a sentence each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -82,7 +82,7 @@ class UnfinishedError(Exception):
 
 
 FOR_A_PERSON = (DataError, OwnCodeError, StoreError, ServerError, UnfinishedError)
-"""Errors whose message is a sentence with the way out; a traceback adds nothing to it."""
+"""Errors whose message is a sentence with the way out, to which a traceback adds nothing."""
 
 
 @flow(name="study", persist_result=False)
@@ -98,7 +98,7 @@ def study(options: StudyOptions, settings: Settings) -> State[StudyResult]:
 
 @dataclass(frozen=True)
 class Run:
-    """What the steps of one flow run share."""
+    """The tasks, the expansion and the settings that the steps of one flow run share."""
 
     work: Work
     expansion: Expansion
@@ -122,7 +122,7 @@ class CellTraining:
     tasks: list[tuple[list[int], Submitted]]
 
     def wait(self, work: Work) -> dict[str, str]:
-        """Wait for the tasks; return why endpoints are not there, by id, of those that failed."""
+        """Wait for the tasks; return the reasons why endpoints are missing, by id."""
         failures: dict[str, str] = {}
         for seeds, submitted in self.tasks:
             if failure := work.wait(submitted).failure:

@@ -1,4 +1,4 @@
-"""Finds the permutations of a cell's pairs and stores those that leave the function unchanged."""
+"""The verb that finds the permutations of a cell's pairs and stores those that preserve the function."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from tasks.stored.expansion import UsableMatch
 
 @task(**TASK_OPTIONS)
 def align(pairings: Sequence[Pairing], store: Store, data_dir: Path) -> list[str]:
-    """Aligns those pairs of one cell and statistics set that the store lacks, those of a matcher in one pass; returns a
-    sentence for each that must stop."""
+    """Align the missing ones of pairings of one cell and the same samples, those of a matcher in one pass.
+
+    Returns a sentence for each pair that must stop.
+    """
     pairings = [pairing for pairing in pairings if not UsableMatch(pairing).is_in(store)]
     if not pairings:
         return []

@@ -1,4 +1,4 @@
-"""Measures pairs whose outputs are averaged instead of their weights."""
+"""The verb that measures pairs with their outputs averaged instead of their weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks.stored.pairs import load_ends, save_points
 
 @task(**TASK_OPTIONS)
 def ensemble(paths: Sequence[EnsemblePath], store: Store, data_dir: Folder) -> None:
-    """Measures those ensembles of one cell and measurement that the store lacks; each endpoint is run once."""
+    """Measure the missing ensembles of one cell and measurement; each endpoint is run once."""
     ends = load_ends(paths, store, data_dir)
     if ends is None:
         return

@@ -27,11 +27,11 @@ from tasks.tables.build import BuiltTable, Findings, build_tables
 from tasks.tables.schema import TABLES
 
 _ROUNDS = 2
-"""How often tables are made where rows come while that goes on. Another run that is still measuring gathers them itself
-at its end; tables that such a run has written always count."""
+"""The rounds of making tables where rows come meanwhile. Another run that is still measuring gathers its rows at its end.
+Tables that such a run has written always count."""
 
 _TRIES = 30
-"""How often, at most, tables are made where others go on writing them."""
+"""The times, at most, that tables are made while other runs go on writing them."""
 
 
 @task(**TASK_OPTIONS)
@@ -71,7 +71,7 @@ class Gathered:
     upstream: str | None
 
     def has_grown(self, store: Store) -> bool:
-        """Return whether something that was missing has come since."""
+        """Return whether something that was missing has been stored since."""
         return any(artifact.is_in(store) for artifact in self.missing)
 
 
@@ -113,9 +113,9 @@ def collect(store: Store, study: str, requests: Sequence[Request], failures: Map
 def _write_tables(
     tables: StudyTables, requests: Collection[str], built: Sequence[BuiltTable], gathered: Gathered
 ) -> bool:
-    """Write the tables; return whether they still hold all requests and replaced no newer ones.
+    """Write the tables until one has been written by another run.
 
-    As soon as they do not, no more of them is written.
+    Returns whether all were written, nobody wrote one since, and no request came in the meantime.
     """
     store, study = tables.store, tables.study
     provenance = {

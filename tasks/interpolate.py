@@ -1,4 +1,4 @@
-"""Measures the direct and aligned paths of pairs, as interpolation leaves them."""
+"""The verb that measures the direct and aligned paths of pairs without correction."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from tasks.stored.pairs import PairBench, save_points
 
 @task(**TASK_OPTIONS)
 def interpolate(paths: Sequence[WeightPath], store: Store, data_dir: Folder) -> None:
-    """Measures those uncorrected paths of one cell and measurement that the store lacks; raw endpoints are evaluated
-    once for all."""
+    """Measure the missing uncorrected paths of one cell and measurement; raw endpoints are evaluated once for all."""
     missing = [path for path in paths if not MeasuredPath(path).is_in(store)]
     if not missing:
         return

@@ -1,4 +1,4 @@
-"""Corrects the interpolated networks of pairs and measures the corrected paths."""
+"""The verb that corrects the interpolated networks of pairs and measures the corrected paths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tasks.stored.pairs import PairBench, save_points
 
 @task(**TASK_OPTIONS)
 def repair(paths: Sequence[WeightPath], store: Store, data_dir: Folder) -> None:
-    """Measures those corrected paths of one cell and measurement that the store lacks; each names its correction."""
+    """Measure the missing corrected paths of one cell and measurement; each names its correction."""
     missing = [path for path in paths if not MeasuredPath(path).is_in(store)]
     if not missing:
         return

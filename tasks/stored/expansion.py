@@ -69,6 +69,7 @@ class EndpointFile(Artifact):
     @property
     def leftovers(self) -> tuple[str, ...]:
         # An interrupted training is named by its end.
+        """The keys of training states that an interrupted training may leave, named by the endpoint or its end."""
         end = Endpoint(self.endpoint.cell.at(None), self.endpoint.seed)
         return training_key(self.endpoint.id), training_key(end.id)
 
@@ -89,7 +90,7 @@ class ParentState(Artifact):
 
 @dataclass(frozen=True)
 class MatchRows(Artifact):
-    """The measurements of a matcher on a pair; also there where its permutation failed the proof and is not kept."""
+    """The measurements of a matcher on a pair, also of a permutation that failed its proof and is not kept."""
 
     pairing: Pairing
 
@@ -101,7 +102,7 @@ class MatchRows(Artifact):
 
 @dataclass(frozen=True)
 class UsableMatch(Artifact):
-    """A pairing whose permutation can be used; one without a matcher has no files and is always there."""
+    """A pairing with a permutation that can be used; without a matcher it has no files and is always there."""
 
     pairing: Pairing
 
@@ -112,7 +113,7 @@ class UsableMatch(Artifact):
 
 @dataclass(frozen=True)
 class MeasuredPath(Artifact):
-    """A path, measured."""
+    """The measured curve of a path."""
 
     path: Path
 
@@ -180,7 +181,7 @@ class StoreView:
 
 
 class Expansion:
-    """All that a request asks for, as far as the view of the store can tell."""
+    """The artifacts that a request asks for, as far as the view of the store shows their names."""
 
     def __init__(self, request: Request, view: StoreView) -> None:
         self.request, self.view = request, view
@@ -247,7 +248,7 @@ class Expansion:
                 yield from artifact.keys
 
     def _keys_of_members(self, cell: Cell) -> Iterator[str]:
-        """Yield the keys of what is measured of an endpoint once for all of its paths."""
+        """Yield the keys of measurements of an endpoint that all of its paths share."""
         for member in self.members(cell):
             for measurement in self.request.measurements:
                 yield row_key("ends", member.evaluation_id(cell, measurement))

@@ -17,7 +17,7 @@ from tasks.science.specs.request import read_cell
 from tasks.stored.requests import TooMuchError
 
 MOST = 2**31 - 1
-"""The largest seed, width or depth of what is imported."""
+"""The largest seed, width or depth of an imported network."""
 
 _IMPORT_AGAIN = "import the weights again"
 

@@ -1,4 +1,4 @@
-"""What the tasks on a cell's pairs share: endpoints loaded and measured once, permutations applied."""
+"""The endpoints of a cell's pairs, loaded and measured once for all of their paths, and permuted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tasks.tables.schema import LAYER_ROWS, PATH_ROWS
 
 @dataclass(frozen=True)
 class Ends:
-    """What is needed of the ends of `paths`, of one cell and measurement, where nothing between them is looked at."""
+    """The weights at the ends of `paths`, of one cell and measurement, with what evaluating them takes."""
 
     store: Store
     paths: list[UnmergedPath]
@@ -57,8 +57,7 @@ class Ends:
 
 
 def load_ends(paths: Sequence[UnmergedPath], store: Store, data_dir: Folder) -> Ends | None:
-    """The ends of those of `paths` that the store lacks, each once: A and B, or what stands in their place; None where
-    it lacks none."""
+    """Return the ends of the missing ones of `paths`, each once; None where none is missing."""
     missing = [path for path in paths if not MeasuredPath(path).is_in(store)]
     if not missing:
         return None
@@ -70,7 +69,7 @@ def load_ends(paths: Sequence[UnmergedPath], store: Store, data_dir: Folder) -> 
 
 
 def save_ends(ends: Ends, seen: Mapping[Member, Splits]) -> None:
-    """Stores what was `seen` at both ends of every path."""
+    """Store the evaluations in `seen` at both ends of every path."""
     for path in ends.paths:
         points = [Point(float(alpha), seen[member], []) for alpha, member in enumerate(path.ends)]
         save_points(ends.store, path, points)
@@ -79,8 +78,8 @@ def save_ends(ends: Ends, seen: Mapping[Member, Splits]) -> None:
 class PairBench:
     """The network, data and endpoints of `paths`, which are all of one cell and one measurement.
 
-    `dataset` is what their curves are evaluated on, `statistics` the images of the train split that moments come from.
-    What the store has of an endpoint's moments and evaluation is not measured again.
+    Curves are evaluated on `dataset`; moments come from `statistics`, images of the train split. Moments and
+    evaluations of endpoints that are in the store are not measured again.
     """
 
     def __init__(self, store: Store, paths: Sequence[WeightPath], data_dir: Folder) -> None:
@@ -105,7 +104,7 @@ class PairBench:
         return side
 
     def evaluate(self, member: Member) -> Splits:
-        """What is seen of an endpoint as it was trained."""
+        """Return the evaluation of an endpoint as it was trained."""
         evaluation_id = member.evaluation_id(self.cell, self.measurement)
         if (seen := load_evaluation(self.store, evaluation_id)) is None:
             state = self.endpoints[member].state
@@ -114,8 +113,10 @@ class PairBench:
         return seen
 
     def aligned(self, pairing: Pairing) -> tuple[Side, Side]:
-        """A, and B permuted into alignment with it (as it is, where the pairing has no matcher); of a control against
-        itself, A and its shuffled copy, permuted back."""
+        """Return A, and B permuted into alignment with it; without a matcher, B as it is.
+
+        Of a control against itself, return A and its shuffled copy, permuted back.
+        """
         b = self.endpoints[pairing.b]
         if pairing.permuted_self:
             b = b.permuted(self.spec, shuffle(self.spec, b.state, PERMUTED_SELF))
@@ -125,7 +126,7 @@ class PairBench:
 
 
 def save_points(store: Store, path: Path, points: Sequence[Point]) -> None:
-    """Stores what was seen along `path`: its curve last, which says that the path is done."""
+    """Store the points of `path`, its curve last: the path counts as measured once that is there."""
     layers: list[dict[str, Any]] = []
     curve: list[dict[str, Any]] = []
     for point in points:

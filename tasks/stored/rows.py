@@ -1,4 +1,4 @@
-"""Reads the row files of many matches or paths into one frame, and verifies that each is of what it is read for."""
+"""Reading of many row files into one frame, with a check that each belongs to its match or path."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _read(
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Return the rows in the file `at` this position of each artifact, and the artifact's position for each row.
 
-    Raises DamagedError for rows that repeat other values than those in `of`, a record for each artifact.
+    Raises DamagedError for rows that differ from `of`, which has a record for each artifact.
     """
     keys = [artifact.keys[at] for artifact in artifacts]
     rows, counts = read_rows(store, keys, table)

@@ -14,7 +14,7 @@ from infra.tables import Column, Table, write_table
 from tasks.tables.schema import TABLES
 
 _STILL_SECONDS, _WAIT_SECONDS = 1.0, 30.0
-"""How long tables have to stand still after another run has begun to write them, and how long that is waited for."""
+"""The seconds that tables have to stand still after another run has begun to write them, and that this is waited for."""
 
 
 class StudyTables:
@@ -34,10 +34,7 @@ class StudyTables:
         return self._versions == self._look()
 
     def write(self, table: Table, frame: pd.DataFrame, provenance: dict[str, Any], extra: Mapping[str, Column]) -> bool:
-        """Write a table unless somebody else has written one; return whether it was written.
-
-        What is written here counts as found from then on.
-        """
+        """Write a table unless somebody else has written one since; return whether it was written."""
         before = self._look()
         if before != self._versions:
             return False
