@@ -27,8 +27,8 @@ from tasks.tables.build import BuiltTable, Findings, build_tables
 from tasks.tables.schema import TABLES
 
 _ROUNDS = 2
-"""The rounds of making tables where rows come meanwhile. Another run that is still measuring gathers its rows at its end.
-Tables that such a run has written always count."""
+"""The rounds of making tables where rows come meanwhile. Another run that is still measuring gathers its rows at its
+end, and tables that it has written always count."""
 
 _TRIES = 30
 """The times, at most, that tables are made while other runs go on writing them."""

@@ -14,7 +14,7 @@ from infra.tables import Column, Table, write_table
 from tasks.tables.schema import TABLES
 
 _STILL_SECONDS, _WAIT_SECONDS = 1.0, 30.0
-"""The seconds that tables have to stand still after another run has begun to write them, and that this is waited for."""
+"""The seconds that tables have to stand still once another run writes them, and that this is waited for."""
 
 
 class StudyTables:
