@@ -9,7 +9,6 @@ from prefect import task
 
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
-from tasks.science.paths.curves import measure_path
 from tasks.science.specs.path import WeightPath
 from tasks.stored.expansion import MeasuredPath
 from tasks.stored.pairs import PairBench, save_points
@@ -24,19 +23,5 @@ def interpolate(paths: Sequence[WeightPath], store: Store, data_dir: Folder) -> 
     bench = PairBench(store, missing, data_dir)
     ends = {member: bench.evaluate(member) for member in bench.endpoints}
     for path in missing:
-        pair, alphas = path.pairing, path.measurement.grid.tolist()
-        save_points(
-            store,
-            path,
-            measure_path(
-                bench.network,
-                bench.aligned(pair),
-                "none",
-                alphas,
-                bench.dataset,
-                bench.statistics,
-                ends=(ends[pair.a], ends[pair.b]),
-                viewing=path.measurement.viewing,
-            ),
-        )
+        save_points(store, path, bench.measure(path, (ends[path.pairing.a], ends[path.pairing.b])))
     run_logger().info("%s: %d paths interpolated", missing[0].pairing.cell.label, len(missing))

@@ -23,11 +23,5 @@ def evaluate_joint(paths: Sequence[JointPath], store: Store, data_dir: Folder) -
     ends = load_ends(paths, store, data_dir)
     if ends is None:
         return
-    measurement = ends.measurement
-    dataset = ends.dataset.reduced(measurement.evaluation)
-    seen = {
-        member: evaluate_splits(ends.network, state, dataset, viewing=measurement.viewing)
-        for member, state in ends.weights.items()
-    }
-    save_ends(ends, seen)
+    save_ends(ends, ends.evaluate(evaluate_splits))
     run_logger().info("%s: %d pairs set beside joint training", ends.cell.label, len(ends.paths))

@@ -9,7 +9,6 @@ from prefect import task
 
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
-from tasks.science.paths.curves import measure_path
 from tasks.science.specs.path import WeightPath
 from tasks.stored.expansion import MeasuredPath
 from tasks.stored.pairs import PairBench, save_points
@@ -23,16 +22,5 @@ def repair(paths: Sequence[WeightPath], store: Store, data_dir: Folder) -> None:
         return
     bench = PairBench(store, missing, data_dir)
     for path in missing:
-        alphas = path.measurement.grid.tolist()
-        sides = bench.aligned(path.pairing)
-        points = measure_path(
-            bench.network,
-            sides,
-            path.correction,
-            alphas,
-            bench.dataset,
-            bench.statistics,
-            viewing=path.measurement.viewing,
-        )
-        save_points(store, path, points)
+        save_points(store, path, bench.measure(path))
     run_logger().info("%s: %d paths corrected", missing[0].pairing.cell.label, len(missing))

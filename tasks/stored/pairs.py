@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path as Folder
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -16,7 +17,7 @@ from tasks.science.data.augmentation import statistics_images
 from tasks.science.data.examples import Dataset
 from tasks.science.networks import build_network
 from tasks.science.networks.permutation_spec import cell_permutation_spec
-from tasks.science.paths.curves import Point, Side, Splits, evaluate_splits, measure_side
+from tasks.science.paths.curves import Point, Side, Splits, evaluate_splits, measure_path, measure_side
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.corrections import CORRECTIONS
 from tasks.science.specs.measurement import Measurement
@@ -36,6 +37,8 @@ from tasks.stored.artifacts import (
 from tasks.stored.expansion import MeasuredPath
 from tasks.tables.schema import LAYER_ROWS, PATH_ROWS
 
+Seen = TypeVar("Seen")
+
 
 @dataclass(frozen=True)
 class Ends:
@@ -54,6 +57,18 @@ class Ends:
     @property
     def measurement(self) -> Measurement:
         return self.paths[0].measurement
+
+    @cached_property
+    def evaluated(self) -> Dataset:
+        """The images of both splits that the measurement evaluates on."""
+        return self.dataset.reduced(self.measurement.evaluation)
+
+    def evaluate(self, run: Callable[..., Seen]) -> dict[Member, Seen]:
+        """Return what `run` returns of each endpoint's network on the evaluated images."""
+        viewing = self.measurement.viewing
+        return {
+            member: run(self.network, state, self.evaluated, viewing=viewing) for member, state in self.weights.items()
+        }
 
 
 def load_ends(paths: Sequence[UnmergedPath], store: Store, data_dir: Folder) -> Ends | None:
@@ -123,6 +138,19 @@ class PairBench:
         if pairing.matcher != "none":
             b = b.permuted(self.spec, load_permutation(self.store, pairing, self.spec))
         return self.endpoints[pairing.a], b
+
+    def measure(self, path: WeightPath, ends: tuple[Splits, Splits] | None = None) -> list[Point]:
+        """Return the points along `path`; `ends` are the evaluations of its endpoints, where they are its ends."""
+        return measure_path(
+            self.network,
+            self.aligned(path.pairing),
+            path.correction,
+            path.measurement.grid.tolist(),
+            self.dataset,
+            self.statistics,
+            ends=ends,
+            viewing=path.measurement.viewing,
+        )
 
 
 def save_points(store: Store, path: Path, points: Sequence[Point]) -> None:
