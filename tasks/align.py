@@ -10,20 +10,23 @@ from prefect import task
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
 from tasks.data.datasets import check_data, load_dataset
-from tasks.science.alignment.matching import FUNCTION_TOLERANCE, function_error, match
+from tasks.science.alignment.matching import match
 from tasks.science.data.augmentation import statistics_images
 from tasks.science.networks import build_network
 from tasks.science.networks.permutation_spec import cell_permutation_spec
 from tasks.science.specs.pairing import Pairing
 from tasks.science.specs.state import State
 from tasks.science.symmetry.controls import permuted_self
+from tasks.science.symmetry.proof import FUNCTION_TOLERANCE, function_error
 from tasks.stored.artifacts import LazyStates, has_match, load_weights, save_match
 
 
 @task(**TASK_OPTIONS)
 def align(pairings: Sequence[Pairing], store: Store, data_dir: Path) -> list[str]:
-    """Aligns those pairs of one cell and statistics set that the store lacks, those of a matcher in one pass; returns a
-    sentence for each that must stop."""
+    """Align those pairs of one cell and statistics set that the store lacks, those of a matcher in one pass.
+
+    Returns a sentence for each pair that must stop.
+    """
     pairings = [pairing for pairing in pairings if not has_match(store, pairing)]
     if not pairings:
         return []

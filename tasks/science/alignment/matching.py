@@ -1,9 +1,9 @@
-"""Finds the permutation of B's units that aligns them with A's, and proves that it leaves B's function unchanged.
+"""Matchers: the permutation of B's units that aligns them with A's.
 
 One interface for every matcher of the table `MATCHERS`: `match`. Activation matching pairs units whose activations
 correlate, weight matching units whose weights have a large inner product (weight_matching.py). Nested axes are matched
-together, heads by how well their channels can be paired (families.py). What the tracer could not observe, activation
-matching orders by its weights in the end, with all else in place.
+together, heads by how well their channels can be paired (nested_assignment.py). Axes that the tracer could not observe
+are ordered by their weights in the end, with all else in place.
 """
 
 from __future__ import annotations
@@ -13,16 +13,13 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
-from tasks.science.alignment.assignment import SOLVERS, Solver, assign
+from tasks.science.alignment.assignment import SOLVERS, Solver
 from tasks.science.alignment.moments import (
     ObservedFamily,
     States,
@@ -31,45 +28,25 @@ from tasks.science.alignment.moments import (
     readable_families,
     unit_correlations,
 )
+from tasks.science.alignment.nested_assignment import Paired, assign_tree
 from tasks.science.alignment.weight_matching import match_weights, unit_cosines
-from tasks.science.evaluation.functional import compute, mode
-from tasks.science.evaluation.outputs import logits_in
-from tasks.science.evaluation.precision import CastsKept
-from tasks.science.specs.matchers import MATCHERS, MatcherChoice, parse_matcher
+from tasks.science.specs.matchers import MatcherChoice, parse_matcher
 from tasks.science.specs.state import State
 from tasks.science.symmetry.controls import shuffle
-from tasks.science.symmetry.families import Families, Paired
+from tasks.science.symmetry.families import Families
 from tasks.science.symmetry.permutation import Permutation, PermutationSpec
 
-__all__ = [
-    "FUNCTION_TOLERANCE",
-    "MATCHERS",
-    "AxisMatch",
-    "Match",
-    "assign",
-    "function_error",
-    "match",
-    "shared_partners",
-]
-
-FUNCTION_TOLERANCE = 1e-9
-"""Largest `function_error` of a permutation that is used: float64 rounding stays orders of magnitude below."""
-
-FUNCTION_EXAMPLES = 128
-
 MAX_ROUNDS = 5
-"""How often axes whose samples are units of other axes are matched anew."""
+"""Most rounds in which axes whose samples are units of other axes are matched anew."""
 
 STEADY_TOLERANCE = 1e-2
 """Largest difference between activations of a permuted network and reordered ones that float32 rounding is held to
 explain, beside the largest activation."""
 
-FUNCTION_BATCH_SIZE = 16
-
 
 @dataclass(frozen=True)
 class AxisMatch:
-    """How well one axis was matched.
+    """The quality of the match of one axis.
 
     `matched_correlation`: mean correlation of A's units with their partners, `identity_correlation`: with B's unit at
     the same position; both over the positions where both units live (NaN where there is none). `n_dead`: matched
@@ -90,8 +67,8 @@ class Match:
     """A permutation of B into alignment with A.
 
     `objective`: the sum of matched correlations over all axes, or of the products of weights over all parameters that
-    move. `restarts`: what each descent of weight matching reached. `seconds` is this pair's share of the time that its
-    group took.
+    move. `restarts`: the objective that each descent of weight matching reached. `seconds` is this pair's share of the
+    time that its group took.
     """
 
     permutation: Permutation
@@ -109,10 +86,10 @@ def match(
     matcher: str,
     images: Tensor | None = None,
 ) -> list[Match]:
-    """Aligns the second of each pair with the first; `pairs` are indices into `states`, the result has their order.
+    """Align the second of each pair with the first; `pairs` are indices into `states`, the result has their order.
 
     `matcher`: a name from `MATCHERS`, with options where they differ from the defaults (`weight/restarts=5`).
-    `images` (n_examples, channels, height, width): what a matcher that needs data sees.
+    `images` (n_examples, channels, height, width): the samples of a matcher that needs data.
     Raises ValueError for an unknown matcher or option, for images that are missing, for weights that are not finite.
     """
     choice = parse_matcher(matcher)
@@ -137,19 +114,6 @@ def match(
     return [Match(m.permutation, m.objective, m.axes, seconds, m.restarts) for m in found]
 
 
-def shared_partners(first: Match, second: Match, dead: Mapping[str, NDArray[np.bool_]]) -> dict[str, float]:
-    """Per axis, the share of A's live units that two matches give the same partner; NaN where none is live.
-
-    `dead[axis]` (size,) bool says which units of A, or positions, do not count. With matches from two disjoint halves
-    of the data it tells how much of a permutation is in the networks and how much in the samples.
-    """
-    shares: dict[str, float] = {}
-    for axis, partners in first.permutation.items():
-        live = ~dead[axis] if axis in dead else np.ones(len(partners), dtype=bool)
-        shares[axis] = _mean((partners == second.permutation[axis])[live].astype(np.float64))
-    return shares
-
-
 def _match_activations(
     network: nn.Module,
     spec: PermutationSpec,
@@ -158,7 +122,7 @@ def _match_activations(
     choice: MatcherChoice,
     images: Tensor,
 ) -> list[Match]:
-    """Aligns pairs by the correlation of their activations. All axes and pairs come from one pass (see moments.py).
+    """Align pairs by the correlation of their activations, all axes and pairs from one pass (see moments.py).
 
     Source: Li et al. 2015, arXiv 1511.07543; REPAIR, section 2.
     Deviates: exact correlations over the whole pass, where the authors average per-batch deviations and add 1e-4: that
@@ -173,17 +137,16 @@ def _match_activations(
     solver = SOLVERS[str(choice.options["solver"])]
     batch = int(choice.options["batch"]) if "batch" in choice.options else None
     unsteady = _unsteady_trees(network, families, observed, state, images[:1], seen)
-    root_of = {family: root for root in families.roots for family in families.tree(root)}
-    steady = [family for family in observed if root_of[family.name] not in unsteady]
+    steady = [family for family in observed if families.root_of[family.name] not in unsteady]
     found = _match_once(network, families, states, pairs, steady, images, batch, solver)
     if unsteady:
-        later = [family for family in observed if root_of[family.name] in unsteady]
+        later = [family for family in observed if families.root_of[family.name] in unsteady]
         found = [
             _match_again(network, families, states[a], states[b], one, later, images, batch, solver)
             for (a, b), one in zip(pairs, found, strict=True)
         ]
-    seen = {root_of[family.name] for family in observed}
-    unseen = [family for family in families.axes if root_of[family] not in seen]
+    seen = {families.root_of[family.name] for family in observed}
+    unseen = [family for family in families.axes if families.root_of[family] not in seen]
     if unseen:
         parameters = _parameters(network)
         for position, (a, b) in enumerate(pairs):
@@ -203,12 +166,11 @@ def _match_once(
     batch: int | None,
     solver: Solver,
 ) -> list[Match]:
-    """Every tree of axes that has observed ones, each by itself; the others stay as they are."""
+    """Match every tree of axes that has observed ones, each by itself; the others stay as they are."""
     spec = families.spec
-    root_of = {family: root for root in families.roots for family in families.tree(root)}
     waiting: dict[str, set[str]] = {}
     for family in observed:
-        waiting.setdefault(root_of[family.name], set()).add(family.name)
+        waiting.setdefault(families.root_of[family.name], set()).add(family.name)
     positions: dict[tuple[int, int], list[int]] = {}
     for position, pair in enumerate(pairs):
         positions.setdefault(pair, []).append(position)
@@ -218,20 +180,20 @@ def _match_once(
     # A tree is matched once all of its families are measured.
     measured: dict[tuple[tuple[int, int], str], dict[str, UnitCorrelations]] = {}
     for found in unit_correlations(network, states, list(positions), observed, images, batch):
-        root = root_of[found.family.name]
+        root = families.root_of[found.family.name]
         together = measured.setdefault((found.pair, root), {})
         together[found.family.name] = found
         if len(together) < len(waiting[root]):
             continue
         del measured[found.pair, root]
         scores = {name: one.correlations for name, one in together.items()}
-        objective, paired = families.best(root, scores, solver)
+        objective, paired = assign_tree(families, root, scores, solver)
         described = _describe(families, paired, together)
         for position in positions[found.pair]:
             objectives[position] += objective
             axes[position] |= described
             for one in paired:
-                vectors[position][families.names[one.family, one.b]] = one.partners
+                vectors[position][spec.named[one.family, one.b]] = one.partners
         # The next pass needs the memory that these correlations hold.
         del found, together, scores
     matches: list[Match] = []
@@ -252,8 +214,10 @@ def _match_again(
     batch: int | None,
     solver: Solver,
 ) -> Match:
-    """Matches axes whose samples are units of other axes, B being permuted by what was found until then; repeated
-    while anything changes, since they may depend on one another."""
+    """Match axes whose samples are units of other axes, B being permuted by what was found until then.
+
+    Repeated while anything changes, since such axes may depend on one another.
+    """
     spec = families.spec
     permutation, first, last = found.permutation, None, found
     for _ in range(MAX_ROUNDS):
@@ -279,9 +243,11 @@ def _unsteady_trees(
     image: Tensor,
     seen: Mapping[str, Tensor],
 ) -> set[str]:
-    """Trees whose activations are out of order where other axes are: a hidden axis over tokens, say, whose samples
-    are the channels of a stream. Found by comparing what was `seen` of a network on one image, (1, ...), with what a
-    permuted copy of it makes of that."""
+    """Return the trees whose activations are out of order where other axes are.
+
+    The samples of a hidden axis over tokens, say, are the channels of a stream. Found by comparing what was `seen` of a
+    network on one image, (1, ...), with the activations of a permuted copy.
+    """
     if all(len(seen[family.name]) == 1 and seen[family.name].ndim == 2 for family in observed):
         return set()
     spec = families.spec
@@ -290,19 +256,21 @@ def _unsteady_trees(
     unsteady: set[str] = set()
     for family in observed:
         columns = [
-            families.units(family.name, families.paths[source]).start + shuffle[source]
-            for source in (families.origin(shuffle, axis.name) for axis in family.axes)
+            families.units(family.name, spec.paths[source]).start + shuffle[source]
+            for source in (spec.origin(shuffle, axis.name) for axis in family.axes)
         ]
         expected = seen[family.name][:, torch.from_numpy(np.concatenate(columns))]
         gap = (moved[family.name] - expected).abs().max()
         if not bool(gap <= STEADY_TOLERANCE * expected.abs().max()):
-            unsteady.add(next(root for root in families.roots if family.name in families.tree(root)))
+            unsteady.add(families.root_of[family.name])
     return unsteady
 
 
 def _independent(families: Families, observed: Sequence[ObservedFamily]) -> list[ObservedFamily]:
-    """Those to be scored: a family whose nested ones are observed is told by them, its own channels being out of order
-    until they are matched."""
+    """Return the families to be scored: those of which no nested family is observed.
+
+    The channels of an enclosing family are out of order until the nested ones are matched.
+    """
     names = {family.name for family in observed}
     return [family for family in observed if not names.intersection(families.tree(family.name)[1:])]
 
@@ -336,10 +304,10 @@ def _parameters(network: nn.Module) -> set[str]:
 def _describe(
     families: Families, paired: Sequence[Paired], measured: Mapping[str, UnitCorrelations]
 ) -> dict[str, AxisMatch]:
-    """One row per axis, under its name in A; heads are described by the channels within them."""
+    """Return one row per axis, under its name in A; heads are described by the channels within them."""
     described: dict[str, AxisMatch] = {}
     for one in paired:
-        name = families.names[one.family, one.a]
+        name = families.spec.named[one.family, one.a]
         size = len(one.partners)
         below = [family for family in families.tree(one.family) if family in measured]
         if not below:
@@ -358,10 +326,10 @@ def _describe(
                 dead_at_identity &= found.dead_a[rows] | found.dead_b[rows]
                 n_each += 1
                 continue
-            inside = [axis for axis in families.axes[family] if families.paths[axis.name][: len(one.a)] == one.a]
+            inside = [axis for axis in families.axes[family] if families.spec.paths[axis.name][: len(one.a)] == one.a]
             n_each += sum(axis.size for axis in inside) // size
             for axis in inside:
-                path = families.paths[axis.name]
+                path = families.spec.paths[axis.name]
                 unit = path[len(one.a)]
                 rows = families.units(family, path)
                 same[unit] += diagonal[rows].sum()
@@ -375,62 +343,6 @@ def _describe(
             identity_correlation=_mean((same / n_each)[~dead_at_identity]),
         )
     return described
-
-
-@torch.no_grad()
-def function_error(
-    network: nn.Module, state: State, permuted: State, images: Tensor, kept: CastsKept | None = None
-) -> float:
-    """Largest difference between the outputs of `state` and `permuted`, over the largest absolute output of `state`.
-
-    In float64 and evaluation mode, on the first 128 of `images`; casts to fewer digits are left out, and recorded in
-    `kept`. A permutation that is no symmetry of the network shows here. Infinite where an output is not finite, or
-    where all outputs are 0 and the others are not.
-    """
-    shown = images[:FUNCTION_EXAMPLES]
-    batches = _batches(shown.double() if shown.is_floating_point() else shown)
-    kept = kept or CastsKept(network)
-    logits, moved = (_outputs_in_double(network, weights, batches, kept) for weights in (state, permuted))
-    if not bool(torch.isfinite(logits).all() and torch.isfinite(moved).all()):
-        return float("inf")
-    difference, largest = float((logits - moved).abs().max()), float(logits.abs().max())
-    if difference == 0:
-        return 0.0
-    return difference / largest if largest > 0 else float("inf")
-
-
-def _batches(images: Tensor) -> list[Tensor]:
-    """`images` in batches, none of a single one where there are more: a network that ends in a squeeze puts out no row
-    for that."""
-    ends = list(range(FUNCTION_BATCH_SIZE, len(images) - 1, FUNCTION_BATCH_SIZE))
-    return list(images.tensor_split(ends))
-
-
-def _outputs_in_double(network: nn.Module, state: State, batches: Sequence[Tensor], kept: CastsKept) -> Tensor:
-    with mode(network, training=False), _InDouble(state), kept:
-        outputs = [logits_in(compute(network, state, batch)) for batch in batches]
-    return torch.cat(outputs)
-
-
-class _InDouble(TorchFunctionMode):
-    """Hands every operation the float64 copies of the weights that it reads, and drops them again: a whole state in
-    float64 would take twice the memory of the weights."""
-
-    def __init__(self, state: State) -> None:
-        super().__init__()
-        self.weights = {id(tensor) for tensor in state.values() if tensor.is_floating_point()}
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if getattr(func, "__name__", "") == "__get__":
-            # Of an attribute (`weight.T`, `weight.shape`) only a tensor is converted.
-            value = func(*args, **(kwargs or {}))
-            return value.double() if isinstance(value, Tensor) and id(args[0]) in self.weights else value
-        arguments: tuple[tuple[Any, ...], dict[str, Any]] = tree_map_only(
-            Tensor, lambda tensor: tensor.double() if id(tensor) in self.weights else tensor, (args, kwargs or {})
-        )
-        return func(*arguments[0], **arguments[1])
 
 
 def _is_finite(tensor: Tensor) -> bool:

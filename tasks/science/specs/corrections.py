@@ -47,10 +47,6 @@ class Correction:
     blocks: bool = False
     """Whether the outputs of residual blocks are brought to a goal as well."""
 
-    def keeps_architecture(self, normalization: str) -> bool:
-        """Whether the corrected weights have the keys and shapes of the network that they came from."""
-        return normalization not in self.extra_layers
-
 
 _EVERY_LAYER = "every layer; the BatchNorm behind one"
 
