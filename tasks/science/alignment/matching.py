@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -111,7 +112,7 @@ def match(
     else:
         found = _match_activations(network, spec, states, pairs, choice, images)
     seconds = (time.perf_counter() - begun) / max(len(pairs), 1)
-    return [Match(m.permutation, m.objective, m.axes, seconds, m.restarts) for m in found]
+    return [dataclasses.replace(one, seconds=seconds) for one in found]
 
 
 def _match_activations(
@@ -168,39 +169,42 @@ def _match_once(
 ) -> list[Match]:
     """Match every tree of axes that has observed ones, each by itself; the others stay as they are."""
     spec = families.spec
-    waiting: dict[str, set[str]] = {}
-    for family in observed:
-        waiting.setdefault(families.root_of[family.name], set()).add(family.name)
     positions: dict[tuple[int, int], list[int]] = {}
     for position, pair in enumerate(pairs):
         positions.setdefault(pair, []).append(position)
     vectors = [{**spec.identity()} for _ in pairs]
     axes: list[dict[str, AxisMatch]] = [{} for _ in pairs]
     objectives = [0.0] * len(pairs)
-    # A tree is matched once all of its families are measured.
-    measured: dict[tuple[tuple[int, int], str], dict[str, UnitCorrelations]] = {}
-    for found in unit_correlations(network, states, list(positions), observed, images, batch):
-        root = families.root_of[found.family.name]
-        together = measured.setdefault((found.pair, root), {})
-        together[found.family.name] = found
-        if len(together) < len(waiting[root]):
-            continue
-        del measured[found.pair, root]
-        scores = {name: one.correlations for name, one in together.items()}
+    for pair, root, measured in _whole_trees(
+        families, observed, unit_correlations(network, states, list(positions), observed, images, batch)
+    ):
+        scores = {name: one.correlations for name, one in measured.items()}
         objective, paired = assign_tree(families, root, scores, solver)
-        described = _describe(families, paired, together)
-        for position in positions[found.pair]:
+        described = [axis for one in paired if (axis := _describe(families, one, measured))]
+        for position in positions[pair]:
             objectives[position] += objective
-            axes[position] |= described
-            for one in paired:
-                vectors[position][spec.named[one.family, one.b]] = one.partners
+            axes[position] |= {axis.axis: axis for axis in described}
+            vectors[position] |= {spec.named[one.family, one.b]: one.partners for one in paired}
         # The next pass needs the memory that these correlations hold.
-        del found, together, scores
-    matches: list[Match] = []
-    for position in range(len(pairs)):
-        ordered = tuple(axes[position][axis.name] for axis in spec.axes if axis.name in axes[position])
-        matches.append(Match(Permutation(vectors[position]), objectives[position], ordered, 0.0))
-    return matches
+        del measured, scores
+    return [
+        Match(Permutation(vector), objective, tuple(found[axis.name] for axis in spec.axes if axis.name in found), 0.0)
+        for vector, objective, found in zip(vectors, objectives, axes, strict=True)
+    ]
+
+
+def _whole_trees(
+    families: Families, observed: Sequence[ObservedFamily], correlations: Iterable[UnitCorrelations]
+) -> Iterator[tuple[tuple[int, int], str, dict[str, UnitCorrelations]]]:
+    """Yield a pair, the root of a tree and its correlations, once all observed families of the tree are measured."""
+    n_observed = Counter(families.root_of[family.name] for family in observed)
+    measured: dict[tuple[tuple[int, int], str], dict[str, UnitCorrelations]] = {}
+    for found in correlations:
+        pair, root = found.pair, families.root_of[found.family.name]
+        measured.setdefault((pair, root), {})[found.family.name] = found
+        del found
+        if len(measured[pair, root]) == n_observed[root]:
+            yield pair, root, measured.pop((pair, root))
 
 
 def _match_again(
@@ -301,48 +305,40 @@ def _parameters(network: nn.Module) -> set[str]:
     return {name for name, _ in network.named_parameters(remove_duplicate=False)}
 
 
-def _describe(
-    families: Families, paired: Sequence[Paired], measured: Mapping[str, UnitCorrelations]
-) -> dict[str, AxisMatch]:
-    """Return one row per axis, under its name in A; heads are described by the channels within them."""
-    described: dict[str, AxisMatch] = {}
-    for one in paired:
-        name = families.spec.named[one.family, one.a]
-        size = len(one.partners)
-        below = [family for family in families.tree(one.family) if family in measured]
-        if not below:
+def _describe(families: Families, paired: Paired, measured: Mapping[str, UnitCorrelations]) -> AxisMatch | None:
+    """Return the match of one pair of axes, under its name in A; heads are described by the channels within them."""
+    below = [family for family in families.tree(paired.family) if family in measured]
+    if not below:
+        return None
+    size = len(paired.partners)
+    same, n_each = np.zeros(size), 0
+    dead, dead_at_identity = np.ones(size, dtype=bool), np.ones(size, dtype=bool)
+    for family in below:
+        found = measured[family]
+        diagonal = np.diagonal(found.correlations)
+        if family == paired.family:
+            rows, columns = families.units(family, paired.a), families.units(family, paired.b)
+            dead &= found.dead_a[rows] | found.dead_b[columns][paired.partners]
+            # At the same position stands, before anything moves, the axis of the same path.
+            same += diagonal[rows]
+            dead_at_identity &= found.dead_a[rows] | found.dead_b[rows]
+            n_each += 1
             continue
-        gains, same = one.gains, np.zeros(size)
-        dead, dead_at_identity = np.ones(size, dtype=bool), np.ones(size, dtype=bool)
-        n_each = 0
-        for family in below:
-            found = measured[family]
-            diagonal = np.diagonal(found.correlations)
-            if family == one.family:
-                rows, columns = families.units(family, one.a), families.units(family, one.b)
-                dead &= found.dead_a[rows] | found.dead_b[columns][one.partners]
-                # At the same position stands, before anything moves, the axis of the same path.
-                same += diagonal[rows]
-                dead_at_identity &= found.dead_a[rows] | found.dead_b[rows]
-                n_each += 1
-                continue
-            inside = [axis for axis in families.axes[family] if families.spec.paths[axis.name][: len(one.a)] == one.a]
-            n_each += sum(axis.size for axis in inside) // size
-            for axis in inside:
-                path = families.spec.paths[axis.name]
-                unit = path[len(one.a)]
-                rows = families.units(family, path)
-                same[unit] += diagonal[rows].sum()
-                dead_at_identity[unit] &= bool((found.dead_a[rows] | found.dead_b[rows]).all())
-                dead[unit] &= bool(found.dead_a[rows].all())
-        described[name] = AxisMatch(
-            axis=name,
-            size=size,
-            n_dead=int(dead.sum()),
-            matched_correlation=_mean((gains / n_each)[~dead]),
-            identity_correlation=_mean((same / n_each)[~dead_at_identity]),
-        )
-    return described
+        depth, paths = len(paired.a), families.spec.paths
+        inside = [axis for axis in families.axes[family] if paths[axis.name][:depth] == paired.a]
+        n_each += sum(axis.size for axis in inside) // size
+        for axis in inside:
+            unit, rows = paths[axis.name][depth], families.units(family, paths[axis.name])
+            same[unit] += diagonal[rows].sum()
+            dead_at_identity[unit] &= bool((found.dead_a[rows] | found.dead_b[rows]).all())
+            dead[unit] &= bool(found.dead_a[rows].all())
+    return AxisMatch(
+        axis=families.spec.named[paired.family, paired.a],
+        size=size,
+        n_dead=int(dead.sum()),
+        matched_correlation=_mean((paired.gains / n_each)[~dead]),
+        identity_correlation=_mean((same / n_each)[~dead_at_identity]),
+    )
 
 
 def _is_finite(tensor: Tensor) -> bool:

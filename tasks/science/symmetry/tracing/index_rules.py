@@ -9,7 +9,16 @@ import numpy as np
 from torch.fx import Node
 
 from tasks.science.symmetry.tracing.graph import operation_name
-from tasks.science.symmetry.tracing.layouts import Field, Layout, combine, freeze_all, insert_dim, reduce, rigid_layout
+from tasks.science.symmetry.tracing.layouts import (
+    Field,
+    Layout,
+    combine,
+    freeze_all,
+    insert_dim,
+    reduce,
+    rigid_layout,
+    shifted,
+)
 from tasks.science.symmetry.tracing.operations import (
     ORDER,
     WINDOW,
@@ -178,7 +187,7 @@ def _index_put(visitor: Visitor, node: Node) -> Value:
     shift = len(written) - len(values.shape)
     if shift < 0:
         raise NotCovered
-    spread = Layout((*(1,) * shift, *values.shape), _moved(values.fields, shift))
+    spread = Layout((*(1,) * shift, *values.shape), shifted(values, shift))
     over = range(where, where + len(grid))
     spread = visitor.freeze_dims(spread, [d for d in over if spread.shape[d] > 1], ORDER)
     back = {_place(d, kept, where, len(grid)): d for d in kept}
@@ -186,10 +195,6 @@ def _index_put(visitor: Visitor, node: Node) -> Value:
     slices = [Field(tuple(back[d] for d in f.dims), f.nodes) for f in rest]
     sizes = tuple(1 if d in dims else spread.shape[_place(d, kept, where, len(grid))] for d in range(len(x.shape)))
     return combine(visitor.demands, [visitor.freeze_dims(x, dims, INDEXED), Layout(sizes, tuple(slices))], x.shape)
-
-
-def _moved(fields: Sequence[Field], by: int) -> tuple[Field, ...]:
-    return tuple(Field(tuple(d + by for d in f.dims), f.nodes) for f in fields)
 
 
 def _masked(visitor: Visitor, x: Layout, mask: Layout, values: Layout) -> Layout:

@@ -153,7 +153,7 @@ def free_layout(demands: Demands, shape: Sequence[int]) -> Layout:
     return demands.register(Layout(tuple(shape), fields))
 
 
-def spread(nodes: Nodes, dims: tuple[int, ...], onto: tuple[int, ...]) -> Nodes:
+def broadcast_nodes(nodes: Nodes, dims: tuple[int, ...], onto: tuple[int, ...]) -> Nodes:
     """Return nodes over `dims` as a view that broadcasts over the grid of `onto`."""
     shape = [1] * len(onto)
     for axis, d in enumerate(dims):
@@ -189,7 +189,7 @@ def joint(demands: Demands, fields: Sequence[Field], dims: tuple[int, ...], shap
         base = demands.fresh([shape[d] for d in dims])
     for f in fields:
         if f.dims != dims:
-            demands.map(base, spread(_nodes_of(demands, f, shape), f.dims, dims))
+            demands.map(base, broadcast_nodes(_nodes_of(demands, f, shape), f.dims, dims))
     return Field(dims, base)
 
 
@@ -202,10 +202,10 @@ def _joint_products(demands: Demands, fields: Sequence[Field], dims: tuple[int, 
     others = [(f.dims, f.product) for f in fields if f is not base and f.product]
     if len(others) < len(fields) - 1:
         return None
-    if any((np.broadcast_to(spread(p[1], d, dims), tag.shape) != tag).any() for d, p in others):
+    if any((np.broadcast_to(broadcast_nodes(p[1], d, dims), tag.shape) != tag).any() for d, p in others):
         return None
     for d, p in others:
-        other = np.broadcast_to(spread(p[0], d, dims), core.shape)
+        other = np.broadcast_to(broadcast_nodes(p[0], d, dims), core.shape)
         pairs = np.unique(np.stack([core.ravel(), other.ravel()]), axis=1)
         (demands.tie if d == dims else demands.map)(pairs[0], pairs[1])
     return base
@@ -260,9 +260,9 @@ def freeze(demands: Demands, layout: Layout, dims: Iterable[int], reason: str) -
         assert f.nodes is not None
         for d in f.dims:
             if d in todo:
-                demands.map(f.nodes, spread(demands.tags(layout.shape[d]), (d,), f.dims))
+                demands.map(f.nodes, broadcast_nodes(demands.tags(layout.shape[d]), (d,), f.dims))
         parents = demands.fresh([layout.shape[d] for d in kept])
-        demands.map(f.nodes, spread(parents, kept, f.dims))
+        demands.map(f.nodes, broadcast_nodes(parents, kept, f.dims))
         out.append(Field(kept, parents))
     out.extend(Field((d,), None) for d in todo if layout.shape[d] > 1)
     return demands.register(Layout(layout.shape, tuple(out)))
@@ -296,7 +296,7 @@ def _reduced(demands: Demands, f: Field, kept: tuple[int, ...]) -> Field:
     f = _solid(demands, f)
     assert f.nodes is not None
     parents = demands.fresh([n for n, d in zip(f.nodes.shape, f.dims, strict=True) if d in kept])
-    demands.map(f.nodes, spread(parents, kept, f.dims))
+    demands.map(f.nodes, broadcast_nodes(parents, kept, f.dims))
     return Field(kept, parents)
 
 
@@ -339,6 +339,11 @@ def insert_dim(layout: Layout, dim: int) -> Layout:
     shape = (*layout.shape[:dim], 1, *layout.shape[dim:])
     fields = (Field(tuple(d + (d >= dim) for d in f.dims), f.held, f.product) for f in layout.fields)
     return Layout(shape, tuple(fields))
+
+
+def shifted(layout: Layout, by: int) -> tuple[Field, ...]:
+    """Return the fields of the layout behind `by` new dimensions."""
+    return tuple(Field(tuple(d + by for d in f.dims), f.nodes) for f in layout.fields)
 
 
 def alone(demands: Demands, layout: Layout, dim: int) -> Layout:

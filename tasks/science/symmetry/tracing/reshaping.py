@@ -13,11 +13,11 @@ from tasks.science.symmetry.tracing.layouts import (
     Field,
     Layout,
     Nodes,
+    broadcast_nodes,
     freeze,
     joint,
     moving_nodes,
     select_dims,
-    spread,
 )
 
 
@@ -98,12 +98,12 @@ def _product(fields: Sequence[Field], dims: tuple[int, ...], shape: tuple[int, .
         return None
     grid = [shape[d] for d in dims]
     core, tag = moving[0].product or (moving_nodes(moving[0]), np.zeros_like(moving_nodes(moving[0])))
-    core = np.broadcast_to(spread(core, moving[0].dims, dims), grid)
-    tag = np.broadcast_to(spread(tag, moving[0].dims, dims), grid)
+    core = np.broadcast_to(broadcast_nodes(core, moving[0].dims, dims), grid)
+    tag = np.broadcast_to(broadcast_nodes(tag, moving[0].dims, dims), grid)
     for f in fields:
         if f.rigid:
             size = shape[f.dims[0]]
-            tag = tag * size + spread(np.arange(size, dtype=np.int64), f.dims, dims)
+            tag = tag * size + broadcast_nodes(np.arange(size, dtype=np.int64), f.dims, dims)
     _, dense = np.unique(tag, return_inverse=True)
     return core, dense.reshape(grid).astype(np.int64)
 

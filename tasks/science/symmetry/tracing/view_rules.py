@@ -19,6 +19,7 @@ from tasks.science.symmetry.tracing.layouts import (
     combine,
     insert_dim,
     select_dims,
+    shifted,
 )
 from tasks.science.symmetry.tracing.operations import (
     NotCovered,
@@ -84,14 +85,10 @@ def _squeeze(visitor: Visitor, node: Node) -> Value:
 def _repeat(visitor: Visitor, node: Node) -> Value:
     x = visitor.solid(node.args[0])
     times = cast(Sequence[int], node.args[1])
-    x = Layout((*(1,) * (len(times) - len(x.shape)), *x.shape), _shift(x, len(times) - len(x.shape)))
+    x = Layout((*(1,) * (len(times) - len(x.shape)), *x.shape), shifted(x, len(times) - len(x.shape)))
     wide = reshape(visitor.demands, x, [n for size in x.shape for n in (1, size)])
     copies = [n for pair in zip(times, x.shape, strict=True) for n in pair]
     return reshape(visitor.demands, combine(visitor.demands, [wide], copies), result_shape(node))
-
-
-def _shift(x: Layout, by: int) -> tuple[Field, ...]:
-    return tuple(Field(tuple(d + by for d in f.dims), f.nodes) for f in x.fields)
 
 
 @rule("full_like", "zeros_like", "ones_like", "new_full", "new_zeros", "new_ones")
