@@ -39,8 +39,9 @@ class InFloat64:
     def compute(self, state: State, *inputs: Tensor) -> Any:
         """Return the output of the network with the weights `state` for copies of `inputs`."""
         wide = [x.double() if _is_narrow(x.dtype) else x.clone() for x in inputs]
-        with _WideWeights({**dict(self.network.named_buffers()), **state}), self._without_casts:
-            return compute(self.network, state, *wide)
+        loose = loose_buffers(self.network, state, torch.float64)
+        with _WideWeights(state), self._without_casts:
+            return compute(self.network, loose | state, *wide)
 
 
 class _WithoutCasts(TorchDispatchMode):
@@ -98,6 +99,12 @@ class _WideWeights(TorchFunctionMode):
 
     def _wide(self, tensor: Tensor) -> Tensor:
         return tensor.double() if id(tensor) in self._weights else tensor
+
+
+def loose_buffers(network: nn.Module, state: State, dtype: torch.dtype) -> State:
+    """Return the floating buffers that `state` lacks, as `dtype`: exchanged with it, they are put back after a pass."""
+    buffers = network.named_buffers()
+    return {key: buffer.to(dtype) for key, buffer in buffers if key not in state and buffer.is_floating_point()}
 
 
 def _is_narrow(dtype: Any) -> bool:

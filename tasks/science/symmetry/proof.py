@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tasks.science.evaluation.functional import compute, mode
 from tasks.science.evaluation.outputs import logits_in
-from tasks.science.evaluation.precision import InFloat64
+from tasks.science.evaluation.precision import InFloat64, loose_buffers
 from tasks.science.evaluation.random_state import kept_random_state
 from tasks.science.specs.state import State
 from tasks.science.symmetry.permutation import Permutation, PermutationSpec
@@ -67,9 +67,7 @@ class FunctionProof:
         if self._in_float64 is not None:
             return self._in_float64.compute(state, *batch)
         dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
-        buffers = self.network.named_buffers()
-        loose = {key: b.to(dtype) for key, b in buffers if key not in state and b.is_floating_point()}
-        return compute(self.network, loose | state, *(x.clone() for x in batch))
+        return compute(self.network, loose_buffers(self.network, state, dtype) | state, *(x.clone() for x in batch))
 
     def error_of(self, state: State) -> float:
         """Return the relative error of the outputs with the weights `state`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import cast
 
 import numpy as np
@@ -261,45 +262,56 @@ def build_axes(
     sources = [Readings(symmetry, v.graph, v.values, parameters) for v in visitors]
     nested_in = {f.path[-1] for f in symmetry.families.values() if f.path}
     attended = _attended(symmetry, visitors)
-    rank = {key: i for i, key in enumerate(state)}
-    families = sorted(
-        symmetry.families.values(),
-        key=lambda f: (len(f.path), min((rank[s.key] for s in slots.get((f.number, 0), [])), default=0), f.number),
-    )
     names: dict[int, str] = {}
-    taken: set[str] = set()
     axes: list[Axis] = []
     dropped: list[FixedAxis] = []
-    for family in families:
-        readings: dict[int, tuple[Reading, ...]] = {}
-        source = sources[0]
-        for source in sources:
-            readings = source.of(family)
-            if readings:
-                break
-        if (family.number, 0) not in slots:
-            continue
-        keys = {s.key for s in slots[family.number, 0]}
-        if len(readings) < len(family.copies) and len(keys & parameters) < 2:
-            places = tuple(dict.fromkeys((s.key, s.dim) for s in slots[family.number, 0]))
+    for family in _in_order(symmetry, slots, state):
+        source, readings = _first_readings(sources, family)
+        own = slots[family.number, 0]
+        if len(readings) < len(family.copies) and len({s.key for s in own} & parameters) < 2:
+            places = tuple(dict.fromkeys((s.key, s.dim) for s in own))
             dropped.append(FixedAxis(family.size, "no activation carries it", places))
             continue
-        name = _base_name(source, readings.get(0, ()), slots[family.number, 0])
+        name = _base_name(source, readings.get(0, ()), own)
         if family.number in nested_in:
             name += ".heads" if family.number in attended else ".groups"
-        names[family.number] = name = _unique(name, taken)
-        for copy, units in enumerate(family.copies.tolist()):
-            parent = None
-            if family.path:
-                if family.path[-1] not in names:
-                    break
-                above = symmetry.families[family.path[-1]]
-                parent = _copy_name(names[above.number], units[:-1])
-            moved = tuple(slots[family.number, copy])
-            block = units[-1] if units else 0
-            seen = readings.get(copy, ()) if source is sources[0] else ()
-            axes.append(Axis(_copy_name(name, units), family.size, moved, seen, name, parent, block))
+        names[family.number] = _unique(name, names.values())
+        if not family.path or family.path[-1] in names:
+            axes += _axes_of(family, names, slots, readings if source is sources[0] else {})
     return tuple(axes), tuple(dropped)
+
+
+def _in_order(symmetry: Symmetry, slots: dict[Copy, list[Slot]], state: dict[str, Layout]) -> list[Family]:
+    """Return the families that have slots, parents first, by the first entry of the state dict that they move."""
+    rank = {key: i for i, key in enumerate(state)}
+
+    def place(family: Family) -> tuple[int, int, int]:
+        return len(family.path), min(rank[s.key] for s in slots[family.number, 0]), family.number
+
+    return sorted((f for f in symmetry.families.values() if (f.number, 0) in slots), key=place)
+
+
+def _first_readings(sources: Sequence[Readings], family: Family) -> tuple[Readings, dict[int, tuple[Reading, ...]]]:
+    """Return the readings of a family in the first graph that has any, and that graph's source."""
+    for source in sources:
+        if readings := source.of(family):
+            return source, readings
+    return sources[-1], {}
+
+
+def _axes_of(
+    family: Family,
+    names: dict[int, str],
+    slots: dict[Copy, list[Slot]],
+    readings: dict[int, tuple[Reading, ...]],
+) -> Iterator[Axis]:
+    """Yield one axis for every copy of a family, each named by the units that enclose it."""
+    name = names[family.number]
+    for copy, units in enumerate(family.copies.tolist()):
+        parent = _copy_name(names[family.path[-1]], units[:-1]) if family.path else None
+        block = units[-1] if units else 0
+        moved, seen = tuple(slots[family.number, copy]), readings.get(copy, ())
+        yield Axis(_copy_name(name, units), family.size, moved, seen, name, parent, block)
 
 
 def _copy_name(family: str, units: Sequence[int]) -> str:
@@ -308,18 +320,15 @@ def _copy_name(family: str, units: Sequence[int]) -> str:
 
 def _base_name(source: Readings, readings: tuple[Reading, ...], slots: Sequence[Slot]) -> str:
     """Return the name of the module that makes the axis, of a stream that of the last module that writes to it."""
-    if any(r.kind == "sum" for r in readings[:1]) or (len(readings) > 1 and any(r.kind == "sum" for r in readings)):
+    if any(r.kind == "sum" for r in readings):
         return readings[0].module or source.inner_module(readings[0]) or readings[0].node
     made = next((s for s in slots if s.dim == 0 and s.key.endswith("weight")), slots[0])
     return made.key.rpartition(".")[0] if made.key.endswith((".weight", ".bias")) else made.key
 
 
-def _unique(name: str, taken: set[str]) -> str:
-    number, out = 2, name
-    while out in taken:
-        out, number = f"{name}:{number}", number + 1
-    taken.add(out)
-    return out
+def _unique(name: str, taken: Collection[str]) -> str:
+    numbered = (f"{name}:{number}" for number in itertools.count(2))
+    return name if name not in taken else next(other for other in numbered if other not in taken)
 
 
 def _attended(symmetry: Symmetry, visitors: Sequence[Visitor]) -> set[int]:
