@@ -61,6 +61,13 @@ def test_handwritten_network_is_exact_without_the_net_and_every_free_axis_moves(
     assert sorted(a.size for a in spec.axes) == sizes
 
 
+def test_the_net_keeps_the_axes_of_attention_under_a_mask_of_numbers() -> None:
+    """Without gradients torch would take one fused operation for a layer, which reads such a mask as true and false."""
+    build, shape, sizes = OPERATIONS["WindowedEncoder"]
+    spec = trace_permutation_spec(build(), (torch.randn(*shape),))
+    assert sorted(a.size for a in spec.axes) == sizes
+
+
 QUICK = ("resnet18", "squeezenet1_1")
 
 
