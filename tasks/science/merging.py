@@ -161,9 +161,11 @@ def _correct(
     side_a, side_b = (measure_side(working, state, images, blocks=chosen.blocks) for state in ends.states)
     path = CorrectedPath(working, (side_a, side_b.permuted(merged.spec, merged.permutation)), correction, images)
     result = path.at(merged.alpha)
-    # Tensors that the class lacks have no type of their own there.
-    widest = functools.reduce(torch.promote_types, [t for t in ends.types.values() if t.is_floating_point])
-    types = ends.types | dict.fromkeys(result.extra, widest)
+    types = ends.types
+    if result.extra:
+        # Tensors that the class lacks have no type of their own there.
+        widest = functools.reduce(torch.promote_types, [t for t in types.values() if t.is_floating_point])
+        types = types | dict.fromkeys(result.extra, widest)
     return dataclasses.replace(
         merged,
         corrected=_stored(_agreed(merged.network, result.state), types),
