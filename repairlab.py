@@ -40,7 +40,18 @@ _HOMES = {
 }
 """The public names, each with the module that defines it."""
 
-__all__ = list(_HOMES)
+__all__ = [
+    "open_study",
+    "StudyResults",
+    "merge_networks",
+    "trace_permutation_spec",
+    "PermutationSpec",
+    "read_weights",
+    "write_weights",
+    "load_dataset",
+    "load_settings",
+    "TABLES",
+]
 
 _PACKAGES = ("flows", "tasks", "infra")
 

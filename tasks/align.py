@@ -10,13 +10,14 @@ from prefect import task
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
 from tasks.data.datasets import check_data, load_dataset
-from tasks.science.alignment.matching import FUNCTION_TOLERANCE, function_error, match
+from tasks.science.alignment.matching import match
 from tasks.science.data.augmentation import statistics_images
 from tasks.science.networks import build_network
 from tasks.science.networks.permutation_spec import cell_permutation_spec
 from tasks.science.specs.pairing import Pairing
 from tasks.science.specs.state import State
 from tasks.science.symmetry.controls import permuted_self
+from tasks.science.symmetry.proof import FUNCTION_TOLERANCE, function_error
 from tasks.stored.artifacts import LazyStates, load_weights, save_match
 from tasks.stored.expansion import UsableMatch
 

@@ -24,9 +24,9 @@ from infra.text import one_line
 from infra.weights import open_weights, read_weights
 from tasks.data.datasets import UNKNOWN_FINGERPRINT, load_dataset
 from tasks.imports import check_import, imported_digest, save_import
-from tasks.science.merging import check_classes
 from tasks.science.networks import build_network, find_architecture
 from tasks.science.networks.fitting import fit_state, in_float32
+from tasks.science.networks.output_checks import check_classes
 from tasks.science.networks.user_defined import factors_of
 from tasks.science.specs.cell import Cell, Endpoint, Origin
 from tasks.science.specs.checks import check_choice, is_own

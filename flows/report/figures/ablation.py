@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from flows.report.figures.chart import INK, Axis, Chart, Line, Panel, fit_axis, highest, marks, numbers
+from flows.report.figures.chart import INK, Chart, Line, Panel, PanelAxis, fit_axis, highest, marks, numbers
 from flows.report.figures.curves import ALIGNED, REPAIRED, Curve, curves_of, spread
 from flows.report.labels import (
     FACTORS,
@@ -113,9 +113,11 @@ def _panel(
     name = "" if is_apart else "hidden layers" if factor == "depth" and is_mlp else factor.replace("_", " ")
     # Else what only stands aside would look far apart.
     limits = (-0.5, len(places) - 0.5) if len(places) == 1 else None
-    x = Axis(name, "linear", limits, tuple((float(position), place) for place, position in places.items()), is_apart)
+    x = PanelAxis(
+        name, "linear", limits, tuple((float(position), place) for place, position in places.items()), is_apart
+    )
     series = str(of_panel["series"].iloc[0]) if len(of_panel) else ""
-    return Panel(series, x, Axis(title, "linear", (0.0, 1.05 * highest(lines) or 1.0)), tuple(lines))
+    return Panel(series, x, PanelAxis(title, "linear", (0.0, 1.05 * highest(lines) or 1.0)), tuple(lines))
 
 
 def _line(rows: pd.DataFrame, curve: Curve, scale: float, x: Sequence[float], is_joined: bool) -> Line:
@@ -187,7 +189,7 @@ def chart_width(ablation: pd.DataFrame, metric: str, split: str) -> Chart:
         ]
         widths = tuple((float(width), str(width)) for width in of_series["width"].unique())
         y = fit_axis(title, of_series["mean"] * scale, of_series["high"] * scale)
-        panels.append(Panel(str(series), Axis("width", "log2", None, widths), y, tuple(lines)))
+        panels.append(Panel(str(series), PanelAxis("width", "log2", None, widths), y, tuple(lines)))
     return Chart(tuple(panels), 3)
 
 

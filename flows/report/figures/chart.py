@@ -19,7 +19,7 @@ INK = "#20242a"
 
 
 @dataclass(frozen=True)
-class Axis:
+class PanelAxis:
     """`limits` are in the axis' own unit, where they are not left to whoever draws; `ticks` are places with their
     labels, where these are not the numbers themselves."""
 
@@ -69,8 +69,8 @@ class Panel:
     for several measurements of a cell is of the one that has no name, under the factors that are `told`."""
 
     title: str
-    x: Axis
-    y: Axis
+    x: PanelAxis
+    y: PanelAxis
     lines: tuple[Line, ...]
     cell: str = ""
     told: tuple[tuple[str, str], ...] = ()
@@ -100,14 +100,14 @@ def marks() -> Iterator[tuple[str, Fill]]:
                 yield marker, fill
 
 
-def fit_axis(title: str, means: pd.Series, highs: pd.Series) -> Axis:
+def fit_axis(title: str, means: pd.Series, highs: pd.Series) -> PanelAxis:
     """A logarithmic axis where all means are above 0 and the largest is three times the smallest, else one from 0; up
     to the upper ends of the intervals."""
     top = max(means.max(), highs.fillna(0).max())
     if means.min() > 0 and means.max() >= 3 * means.min():
-        return Axis(title, "log", (means.min() / 1.5, top * 1.2))
+        return PanelAxis(title, "log", (means.min() / 1.5, top * 1.2))
     # A little room, in which markers at 0 are whole.
-    return Axis(title, "linear", (-0.03 * top, 1.05 * top) if top > 0 else (-0.1, 1.0))
+    return PanelAxis(title, "linear", (-0.03 * top, 1.05 * top) if top > 0 else (-0.1, 1.0))
 
 
 def highest(lines: Sequence[Line]) -> float:

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from flows.report.figures.chart import Axis, Chart, Line, Panel
+from flows.report.figures.chart import Chart, Line, Panel, PanelAxis
 
 mpl.use("Agg")
 
@@ -107,7 +107,7 @@ def _reach(values: tuple[float, ...], low: tuple[float, ...], high: tuple[float,
     return np.abs(np.array([np.subtract(values, low), np.subtract(high, values)]))
 
 
-def _set_axis(axes: Axes, which: str, axis: Axis) -> None:
+def _set_axis(axes: Axes, which: str, axis: PanelAxis) -> None:
     side = axes.xaxis if which == "x" else axes.yaxis
     axes.set(**{f"{which}label": axis.title})
     if axis.scale == "log":

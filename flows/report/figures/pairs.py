@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flows.report.figures.chart import INK, Axis, Chart, Line, Panel, fit_axis, highest, marks, numbers
+from flows.report.figures.chart import INK, Chart, Line, Panel, PanelAxis, fit_axis, highest, marks, numbers
 from flows.report.figures.curves import DIRECT, REPAIRED, Curve, curves_of
 from flows.report.labels import (
     FACTORS,
@@ -23,7 +23,7 @@ from flows.report.labels import (
 
 N_COLUMNS = 4
 
-_LAYER = Axis("hidden layer", is_whole=True)
+_LAYER = PanelAxis("hidden layer", is_whole=True)
 
 
 def chart_paths(paths: pd.DataFrame) -> Chart | None:
@@ -37,8 +37,8 @@ def chart_paths(paths: pd.DataFrame) -> Chart | None:
             for curve in curves
             if len(of_curve := curve.of(of_cell))
         ]
-        y = Axis("test accuracy (%)", "linear", (0.0, 100.0))
-        panels.append(_of_cell(label, of_cell, Axis("alpha", "linear", (0.0, 1.0)), y, lines))
+        y = PanelAxis("test accuracy (%)", "linear", (0.0, 100.0))
+        panels.append(_of_cell(label, of_cell, PanelAxis("alpha", "linear", (0.0, 1.0)), y, lines))
     return Chart(tuple(panels), N_COLUMNS) if panels else None
 
 
@@ -59,7 +59,7 @@ def chart_variance(layers: pd.DataFrame) -> Chart | None:
         if len(goal):
             # Over the repaired line, which it would otherwise be hidden by.
             lines.append(Line("goal of REPAIR", INK, numbers(goal.index + 1), numbers(goal), dash="dot", width=2.0))
-        y = Axis("variance ratio", "linear", (0.0, max(1.1, 1.05 * highest(lines))))
+        y = PanelAxis("variance ratio", "linear", (0.0, max(1.1, 1.05 * highest(lines))))
         panels.append(_of_cell(label, of_cell, _LAYER, y, lines))
     return Chart(tuple(panels), N_COLUMNS) if panels else None
 
@@ -85,9 +85,9 @@ def chart_correlation(axes: pd.DataFrame) -> Chart | None:
         ticks = tuple((float(i + 1), name) for i, name in enumerate(names))
         # Layers of a plain network are numbered, as in the other figures; those of others have names that tell.
         is_plain = all(re.fullmatch(r"\D*\d+\D*", name) for name in names)
-        x = _LAYER if is_plain else Axis("", "linear", None, ticks, is_turned=True)
+        x = _LAYER if is_plain else PanelAxis("", "linear", None, ticks, is_turned=True)
         least = min((value for line in lines for value in line.y), default=0.0)
-        panels.append(_of_cell(label, of_cell, x, Axis("correlation", "linear", (min(-0.05, least), 1.0)), lines))
+        panels.append(_of_cell(label, of_cell, x, PanelAxis("correlation", "linear", (min(-0.05, least), 1.0)), lines))
     return Chart(tuple(panels), N_COLUMNS) if panels else None
 
 
@@ -110,7 +110,7 @@ def chart_predictions(layers: pd.DataFrame) -> Chart | None:
                     )
                 )  # fmt: skip
         least = min((value for line in lines for value in line.y), default=0.0)
-        y = Axis("correlation over units", "linear", (min(0.0, least), 1.05))
+        y = PanelAxis("correlation over units", "linear", (min(0.0, least), 1.05))
         panels.append(_of_cell(label, of_cell, _LAYER, y, lines))
     return Chart(tuple(panels), N_COLUMNS) if panels else None
 
@@ -150,7 +150,7 @@ def chart_closed_form(paths: pd.DataFrame) -> Chart | None:
             if metric == "accuracy":
                 room = max(1.0, 0.05 * (values.max() - values.min()))
                 x, y = (
-                    Axis(words.format(how), "linear", (values.min() - room, values.max() + room))
+                    PanelAxis(words.format(how), "linear", (values.min() - room, values.max() + room))
                     for how in ("forward pass", "closed form")
                 )
             else:
@@ -170,7 +170,7 @@ def _over_pairs(values: Any, curve: Curve, scale: float) -> Line:
     )  # fmt: skip
 
 
-def _of_cell(label: str, of_cell: pd.DataFrame, x: Axis, y: Axis, lines: list[Line]) -> Panel:
+def _of_cell(label: str, of_cell: pd.DataFrame, x: PanelAxis, y: PanelAxis, lines: list[Line]) -> Panel:
     first = of_cell.iloc[0]
     told = tuple((name, label_value(first[name], name)) for name in swept_factors(of_cell))
     return Panel(label, x, y, tuple(lines), cell_names(of_cell.head(1)).iloc[0], told)

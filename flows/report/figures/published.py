@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from flows.report.figures.chart import INK, Axis, Chart, Line, Panel, numbers
+from flows.report.figures.chart import INK, Chart, Line, Panel, PanelAxis, numbers
 from flows.report.figures.curves import Curve, curves_of, spread
 from flows.report.labels import FACTORS, NETWORK, cell_names, main_factor
 
@@ -60,9 +60,9 @@ def chart_comparison(paper: pd.DataFrame) -> Chart | None:
         lines.append(Line("open: published", INK, (), (), marker="o", fill="none", is_joined=False))
         sizes = tuple((float(size), str(size)) for size in sorted(theirs[factor].unique()))
         is_mlp = first["architecture"] == "mlp"
-        x = Axis("hidden layers" if is_mlp else factor, is_whole=True)
+        x = PanelAxis("hidden layers" if is_mlp else factor, is_whole=True)
         if factor == "width":
-            x = Axis("width", "log2", None, sizes)
+            x = PanelAxis("width", "log2", None, sizes)
         title = ", ".join([" ".join(first[NETWORK]), *(str(first[name]) for name in differing)])
-        panels.append(Panel(title, x, Axis("test accuracy (%)", "linear", (0.0, 102.0)), tuple(lines)))
+        panels.append(Panel(title, x, PanelAxis("test accuracy (%)", "linear", (0.0, 102.0)), tuple(lines)))
     return Chart(tuple(panels), 2)

@@ -48,10 +48,6 @@ class Correction:
     blocks: bool = False
     """Whether the outputs of residual blocks are brought to a goal too."""
 
-    def keeps_architecture(self, normalization: str) -> bool:
-        """Return whether the corrected weights have the keys and shapes of the original network."""
-        return normalization not in self.extra_layers
-
 
 _EVERY_LAYER = "every layer; the BatchNorm behind one"
 

@@ -25,7 +25,7 @@ def test_every_correction_says_where_it_is_defined():
     anywhere = {"none", "repair", "repair-closed-form", "repair-block", "rescale", "reshift"}
     assert {name for name, row in CORRECTIONS.items() if row.normalizations == NORMALIZATIONS} == anywhere
     assert {name for name, row in CORRECTIONS.items() if row.normalizations == ("batch",)} == {"reset", "repair/frozen"}
-    assert [name for name, row in CORRECTIONS.items() if not row.keeps_architecture("batch")] == ["repair-block"]
+    assert [name for name, row in CORRECTIONS.items() if "batch" in row.extra_layers] == ["repair-block"]
 
 
 @pytest.mark.parametrize("normalization", ["none", "layer", "fixup", "batch-fused"])
