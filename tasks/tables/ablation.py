@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tasks.science.evaluation.barrier import barrier, midpoint_barrier
 from tasks.science.statistics.jackknife import UNDEFINED, Interval, mean_interval, reduction_interval
-from tasks.science.statistics.prediction import new_pair_interval
+from tasks.science.statistics.new_pair import new_pair_interval
 from tasks.tables import schema
 
 BARRIER_METRICS = ("loss_barrier", "accuracy_barrier", "midpoint_loss_barrier", "midpoint_accuracy_barrier")

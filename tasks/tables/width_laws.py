@@ -10,7 +10,7 @@ from scipy import special
 
 from tasks.science.specs.identity import spec_id, stream
 from tasks.science.statistics.jackknife import CONFIDENCE, UNDEFINED
-from tasks.science.statistics.width_law import Barriers, answer, describe, fit_width_law
+from tasks.science.statistics.width_law import Barriers, answer, answer_sentence, fit_width_law
 from tasks.tables import schema
 from tasks.tables.ablation import BARRIER_METRICS
 from tasks.tables.factors import Row, series
@@ -66,11 +66,11 @@ def _law(
     widest = float(barriers.widths[-1]) if len(barriers.widths) else float("nan")
     return row | {
         "threshold": threshold,
-        "answer": found.word,
+        "answer": found.kind,
         "width": found.width,
         "width_low": found.low,
         "width_high": found.high,
-        "answer_text": describe(found, _in_words(columns, words), f"{100 * threshold:g} %", widest),
+        "answer_text": answer_sentence(found, _in_words(columns, words), f"{100 * threshold:g} %", widest),
     }
 
 
