@@ -30,7 +30,7 @@ from tasks.science.specs.request import Request
 from tasks.stored.artifacts import as_member, has_match_rows, has_path, read_endpoint
 from tasks.stored.requests import list_requests, read_requests
 from tasks.tables import schema
-from tasks.tables.ablation import summarise, tabulate_barriers
+from tasks.tables.ablation import tabulate_ablation, tabulate_barriers
 from tasks.tables.comparison import tabulate_comparison
 from tasks.tables.contrasts import tabulate_contrasts
 from tasks.tables.sweep import Sweep
@@ -225,7 +225,9 @@ def build_tables(store: Store, study: str, requests: Sequence[Request], failures
     }
     frames["barriers"] = tabulate_barriers(frames["paths"])
     of_pairs = frames["barriers"][frames["barriers"]["kind"] == "pair"]
-    frames["ablation"] = summarise(list(groups.values()), frames["paths"], frames["barriers"], frames["endpoints"])
+    frames["ablation"] = tabulate_ablation(
+        list(groups.values()), frames["paths"], frames["barriers"], frames["endpoints"]
+    )
     measurements = {path.measurement.name: path.measurement for path in measured}
     # Cells of joint training have no pairs.
     paired = frames["cells"][frames["cells"]["cell_id"].isin({key[0] for key in groups})]

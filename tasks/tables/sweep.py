@@ -1,5 +1,4 @@
-"""A column for every field that a study sweeps beside the factors that each table has: of recipes, of measurements, and
-the times at which its cells are looked at or spawned."""
+"""Columns of the fields that a study sweeps: of recipes, of measurements, and times of training."""
 
 from __future__ import annotations
 
@@ -24,9 +23,11 @@ _PARSERS: dict[pa.DataType, Callable[[str], Any]] = {pa.int64(): int, pa.float64
 
 
 def parse_value(name: str, word: str) -> Any:
-    """The value of a field of recipes or measurements that `word` writes, as on a command line; an unknown field's as
-    it is. `all` stands for no bound on a number of images, `last` for the end of training. ValueError where it cannot
-    be one."""
+    """Return the value of a field of recipes or measurements from a word of the command line.
+
+    `all` is no bound on a number of images, `last` the end of training; a word of an unknown field stays as it is.
+    Raises ValueError if the word is no value of the field.
+    """
     kind = FIELDS[name].kind if name in FIELDS else None
     if kind == pa.bool_():
         if word.lower() not in ("true", "false"):
@@ -42,13 +43,13 @@ def parse_value(name: str, word: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What the requests of a study sweep, and the values of each cell, pairing and measurement."""
+    """The swept fields of a study's requests, and the values of each cell, pairing and measurement."""
 
     names: tuple[str, ...]
     cells: dict[str, Cell]
     """By id."""
     samples: dict[str, Samples | None]
-    """By pairing id; None where the matcher needs no data."""
+    """By pairing id; None if the matcher needs no data."""
     measurements: dict[str, Measurement]
     """By name."""
 
@@ -63,8 +64,11 @@ class Sweep:
         )
 
     def columns(self, table: Table) -> dict[str, Column]:
-        """Those of the swept fields that a row of `table` has a value of: a cell's recipe and time, a merge's samples,
-        a path's whole measurement. `cells` holds all of a cell already."""
+        """Return the columns of the swept fields that a row of `table` has a value of.
+
+        These are a cell's recipe and time, a pairing's samples, and a path's whole measurement. `cells` has all fields
+        of a cell already.
+        """
         if table.name == "cells" or "cell_id" not in table.columns:
             return {}
         told = {*RECIPE, *TIME}
@@ -75,7 +79,7 @@ class Sweep:
         return {name: FIELDS[name] for name in self.names if name in told}
 
     def stamp(self, frame: pd.DataFrame, table: Table) -> pd.DataFrame:
-        """`frame`, rows of `table`, with its columns of what is swept."""
+        """Return `frame`, rows of `table`, with its columns of swept fields."""
         stamped = frame.copy()
         for name in self.columns(table):
             if name in TIME:
@@ -86,7 +90,7 @@ class Sweep:
                 key, owners = "measurement", self.measurements
             else:
                 key, owners = "merge_id", self.samples
-            # A published figure that was not run has no cell of ours.
+            # A published figure that was not run has no cell.
             values = [getattr(owners.get(owner), name, None) for owner in frame[key]]
             stamped[name] = pd.Series(values, index=frame.index, dtype=object)
         return stamped
