@@ -1,4 +1,4 @@
-"""What a run came to: for a person on a terminal, or for a program as JSON."""
+"""The outcome of a run: on a terminal, or as JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tasks.tables import schema
 
 
 def asked_ablation(store: Store, request: Request) -> pd.DataFrame:
-    """The rows of a study's table that `request` asked for, among all that were ever asked for under its name."""
+    """Return the rows of a study's ablation that `request` asked for."""
     ablation = read_gathered(store, request.study, "ablation")
     names = [measurement.name for measurement in request.measurements]
     cell_ids = [cell.id for cell in request.cells]
@@ -32,15 +32,14 @@ def asked_ablation(store: Store, request: Request) -> pd.DataFrame:
 
 
 def outcome_json(store: Store, request: Request, problems: Sequence[str]) -> str:
-    """What a run came to, for a program: where everything lies, the claim, the rows of the ablation that were asked
-    for, and what was left undone."""
+    """Return a run's outcome as JSON: locations, the claim, the requested rows of the ablation, and what is missing."""
     ablation = asked_ablation(store, request)
     outcome = {
         "study": request.study,
         "tables": {table.name: store.locate(table_key(request.study, table.name)) for table in schema.TABLES},
         "report": store.locate(report_key(request.study)),
         "claim": make_claim(ablation),
-        # By way of pandas, for which what is missing is null, as in JSON.
+        # pandas writes missing values as null.
         "ablation": json.loads(ablation.to_json(orient="records")),
         "left_out": request.left_out(),
         "uncorrected_layers": uncorrected_layers(_asked_layers(store, request)),
@@ -50,21 +49,21 @@ def outcome_json(store: Store, request: Request, problems: Sequence[str]) -> str
 
 
 def _asked_layers(store: Store, request: Request) -> pd.DataFrame:
-    """The rows of the table of layers under the corrections that `request` asked for, of its cells."""
+    """Return the rows of the table `layers` of the cells and corrections that `request` asked for."""
     layers = read_gathered(store, request.study, "layers")
     cell_ids = [cell.id for cell in request.cells]
     return layers[layers["cell_id"].isin(cell_ids) & layers["correction"].isin(request.corrections)]
 
 
 def print_ablation(store: Store, request: Request, console: Console) -> None:
-    """The claim and the ablation of what was asked for, on a terminal, in 80 columns where one factor is swept."""
+    """Print the requested rows of the ablation, and the claim; with one factor they fit in 80 columns."""
     study, cell_ids = request.study, [cell.id for cell in request.cells]
     ablation = asked_ablation(store, request)
     summary = summarise_ablation(ablation, brief=True)
     dull = ["diverged", "untrained", *(["pairs"] if summary["pairs"].nunique() == 1 else [])]
     shown = summary.drop(columns=dull)
     factors = list(shown.columns[: list(shown.columns).index("path")])
-    # Two factors beside the path do not fit: then every cell has a line of its own above its paths.
+    # Two factors beside the path do not fit: every cell then has its own heading.
     headed = len(factors) > 1
     title = f"{study}, test split: means over pairs of seeds [95 % interval]"
     text = TextTable(title=title, box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left")
@@ -92,4 +91,6 @@ def print_ablation(store: Store, request: Request, console: Console) -> None:
     left_out = fate[fate != "trained"].value_counts()
     if len(left_out):
         counts = ", ".join(f"{n} {status}" for status, n in left_out.items())
-        console.print(f"Of {len(endpoints)} endpoints, {counts}: left out of pairs, see the report.", highlight=False)
+        console.print(
+            f"Left out of pairs: {counts} of {len(endpoints)} endpoints; the report says why.", highlight=False
+        )
