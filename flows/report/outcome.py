@@ -21,14 +21,29 @@ from tasks.gather import NOT_YET
 from tasks.science.specs.request import Request
 from tasks.tables import schema
 
+_LEGEND = (
+    "barrier: highest rise of the error above the chord, in points; removed: its share; loss: barrier in nats; "
+    "mid, ends: accuracy in %."
+)
+
+
+def _read_asked(store: Store, request: Request, name: str) -> pd.DataFrame:
+    """Return the rows of a study's table that are about cells of `request`."""
+    table = read_gathered(store, request.study, name)
+    return table[table["cell_id"].isin([cell.id for cell in request.cells])]
+
 
 def asked_ablation(store: Store, request: Request) -> pd.DataFrame:
     """Return the rows of a study's ablation that `request` asked for."""
-    ablation = read_gathered(store, request.study, "ablation")
+    ablation = _read_asked(store, request, "ablation")
     names = [measurement.name for measurement in request.measurements]
-    cell_ids = [cell.id for cell in request.cells]
-    ablation = ablation[ablation["cell_id"].isin(cell_ids) & ablation["measurement"].isin(names)]
+    ablation = ablation[ablation["measurement"].isin(names)]
     return ablation[ablation["matcher"].isin(request.matchers) & ablation["correction"].isin(request.corrections)]
+
+
+def _tell_uncorrected(store: Store, request: Request) -> list[str]:
+    layers = _read_asked(store, request, "layers")
+    return uncorrected_layers(layers[layers["correction"].isin(request.corrections)])
 
 
 def outcome_json(store: Store, request: Request, problems: Sequence[str]) -> str:
@@ -42,24 +57,32 @@ def outcome_json(store: Store, request: Request, problems: Sequence[str]) -> str
         # pandas writes missing values as null.
         "ablation": json.loads(ablation.to_json(orient="records")),
         "left_out": request.left_out(),
-        "uncorrected_layers": uncorrected_layers(_asked_layers(store, request)),
+        "uncorrected_layers": _tell_uncorrected(store, request),
         "problems": list(problems),
     }
     return json.dumps(outcome, indent=1)
 
 
-def _asked_layers(store: Store, request: Request) -> pd.DataFrame:
-    """Return the rows of the table `layers` of the cells and corrections that `request` asked for."""
-    layers = read_gathered(store, request.study, "layers")
-    cell_ids = [cell.id for cell in request.cells]
-    return layers[layers["cell_id"].isin(cell_ids) & layers["correction"].isin(request.corrections)]
-
-
 def print_ablation(store: Store, request: Request, console: Console) -> None:
     """Print the requested rows of the ablation, and the claim; with one factor they fit in 80 columns."""
-    study, cell_ids = request.study, [cell.id for cell in request.cells]
     ablation = asked_ablation(store, request)
-    summary = summarise_ablation(ablation, brief=True)
+    console.print(_ablation_text(request.study, summarise_ablation(ablation, brief=True)))
+    tell(console, make_claim(ablation))
+    console.print(_LEGEND, style="dim", highlight=False)
+    for sentence in _tell_uncorrected(store, request):
+        tell(console, sentence)
+    endpoints = _read_asked(store, request, "endpoints")
+    fate = endpoints["status"].where(endpoints["message"] != NOT_YET, NOT_YET)
+    left_out = fate[fate != "trained"].value_counts()
+    if len(left_out):
+        counts = ", ".join(f"{n} {status}" for status, n in left_out.items())
+        console.print(
+            f"Left out of pairs: {counts} of {len(endpoints)} endpoints; the report says why.", highlight=False
+        )
+
+
+def _ablation_text(study: str, summary: pd.DataFrame) -> TextTable:
+    """Return the summary as a table for the terminal."""
     dull = ["diverged", "untrained", *(["pairs"] if summary["pairs"].nunique() == 1 else [])]
     shown = summary.drop(columns=dull)
     factors = list(shown.columns[: list(shown.columns).index("path")])
@@ -77,20 +100,4 @@ def print_ablation(store: Store, request: Request, console: Console) -> None:
             if headed:
                 text.add_row(Text(one_line(", ".join(f"{name} {row[name]}" for name in factors))), style="bold")
         text.add_row(*(Text(one_line(value)) for name, value in row.items() if not (headed and name in factors)))
-    console.print(text)
-    tell(console, make_claim(ablation))
-    legend = (
-        "barrier: highest rise of the error above the chord, in points; removed: its share; loss: barrier in nats; "
-    )
-    console.print(legend + "mid, ends: accuracy in %.", style="dim", highlight=False)
-    for sentence in uncorrected_layers(_asked_layers(store, request)):
-        tell(console, sentence)
-    endpoints = read_gathered(store, study, "endpoints")
-    endpoints = endpoints[endpoints["cell_id"].isin(cell_ids)]
-    fate = endpoints["status"].where(endpoints["message"] != NOT_YET, NOT_YET)
-    left_out = fate[fate != "trained"].value_counts()
-    if len(left_out):
-        counts = ", ".join(f"{n} {status}" for status, n in left_out.items())
-        console.print(
-            f"Left out of pairs: {counts} of {len(endpoints)} endpoints; the report says why.", highlight=False
-        )
+    return text

@@ -83,7 +83,7 @@ def test_the_report_tells_what_controls_show(tables: Tables):
     assert apart == set(tables["cells"]["cell_id"])
     itself, random = tell_controls(tables["barriers"], tables["ablation"], apart)
     assert itself.startswith("A network against itself, its units shuffled and aligned again, in 1 cells: the largest")
-    assert itself.endswith("ought to be below 1e-6.")
+    assert itself.endswith("should be below 1e-6.")
     off = tables["barriers"].assign(loss_barrier=4e-5)
     assert "It is not: a unit that fired for none of" in tell_controls(off, tables["ablation"], apart)[0]
     assert "1 pairs have midpoint barriers that are" in random
@@ -99,9 +99,9 @@ def test_a_random_permutation_is_judged_where_endpoints_began_apart_alone(tables
         ablation.loc[direct, ["new_pair_low", "new_pair_high"]] = low, high
         return tell_controls(tables["barriers"], ablation, apart)[1]
 
-    assert "Of 1 whose endpoints began apart, 1 lie where" in told(-2.0, 2.0, cell_ids)
-    assert "Of 1 whose endpoints began apart, 0 lie where" in told(1.5, 2.0, cell_ids)
-    assert "began apart" not in told(-2.0, 2.0, set())
+    assert "Of 1 with independent initial weights, 1 lie in" in told(-2.0, 2.0, cell_ids)
+    assert "Of 1 with independent initial weights, 0 lie in" in told(1.5, 2.0, cell_ids)
+    assert "independent initial weights" not in told(-2.0, 2.0, set())
     spawned = tables["cells"].assign(spawn_seed=0)
     imported = tables["endpoints"].assign(origin="imported")
     assert began_apart(spawned, tables["endpoints"]) == began_apart(tables["cells"], imported) == set()
