@@ -189,7 +189,7 @@ def tabulate_comparison(
             continue
         found: list[Row] = []
         for cell in of_size.get(size, []):
-            # Of the paths that a method is compared with, the first that was measured.
+            # The first measured one of the paths that the method is compared with.
             paths = {
                 measurement: path
                 for path in reversed(figure.paths)
