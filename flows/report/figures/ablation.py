@@ -7,17 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from flows.report.figures.chart import (
-    INK,
-    Chart,
-    Line,
-    Panel,
-    PanelAxis,
-    bar_ends,
-    fit_axis,
-    highest,
-    series_styles,
-)
+from flows.report.figures.chart import INK, Chart, Line, Panel, PanelAxis, bar_ends, fit_axis, highest, series_styles
 from flows.report.figures.curves import ALIGNED, REPAIRED, Curve, curves_of, spread
 from flows.report.labels import (
     NETWORK,

@@ -9,17 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from flows.report.figures.chart import (
-    INK,
-    Chart,
-    Line,
-    Panel,
-    PanelAxis,
-    coordinates,
-    fit_axis,
-    highest,
-    series_styles,
-)
+from flows.report.figures.chart import INK, Chart, Line, Panel, PanelAxis, coordinates, fit_axis, highest, series_styles
 from flows.report.figures.curves import DIRECT, REPAIRED, Curve, curves_of
 from flows.report.labels import (
     NETWORK,
