@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 
-def began_apart(cells: pd.DataFrame, endpoints: pd.DataFrame) -> set[str]:
+def independently_initialized(cells: pd.DataFrame, endpoints: pd.DataFrame) -> set[str]:
     """Return the ids of the cells whose endpoints have independent initial weights.
 
     Endpoints spawned from one training do not have them, and for imported ones it is unknown.
@@ -14,14 +14,14 @@ def began_apart(cells: pd.DataFrame, endpoints: pd.DataFrame) -> set[str]:
     return set(cells.loc[cells["spawn_seed"].isna(), "cell_id"]) - imported
 
 
-def tell_controls(barriers: pd.DataFrame, ablation: pd.DataFrame, apart: set[str]) -> list[str]:
+def tell_controls(barriers: pd.DataFrame, ablation: pd.DataFrame, independent: set[str]) -> list[str]:
     """Return a sentence for each measured control: its outcome and the expected one. Test split, uncorrected.
 
     A random permutation does not change the distribution of direct barriers between networks with independent initial
-    weights: for the cells in `apart`, the sentence counts the pairs in the prediction interval of a new direct pair.
+    weights: for the cells in `independent`, the sentence counts the pairs in the prediction interval of a new direct pair.
     """
     test = barriers[(barriers["split"] == "test") & (barriers["correction"] == "none")]
-    found = (_tell_itself(test[test["control"] == "permuted-self"]), _tell_random(test, ablation, apart))
+    found = (_tell_itself(test[test["control"] == "permuted-self"]), _tell_random(test, ablation, independent))
     return [sentence for sentence in found if sentence]
 
 
@@ -39,7 +39,7 @@ def _tell_itself(itself: pd.DataFrame) -> str:
     )
 
 
-def _tell_random(test: pd.DataFrame, ablation: pd.DataFrame, apart: set[str]) -> str:
+def _tell_random(test: pd.DataFrame, ablation: pd.DataFrame, independent: set[str]) -> str:
     random = test[test["control"] == "random-permutation"]
     if random.empty:
         return ""
@@ -55,7 +55,7 @@ def _tell_random(test: pd.DataFrame, ablation: pd.DataFrame, apart: set[str]) ->
     expected = ablation[
         (ablation["metric"] == "midpoint_accuracy_barrier") & (ablation["split"] == "test")
         & (ablation["matcher"] == "none") & (ablation["correction"] == "none") & ablation["new_pair_low"].notna()
-        & ablation["cell_id"].isin(apart)
+        & ablation["cell_id"].isin(independent)
     ]  # fmt: skip
     judged = random.merge(expected, on=["cell_id", "measurement"], suffixes=("", "_expected"))
     if judged.empty:

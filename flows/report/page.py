@@ -22,7 +22,7 @@ from prefect import task
 from prefect.context import TaskRunContext
 
 from flows.report.claims import answer_widths, make_claim
-from flows.report.controls import began_apart, tell_controls
+from flows.report.controls import independently_initialized, tell_controls
 from flows.report.figures.ablation import PUBLISHED_LABEL, chart_against, chart_barriers, chart_errors, factors_varied
 from flows.report.figures.chart import Chart
 from flows.report.figures.curves import curves_of
@@ -197,7 +197,7 @@ def render(study: str, tables: Mapping[str, pd.DataFrame], charts: Charts, prove
         claim=make_claim(ablation),
         widths=answer_widths(tables["width_laws"]),
         sections=sections,
-        controls=tell_controls(tables["barriers"], ablation, began_apart(tables["cells"], endpoints)),
+        controls=tell_controls(tables["barriers"], ablation, independently_initialized(tables["cells"], endpoints)),
         columns=list(summary.columns),
         rows=list(zip(summary.index, summary["path"], summary.to_numpy().tolist(), strict=True)),
         section_starts=section_starts(summary),

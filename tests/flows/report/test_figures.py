@@ -282,8 +282,8 @@ def test_how_well_the_closed_form_predicts_is_drawn_by_layer():
     rows += layer_rows({"repair-closed-form": [1.0, 0.6], "repair": nothing}, merge_id="n")
     rows += layer_rows({"repair-closed-form": [1.0, 0.1]}, merge_id="o", matcher="none")
     drawn = {line.label: line.y for line in lines(chart_predictions(pd.DataFrame(rows)))}
-    assert set(drawn) == {"deviation, aligned", "mean, aligned"}
-    assert drawn["deviation, aligned"] == pytest.approx([1.0, 0.7])
+    assert set(drawn) == {"standard deviation, aligned", "mean, aligned"}
+    assert drawn["standard deviation, aligned"] == pytest.approx([1.0, 0.7])
     assert chart_predictions(pd.DataFrame(layer_rows({"repair": nothing}))) is None
 
 
