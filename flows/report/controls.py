@@ -18,7 +18,8 @@ def tell_controls(barriers: pd.DataFrame, ablation: pd.DataFrame, independent: s
     """Return a sentence for each measured control: its outcome and the expected one. Test split, uncorrected.
 
     A random permutation does not change the distribution of direct barriers between networks with independent initial
-    weights: for the cells in `independent`, the sentence counts the pairs in the prediction interval of a new direct pair.
+    weights: its sentence counts the pairs of the cells in `independent` that lie in the prediction interval of a new
+    direct pair.
     """
     test = barriers[(barriers["split"] == "test") & (barriers["correction"] == "none")]
     found = (_tell_itself(test[test["control"] == "permuted-self"]), _tell_random(test, ablation, independent))

@@ -90,7 +90,7 @@ def test_the_report_tells_what_controls_show(tables: Tables):
     assert tell_controls(tables["barriers"].query("kind == 'pair'"), tables["ablation"], apart) == []
 
 
-def test_a_random_permutation_is_judged_where_endpoints_independently_initialized_alone(tables: Tables):
+def test_a_random_permutation_is_judged_only_between_independent_initial_weights(tables: Tables):
     direct = (tables["ablation"]["matcher"] == "none") & (tables["ablation"]["correction"] == "none")
     cell_ids = set(tables["cells"]["cell_id"])
 
