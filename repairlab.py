@@ -81,10 +81,12 @@ def main() -> None:
     run_command()
 
 
-if "__mp_main__" in sys.modules and Path(sys.argv[0]).stem == "repairlab":
+_IS_COMMAND = Path(sys.argv[0]).stem == "repairlab"
+
+if __name__ == "__main__":
+    main()
+elif not _IS_COMMAND:
+    _check_packages()
+elif "__mp_main__" in sys.modules:
     # A worker process of the command has to end with it, from its first import on.
     importlib.import_module("flows.entry")
-elif __name__ == "__main__":
-    main()
-else:
-    _check_packages()

@@ -1,4 +1,4 @@
-"""Columns of the fields that a study sweeps: of recipes, of measurements, and times of training."""
+"""Columns for the fields that a study sweeps beside its factors: of recipes, measurements and times of cells."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _PARSERS: dict[pa.DataType, Callable[[str], Any]] = {pa.int64(): int, pa.float64
 
 
 def parse_value(name: str, word: str) -> Any:
-    """Return the value of a field of recipes or measurements from a word of the command line.
+    """Return the value that `word` writes for a field of recipes or measurements, as on a command line.
 
-    `all` is no bound on a number of images, `last` the end of training; a word of an unknown field stays as it is.
-    Raises ValueError if the word is no value of the field.
+    `all` stands for no bound on a number of images, `last` for the end of training; an unknown field keeps its word.
+    Raises ValueError for an impossible value.
     """
     kind = FIELDS[name].kind if name in FIELDS else None
     if kind == pa.bool_():
@@ -43,18 +43,19 @@ def parse_value(name: str, word: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """The swept fields of a study's requests, and the values of each cell, pairing and measurement."""
+    """The fields that the requests of a study sweep, and the values of each cell, pairing and measurement."""
 
     names: tuple[str, ...]
     cells: dict[str, Cell]
     """By id."""
     samples: dict[str, Samples | None]
-    """By pairing id; None if the matcher needs no data."""
+    """By pairing id; None where the matcher needs no data."""
     measurements: dict[str, Measurement]
     """By name."""
 
     @classmethod
     def of(cls, requests: Iterable[Request], pairings: Iterable[Pairing]) -> Sweep:
+        """Return the sweep of these requests, which have these pairings."""
         asked = list(requests)
         return cls(
             tuple(dict.fromkeys(name for request in asked for name in request.swept)),
@@ -64,10 +65,10 @@ class Sweep:
         )
 
     def columns(self, table: Table) -> dict[str, Column]:
-        """Return the columns of the swept fields that a row of `table` has a value of.
+        """Return the columns of swept fields that rows of `table` have a value of.
 
-        These are a cell's recipe and time, a pairing's samples, and a path's whole measurement. `cells` has all fields
-        of a cell already.
+        These are a cell's recipe and time, a merge's samples, a path's whole measurement; `cells` has all of a cell
+        already.
         """
         if table.name == "cells" or "cell_id" not in table.columns:
             return {}
@@ -79,7 +80,7 @@ class Sweep:
         return {name: FIELDS[name] for name in self.names if name in told}
 
     def stamp(self, frame: pd.DataFrame, table: Table) -> pd.DataFrame:
-        """Return `frame`, rows of `table`, with its columns of swept fields."""
+        """Return the rows of `table` in `frame` with the columns of swept fields."""
         stamped = frame.copy()
         for name in self.columns(table):
             if name in TIME:
@@ -90,7 +91,7 @@ class Sweep:
                 key, owners = "measurement", self.measurements
             else:
                 key, owners = "merge_id", self.samples
-            # A published figure that was not run has no cell.
+            # A published figure that was not run has no cell of ours.
             values = [getattr(owners.get(owner), name, None) for owner in frame[key]]
             stamped[name] = pd.Series(values, index=frame.index, dtype=object)
         return stamped
