@@ -41,16 +41,16 @@ _HOMES = {
 """The public names, each with the module that defines it."""
 
 __all__ = [
-    "open_study",
-    "StudyResults",
-    "merge_networks",
-    "trace_permutation_spec",
+    "TABLES",
     "PermutationSpec",
-    "read_weights",
-    "write_weights",
+    "StudyResults",
     "load_dataset",
     "load_settings",
-    "TABLES",
+    "merge_networks",
+    "open_study",
+    "read_weights",
+    "trace_permutation_spec",
+    "write_weights",
 ]
 
 _PACKAGES = ("flows", "tasks", "infra")

@@ -161,11 +161,11 @@ def test_where_nothing_was_run_there_is_a_table_and_no_picture(store: Store, pap
 
 
 def test_a_study_without_tables_is_refused_as_for_a_report(store: Store):
-    with pytest.raises(StoreError, match="holds no tables of s: `repairlab run s` makes them"):
+    with pytest.raises(StoreError, match="has no tables of s; `repairlab run s`"):
         compare(store, "s", Console())
     empty = pd.DataFrame(columns=list(schema.ABLATION.columns))
     write_table(store, "studies/s/ablation.parquet", schema.ABLATION, empty, {})
-    with pytest.raises(StoreError, match="from before there was one called paper: the same `repairlab run s` command"):
+    with pytest.raises(StoreError, match="without the table paper; running the same `repairlab run s` command"):
         compare(store, "s", Console())
 
 

@@ -11,7 +11,7 @@ from tasks.science.specs.overrides import override
 from tasks.science.specs.recipe import Recipe
 from tasks.science.specs.recipes import MLP, MLP_BATCH, R18_SAVED, VGG_SAVED
 from tasks.tables import comparison, schema
-from tasks.tables.comparison import judge, published_figures, tabulate_comparison
+from tasks.tables.comparison import judge_accuracy, published_figures, tabulate_comparison
 
 FULL = {"default": Measurement("default")}
 
@@ -217,7 +217,7 @@ def test_a_study_of_nothing_published_has_an_empty_table():
     ],
 )
 def test_a_point_is_judged_by_a_narrow_interval_alone(published: float, low: float, high: float, verdict: str):
-    assert judge(published, low, high) == verdict
+    assert judge_accuracy(published, low, high) == verdict
 
 
 def test_every_published_midpoint_of_a_network_that_can_be_trained_is_among_the_figures():
