@@ -1,4 +1,4 @@
-"""Measures the endpoints of pairs with a constant added to half of their logits."""
+"""The verb that measures the endpoints of pairs with a constant added to half of their logits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from tasks.stored.pairs import load_ends, save_ends
 
 @task(**TASK_OPTIONS)
 def shift(paths: Sequence[LogitShiftPath], store: Store, data_dir: Folder) -> None:
-    """Measures those shifted endpoints of one cell, method and measurement that the store lacks: A at alpha 0, B at 1,
-    each once for all its pairs."""
+    """Measure the missing shifted endpoints of one cell, method and measurement, each once for all its pairs.
+
+    A is at alpha 0, B at 1.
+    """
     ends = load_ends(paths, store, data_dir)
     if ends is None:
         return
