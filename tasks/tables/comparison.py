@@ -73,8 +73,8 @@ _RECIPES: Mapping[tuple[str, str, str], tuple[Recipe, bool]] = {
     ("cifar10", "vgg16", "unknown"): (recipes.VGG_SAVED, False),
     ("cifar10", "vgg19", "unknown"): (recipes.VGG_SAVED, False),
     ("mnist", "mlp", "batch-fused"): (recipes.MLP_BATCH, True),
-    ("mnist", "mlp", "none"): (recipes.MLP, False),
-    ("fashion_mnist", "mlp", "none"): (recipes.MLP, False),
+    ("mnist", "mlp", "none"): (recipes.MLP_SAVED, False),
+    ("fashion_mnist", "mlp", "none"): (recipes.MLP_SAVED, False),
     ("cifar10", "mlp", "none"): (recipes.MLP_STILL, False),
     ("svhn", "mlp", "none"): (recipes.MLP_STILL, False),
 }
