@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from tasks.data.image_folder import ImageFolders
 from tasks.data.published import Arrays, Files, IdxFiles, MatFiles, PickleFiles, Scale
 from tasks.science.data.examples import Dataset, Examples, Scaling
-from tasks.science.networks.user_code import OwnCodeError, find_function, load_own_data
-from tasks.science.specs.checks import is_own, shown
+from tasks.science.data.user_defined import call_loader
+from tasks.science.specs.checks import shown
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.identity import stream
+from tasks.science.specs.user_code import UserCodeError, find_function, names_code
 
 UNKNOWN_FINGERPRINT = "unknown"
 """Stands in a plan for the fingerprint of data that were not found."""
@@ -73,24 +74,24 @@ DATASETS = {
 
 
 def describe_dataset(name: str, data_dir: Path) -> DataSpec:
-    """What `name` is, from its files where they are there, else from what is published, its fingerprint unknown."""
-    if is_own(name):
-        return load_dataset(name, data_dir).spec
-    place = find_dataset(name, data_dir)
-    if place is None and _known(name).files is not None:
+    """Return the spec of `name`, read from its files, or else as published, with its fingerprint unknown."""
+    known = DATASETS.get(name)
+    if known is not None and known.files is not None and known.files.find(data_dir) is None:
         return published_shape(name)
-    return _read(name, place).spec
+    return load_dataset(name, data_dir).spec
 
 
 def find_dataset(name: str, data_dir: Path) -> Path | None:
-    """The folder or archive with all files of `name`; None where there is none, or it needs none. ValueError for a name
-    that is not known."""
+    """Return the folder or archive with all files of `name`; None where there is none, or where it needs none.
+
+    ValueError for an unknown name.
+    """
     files = _known(name).files
     return None if files is None else files.find(data_dir)
 
 
 def published_shape(name: str) -> DataSpec:
-    """What is published of `name`, without a look at any file: its fingerprint is unknown."""
+    """Return the spec of `name` as published, without reading any file: its fingerprint is unknown."""
     known = _known(name)
     return DataSpec(
         name, UNKNOWN_FINGERPRINT, known.n_train, known.n_test, known.n_classes, known.shape, halves=known.halves
@@ -98,14 +99,14 @@ def published_shape(name: str) -> DataSpec:
 
 
 def load_dataset(name: str, data_dir: Path) -> Dataset:
-    """Both splits of `name`, normalised, in memory or, of ImageNet, in files; read once per process, fetched where the
-    files are not found.
+    """Return both splits of `name`, normalised, in memory or, of ImageNet, in files.
 
-    A name `package.module:function` is a person's own function, which loads them. Raises ValueError for a name that is
-    not known, DataError where files are missing or damaged, OwnCodeError where an own function does not return data.
+    They are read once per process, and fetched where the files are not found. A name `package.module:function` is a
+    user-defined function, which loads them. Raises ValueError for an unknown name, DataError where files are missing or
+    damaged, UserCodeError where a user-defined function does not return data.
     """
-    if is_own(name):
-        return _call_own(name)
+    if names_code(name):
+        return _load_user_data(name)
     known = _known(name)
     if known.files is None:
         return _read(name, None)
@@ -113,18 +114,20 @@ def load_dataset(name: str, data_dir: Path) -> Dataset:
 
 
 def check_data(dataset: Dataset, asked: DataSpec) -> Dataset:
-    """`dataset` where it is what a cell asks for. Raises OwnCodeError where a person's own function returns other data
-    here than where the study was planned."""
-    if is_own(asked.name) and dataset.spec.fingerprint != asked.fingerprint:
-        raise OwnCodeError(
+    """Return `dataset` where it is what a cell asks for.
+
+    UserCodeError where a user-defined function returns other data than when the study was planned.
+    """
+    if asked.user_defined and dataset.spec.fingerprint != asked.fingerprint:
+        raise UserCodeError(
             f"{asked.name} returns other data each time it is called: let what it draws come from a seed of its own"
         )
     return dataset
 
 
 @functools.lru_cache(maxsize=2)
-def _call_own(place: str) -> Dataset:
-    return load_own_data(find_function(place, "--data"), place)
+def _load_user_data(place: str) -> Dataset:
+    return call_loader(find_function(place, "--data"), place)
 
 
 @functools.lru_cache(maxsize=2)

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from tasks.science.alignment.matching import FUNCTION_TOLERANCE, Match, function_error, match
 from tasks.science.correction.correction import check_layout, extra_tensors
 from tasks.science.correction.layout import Layout, LeftOut, find_layout
-from tasks.science.evaluation.functional import compute, mode
-from tasks.science.evaluation.modes import NetworkError, check_modes
-from tasks.science.evaluation.outputs import logits_in, way_to_logits
+from tasks.science.data.examples import are_ids
+from tasks.science.evaluation.functional import mode
+from tasks.science.evaluation.modes import check_modes
 from tasks.science.evaluation.precision import CastsKept
 from tasks.science.networks.fitting import (
     MergeError,
@@ -32,19 +32,15 @@ from tasks.science.networks.fitting import (
     some,
     word_of,
 )
-from tasks.science.networks.user_code import are_ids, one_line
+from tasks.science.networks.output_checks import CHECK_EXAMPLES, check_outputs, in_float64
 from tasks.science.paths.curves import CorrectedPath, measure_side
 from tasks.science.paths.networks import averaged_buffers, interpolate_network
-from tasks.science.specs.checks import is_own
 from tasks.science.specs.corrections import find_correction
-from tasks.science.specs.data import DataSpec
 from tasks.science.specs.matchers import parse_matcher
 from tasks.science.specs.state import State
+from tasks.science.specs.user_code import error_line
 from tasks.science.symmetry.permutation import Axis, Permutation, PermutationSpec, Slot
 from tasks.science.symmetry.tracing import trace_permutation_spec
-
-CHECK_EXAMPLES = 16
-"""Images on which a spec is proved before it is used; the permutation that was found is proved on 128."""
 
 TRACE_EXAMPLES = 2
 
@@ -210,63 +206,6 @@ def _on_cpu_in_float32(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).cpu().float()
 
 
-def _in_double(network: nn.Module, state: State) -> State:
-    """`state` and the buffers that no state dict holds, in float64."""
-    loose = {key: buffer for key, buffer in network.named_buffers() if key not in state}
-    return {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in (loose | state).items()}
-
-
-def check_outputs(network: nn.Module, state: State, images: Tensor, owner: str) -> Tensor:
-    """What the network makes of the first 16 of `images` with `state`, in float64; `owner` is whose weights they are.
-
-    Raises MergeError where that is not one finite tensor with a row per image, in float32 as in float64.
-    """
-    shown = images[:CHECK_EXAMPLES]
-    _outputs(network, state, shown, torch.float32, owner, "")
-    if shown.is_floating_point():
-        shown = shown.double()
-    with CastsKept(network):
-        where = " in float64, in which permutations are proved"
-        return _outputs(network, _in_double(network, state), shown, torch.float64, owner, where)
-
-
-def check_classes(network: nn.Module, state: State, images: Tensor, data: DataSpec, owner: str) -> None:
-    """MergeError where `check_outputs` raises it, or where there is not one output for every class of `data`: more may
-    be there where the classes are counted from the labels of a person's own data."""
-    shape, counted = tuple(check_outputs(network, state, images, owner).shape), is_own(data.name)
-    if not (len(shape) == 2 and (shape[1] == data.n_classes or (shape[1] > data.n_classes and counted))):
-        wanted = f"at least {data.n_classes}" if counted else f"{data.n_classes}"
-        raise MergeError(
-            f"the network puts out shape {shape} for {shape[0]} images, and {data.name} has {wanted} classes: "
-            f"expected ({shape[0]}, {data.n_classes})"
-        )
-
-
-def _outputs(network: nn.Module, weights: State, batch: Tensor, dtype: torch.dtype, owner: str, where: str) -> Tensor:
-    try:
-        outputs = logits_in(compute(network, weights, batch))
-    except NetworkError as error:
-        raise MergeError(str(error)) from error
-    except Exception as error:  # Whatever a user's forward pass raises.
-        raise MergeError(
-            f"the network cannot compute images of shape {tuple(batch.shape[1:])}{where}: {one_line(error)}"
-        ) from error
-    if not isinstance(outputs, Tensor) or outputs.shape[:1] != batch.shape[:1]:
-        got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
-        way_out = "" if isinstance(outputs, Tensor) else f": {way_to_logits(outputs)}"
-        raise MergeError(
-            f"the network must put out one tensor with a row per image, got {got} of {len(batch)} images{way_out}"
-        )
-    if outputs.dtype != dtype:
-        raise MergeError(
-            f"the network puts out {word_of(outputs.dtype)} for weights of {word_of(dtype)}{where}: let its forward "
-            "pass keep to the type of its input"
-        )
-    if not bool(torch.isfinite(outputs).all()):
-        raise MergeError(f"{owner} puts out values that are not finite on these images: are they normalised?")
-    return outputs
-
-
 def _check_spec(network: nn.Module, spec: PermutationSpec, state: State, images: Tensor) -> None:
     """MergeError, naming the axis at fault, where the spec is not this network's: one written by hand may be wrong."""
     modules = dict(network.named_modules(remove_duplicate=False))
@@ -304,13 +243,13 @@ def _prove(
 ) -> tuple[float, tuple[str, ...]]:
     """The function error of `permutation` on `state`, and the modules whose casts were left out; MergeError where it is
     one, naming the axes that make it."""
-    double, kept = _in_double(network, state), CastsKept(network)
+    double, kept = in_float64(network, state), CastsKept(network)
 
     def error_of(some: Permutation) -> float:
         try:
             return function_error(network, double, spec.apply(double, some), images, kept)
         except (ValueError, KeyError, IndexError) as error:
-            raise MergeError(f"{what} does not fit the network: {one_line(error)}") from error
+            raise MergeError(f"{what} does not fit the network: {error_line(error)}") from error
 
     error = error_of(permutation)
     if error <= FUNCTION_TOLERANCE:

@@ -28,7 +28,7 @@ from tasks.science.specs.recipe import Recipe
 EVERYTHING = Samples()
 """The whole train split, once."""
 
-MEAN = 0.0
+FILL = 0.0
 """The mean of a data set, in every channel, once it is normalised: what a cutout is filled with."""
 
 LARGEST_STATISTICS_BYTES = 64 * 10**9
@@ -105,7 +105,7 @@ def cut_out(images: Tensor, corners: Tensor, side: int) -> None:
     # A view of every square there is, by where it begins: what is written is those squares alone, not a mask of all.
     shape = (n_images, height - side + 1, width - side + 1, n_channels, side, side)
     squares = images.as_strided(shape, (image, row, column, channel, row, column))
-    squares[torch.arange(n_images, device=images.device), corners[:, 0], corners[:, 1]] = MEAN
+    squares[torch.arange(n_images, device=images.device), corners[:, 0], corners[:, 1]] = FILL
 
 
 class TrainImages:

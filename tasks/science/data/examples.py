@@ -41,6 +41,11 @@ class Scaling:
         return pixels.float().sub_(mean[:, None, None]).div_(deviation[:, None, None])
 
 
+def are_ids(images: Tensor) -> bool:
+    """Return whether `images` are token ids (n, length), whole numbers, and no images."""
+    return images.dtype in (torch.int32, torch.int64) and images.ndim == 2 and images.numel() > 0
+
+
 @dataclass(frozen=True)
 class Examples:
     """`images` (n_examples, channels, height, width) float32, normalised, or token ids (n_examples, length) int64;

@@ -10,7 +10,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from tasks.science.networks.initialization import Initialization
+from tasks.science.networks.initialization import InitialDraw
 
 N_STAGES, N_BLOCKS = 3, 3
 
@@ -27,7 +27,7 @@ class FixupResNet20(nn.Module):
     the stem at torch's default.
     """
 
-    initialization: Initialization = "he-normal"
+    initialization: InitialDraw = "he-normal"
 
     def __init__(self, n_channels: int, width: int, n_out: int) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models import resnet as torchvision_resnet
 
-from tasks.science.networks.initialization import Initialization
+from tasks.science.networks.initialization import InitialDraw
 
 
 class BasicBlock(torchvision_resnet.BasicBlock):
@@ -49,7 +49,7 @@ class ImageNetResNet(torchvision_resnet.ResNet):
     Deviates: the stem's ReLU does not overwrite its input, so that what comes before it can be read.
     """
 
-    initialization: Initialization = "torchvision"
+    initialization: InitialDraw = "torchvision"
 
     def __init__(
         self,
@@ -65,16 +65,20 @@ class ImageNetResNet(torchvision_resnet.ResNet):
             self.conv1 = nn.Conv2d(n_channels, 64, 7, stride=2, padding=3, bias=False)
 
 
-def resnet18(n_channels: int, n_out: int) -> ImageNetResNet:
+def _resnet18(n_channels: int, n_out: int) -> ImageNetResNet:
     """Source: He et al. 2016, arXiv 1512.03385."""
     return ImageNetResNet(BasicBlock, [2, 2, 2, 2], n_channels, n_out)
 
 
-def resnet50(n_channels: int, n_out: int) -> ImageNetResNet:
+def _resnet50(n_channels: int, n_out: int) -> ImageNetResNet:
     """Stride in the 3x3 convolution, as torchvision has it. Source: He et al. 2016, arXiv 1512.03385."""
     return ImageNetResNet(Bottleneck, [3, 4, 6, 3], n_channels, n_out)
 
 
-def wide_resnet50_2(n_channels: int, n_out: int) -> ImageNetResNet:
+def _wide_resnet50_2(n_channels: int, n_out: int) -> ImageNetResNet:
     """ResNet50 with twice the inner width of each block. Source: Zagoruyko and Komodakis 2016, arXiv 1605.07146."""
     return ImageNetResNet(Bottleneck, [3, 4, 6, 3], n_channels, n_out, width_per_group=128)
+
+
+BUILDERS = {"resnet18": _resnet18, "resnet50": _resnet50, "wide-resnet50-2": _wide_resnet50_2}
+"""The networks by the word of their architecture, from the channels of an image and the number of classes."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tasks.science.specs.state import State
 
-Initialization = Literal["he-normal", "he-normal, torch biases", "torch", "torchvision"]
+InitialDraw = Literal["he-normal", "he-normal, torch biases", "torch", "torchvision"]
 
 Draw = Callable[[np.random.Generator, tuple[int, ...], tuple[int, ...]], Tensor]
 """Numbers for a tensor of the first shape, in a layer whose weight has the second: (n_out, n_in, *kernel)."""

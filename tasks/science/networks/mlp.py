@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from tasks.science.networks.initialization import Initialization
+from tasks.science.networks.initialization import InitialDraw
 
 
 class MLP(nn.Module):
@@ -16,7 +16,7 @@ class MLP(nn.Module):
     is how the `batch-fused` form is trained: `fold_batch_norm` turns its weights into those of the plain network.
     """
 
-    initialization: Initialization = "he-normal"
+    initialization: InitialDraw = "he-normal"
 
     def __init__(self, n_in: int, width: int, depth: int, n_out: int, normalization: str = "none") -> None:
         super().__init__()

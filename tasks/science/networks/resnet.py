@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from tasks.science.networks.initialization import Initialization
+from tasks.science.networks.initialization import InitialDraw
 from tasks.science.networks.normalization import norm2d
 
 RESNET20_READINGS = frozenset({"stages.2.blocks.1"})
@@ -45,11 +45,11 @@ class ResNet(nn.Module):
         *,
         normalization: str,
         shortcut_kernel: int,
-        initialization: Initialization,
+        initialization: InitialDraw,
         published_readings: frozenset[str] | None = None,
     ) -> None:
         super().__init__()
-        self.initialization: Initialization = initialization
+        self.initialization: InitialDraw = initialization
         self.published_readings = published_readings
         self.stem = nn.Sequential(
             OrderedDict(
@@ -118,7 +118,7 @@ def resnet20(n_channels: int, width: int, n_out: int, normalization: str) -> Res
     )
 
 
-def resnet18(n_channels: int, width: int, n_out: int) -> ResNet:
+def small_resnet18(n_channels: int, width: int, n_out: int) -> ResNet:
     """Four stages of two blocks at 64 to 512 channels times `width`, BatchNorm, 1x1 shortcuts, no pool after the stem:
     the form of ResNet18 that is customary at 32x32, with torch's default initialization."""
     return ResNet(

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from tasks.science.networks.initialization import Initialization
+from tasks.science.networks.initialization import InitialDraw
 from tasks.science.networks.normalization import norm2d
 
 STAGES = {
@@ -29,7 +29,7 @@ class VGG(nn.Module):
     Source: Simonyan and Zisserman 2015, arXiv 1409.1556; the single Linear is customary at 32x32.
     """
 
-    initialization: Initialization = "torch"
+    initialization: InitialDraw = "torch"
 
     def __init__(self, n_channels: int, depth: int, width: int, n_out: int, normalization: str = "none") -> None:
         super().__init__()

@@ -1,0 +1,175 @@
+"""Kinds of networks: which widths, depths and normalizations each has, how it is built, and how it may be trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tasks.science.networks.initialization import initial_state
+from tasks.science.specs.cell import Cell
+from tasks.science.specs.checks import shown
+from tasks.science.specs.data import DataSpec
+from tasks.science.specs.state import State
+
+CountLayers = Callable[[nn.Module, State, Tensor], int]
+"""Counts the layers of a network with given weights, for given images, that corrections reach."""
+
+
+class Architecture(ABC):
+    """A kind of network that a cell can name: it describes cells, builds their networks and draws initial weights."""
+
+    normalizations: tuple[str, ...]
+    """The normalizations that there are, the default first; empty where the network itself says which it has."""
+
+    stackable: ClassVar[bool] = True
+    """Whether several seeds may be computed as one group: the forward pass has nothing that `torch.func` refuses."""
+    recordable: ClassVar[bool] = True
+    """Whether a training step may be recorded as a CUDA graph: no operation depends on values."""
+    holds_weights: ClassVar[bool] = True
+    """Whether weights may be loaded into a copy once for all passes: no two layers share a tensor."""
+    rounds_images: ClassVar[bool] = True
+    """Whether the first layer rounds images to the precision of a pass, so that they may be rounded beforehand."""
+    draws: ClassVar[bool] = False
+    """Whether a forward pass in training mode draws random numbers, as dropout does."""
+
+    @property
+    def default_normalization(self) -> str:
+        """The first of `normalizations`; empty where the network itself says which it has."""
+        return self.normalizations[0] if self.normalizations else ""
+
+    @abstractmethod
+    def describe(
+        self,
+        data: DataSpec,
+        width: int | None,
+        depth: int | None,
+        normalization: str | None,
+        count_layers: CountLayers,
+        /,
+    ) -> dict[str, Any]:
+        """Return the fields of a cell that say which network this is for `data`; None stands for the default.
+
+        ValueError for a width or depth that has to be given and is not. `count_layers` tells the depth of a network
+        that takes none.
+        """
+
+    @abstractmethod
+    def describe_grid(
+        self,
+        data: DataSpec,
+        widths: Sequence[int],
+        depths: Sequence[int],
+        normalization: str,
+        count_layers: CountLayers,
+        /,
+    ) -> list[dict[str, Any]]:
+        """Return `describe` at every width and depth, each once, of networks to be trained; empty is the default."""
+
+    @abstractmethod
+    def check(self, cell: Cell) -> None:
+        """Raise ValueError for a cell whose network this architecture does not have."""
+
+    @abstractmethod
+    def build(self, cell: Cell) -> nn.Module:
+        """Return the network whose weights an endpoint of `cell` holds, in evaluation mode. Raises as `check`."""
+
+    @abstractmethod
+    def build_for_training(self, cell: Cell) -> nn.Module:
+        """Return the network that is trained for `cell`, which `build` may simplify afterwards."""
+
+    def draw(self, cell: Cell, rng: np.random.Generator) -> State:
+        """Return every parameter and buffer at the start of training, by the `initialization` of the cell's recipe."""
+        return initial_state(self.build_for_training(cell), rng, cell.recipe.initialization)
+
+
+@dataclass(frozen=True)
+class Shipped(Architecture):
+    """An architecture that ships with the package, built on torch's meta device: it costs nothing and draws nothing.
+
+    `make` makes the network of a cell with a normalization. `depth` is the only one there is; None where a cell chooses
+    its number of hidden layers. `width` is the published one, None where a cell has to choose.
+    """
+
+    word: str
+    normalizations: tuple[str, ...]
+    make: Callable[[Cell, str], nn.Module]
+    depth: int | None
+    width: int | None = 1
+    scalable_up_to: int | None = None
+    """Images of more pixels a side are taken at the published width alone; None for no such limit."""
+    max_side: int | None = None
+    """Images of more pixels a side are not taken; None for no such limit."""
+
+    def describe(
+        self,
+        _data: DataSpec,
+        width: int | None,
+        depth: int | None,
+        normalization: str | None,
+        _count_layers: CountLayers,
+        /,
+    ) -> dict[str, Any]:
+        fields: dict[str, Any] = {
+            "architecture": self.word,
+            "normalization": normalization or self.default_normalization,
+            "width": width or self.width,
+            "depth": depth or self.depth,
+        }
+        for name, meaning in (("width", "neurons of a hidden layer"), ("depth", "number of hidden layers")):
+            if fields[name] is None:
+                raise ValueError(f"an {self.word} needs its {name}, the {meaning}: give one")
+        return fields
+
+    def describe_grid(
+        self,
+        data: DataSpec,
+        widths: Sequence[int],
+        depths: Sequence[int],
+        normalization: str,
+        count_layers: CountLayers,
+        /,
+    ) -> list[dict[str, Any]]:
+        chosen = (self.depth,) if self.depth is not None else dict.fromkeys(depths) or (None,)
+        return [
+            self.describe(data, width, depth, normalization, count_layers)
+            for width in dict.fromkeys(widths) or (1,)
+            for depth in chosen
+        ]
+
+    def check(self, cell: Cell) -> None:
+        if cell.user_defined:
+            raise ValueError(f"{self.word} ships with the package and has no digest of its graph, got {cell.graph}")
+        if cell.normalization not in self.normalizations:
+            raise ValueError(
+                f"{self.word} has no normalization {shown(cell.normalization)}; known: {', '.join(self.normalizations)}"
+            )
+        if self.depth is not None and cell.depth != self.depth:
+            raise ValueError(f"{self.word} has depth {self.depth} and no other, got {cell.depth}")
+        side = max(cell.data.shape[1:])
+        if self.scalable_up_to is not None and side > self.scalable_up_to and cell.width != self.width:
+            raise ValueError(
+                f"{self.word} for images of {side} pixels a side has width {self.width} and no other, got {cell.width}"
+            )
+        if self.max_side is not None and side > self.max_side:
+            raise ValueError(
+                f"{self.word} takes images of at most {self.max_side} pixels a side, and those of {cell.data.name} "
+                f"have {side}"
+            )
+
+    def build(self, cell: Cell) -> nn.Module:
+        return self._make(cell, "none" if cell.normalization == "batch-fused" else cell.normalization)
+
+    def build_for_training(self, cell: Cell) -> nn.Module:
+        """Return the network with the BatchNorm that is folded away after training, where there is one."""
+        return self._make(cell, "batch" if cell.normalization == "batch-fused" else cell.normalization)
+
+    def _make(self, cell: Cell, normalization: str) -> nn.Module:
+        self.check(cell)
+        with torch.device("meta"):
+            return self.make(cell, normalization).eval()
