@@ -50,13 +50,13 @@ from tasks.interpolate import interpolate
 from tasks.joint import evaluate_joint
 from tasks.repair import repair
 from tasks.science.data.augmentation import check_statistics
-from tasks.science.networks.user_code import OwnCodeError
 from tasks.science.specs.cell import Cell, Endpoint
 from tasks.science.specs.corrections import CORRECTIONS
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.measurement import Measurement
 from tasks.science.specs.pairing import Pairing, Path, ShiftMethod
 from tasks.science.specs.request import Request
+from tasks.science.specs.user_code import UserCodeError
 from tasks.shift import shift
 from tasks.stored.artifacts import (
     has_match,
@@ -98,7 +98,7 @@ class MissingFileError(DataError):
     """A file that a study needs, and that is none of its store's, is not there."""
 
 
-FOR_A_PERSON = (DataError, OwnCodeError, StoreError, ServerError, UnfinishedError)
+FOR_A_PERSON = (DataError, UserCodeError, StoreError, ServerError, UnfinishedError)
 """Errors whose message is a sentence with the way out; a traceback adds nothing to it."""
 
 

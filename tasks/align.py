@@ -18,6 +18,7 @@ from tasks.science.specs.pairing import Pairing
 from tasks.science.specs.state import State
 from tasks.science.symmetry.controls import permuted_self
 from tasks.stored.artifacts import LazyStates, has_match, load_weights, save_match
+from tasks.user_code import reach_code
 
 
 @task(**TASK_OPTIONS)
@@ -28,6 +29,7 @@ def align(pairings: Sequence[Pairing], store: Store, data_dir: Path) -> list[str
     if not pairings:
         return []
     cell = pairings[0].cell
+    reach_code(cell)
     network, spec = build_network(cell), cell_permutation_spec(cell)
     dataset = check_data(load_dataset(cell.data.name, data_dir), cell.data)
     images = statistics_images(dataset, cell.recipe, pairings[0].samples)

@@ -16,6 +16,7 @@ from tasks.science.specs.cell import Cell, Endpoint
 from tasks.science.training.training import train_group
 from tasks.stored.artifacts import missing_checkpoints, save_endpoint
 from tasks.stored.trainings import StoredProgress, ensure_states
+from tasks.user_code import reach_code
 
 
 @task(**TASK_OPTIONS)
@@ -29,6 +30,7 @@ def train(
 ) -> None:
     """Trains those of a group of seeds that the store lacks, each in one run through all checkpoints `epochs` that are
     missing; by default the cell's own."""
+    reach_code(cell)
     dataset = check_data(load_dataset(cell.data.name, data_dir), cell.data)
     missing = missing_checkpoints(store, cell, seeds, [cell.epoch] if epochs is None else epochs)
     if not missing:
@@ -55,6 +57,7 @@ def train(
 def train_parent(parents: Sequence[Endpoint], store: Store, data_dir: Path, device: Device = "cpu") -> None:
     """Trains one seed through `parents`, the checkpoints that others are spawned from, as far as the store lacks their
     states."""
+    reach_code(parents[0].cell)
     data = parents[0].cell.data
     ensure_states(store, parents, check_data(load_dataset(data.name, data_dir), data), device)
 

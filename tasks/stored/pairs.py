@@ -34,6 +34,7 @@ from tasks.stored.artifacts import (
     save_rows,
 )
 from tasks.tables.schema import LAYER_ROWS, PATH_ROWS
+from tasks.user_code import reach_code
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def load_ends(paths: Sequence[Path], store: Store, data_dir: Folder) -> Ends | N
     if not missing:
         return None
     cell = missing[0].pairing.cell
+    reach_code(cell)
     weights = load_weights(store, [member for path in missing for member in ends_of(path)])
     return Ends(
         store, missing, build_network(cell), check_data(load_dataset(cell.data.name, data_dir), cell.data), weights
@@ -91,6 +93,7 @@ class PairBench:
         self.store = store
         self.cell = cell = paths[0].pairing.cell
         self.measurement = measurement = paths[0].measurement
+        reach_code(cell)
         self.network = build_network(cell)
         self.spec = cell_permutation_spec(cell)
         dataset = check_data(load_dataset(cell.data.name, data_dir), cell.data)

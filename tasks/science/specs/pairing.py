@@ -136,7 +136,7 @@ class Path:
                 f"the method {self.method} needs endpoints trained on both halves with seeds {joint_seeds}, "
                 f"got {tuple(member.seed for member in self.joint)}"
             )
-        check_correction(self.correction, cell.normalization, cell.architecture)
+        check_correction(self.correction, cell.normalization, cell.shipped_architecture)
         if self.pairing.samples != self.measurement.samples:
             raise ValueError(
                 f"a path of measurement {self.measurement.name} needs a pairing made from the same images: "

@@ -89,7 +89,7 @@ class Request:
         for correction in self.corrections:
             if not any(self._defines(correction, cell) for cell in self.cells):
                 # Some cell's reason stands for all.
-                check_correction(correction, self.cells[0].normalization, self.cells[0].architecture)
+                check_correction(correction, self.cells[0].normalization, self.cells[0].shipped_architecture)
 
     def _check_sizes(self) -> None:
         """ValueError where there are more of anything than a study may have, before anything is made of them."""
@@ -200,7 +200,7 @@ class Request:
 
     @staticmethod
     def _defines(correction: str, cell: Cell) -> bool:
-        return is_defined(correction, cell.normalization, cell.architecture)
+        return is_defined(correction, cell.normalization, cell.shipped_architecture)
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Request:
