@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,11 +22,24 @@ CountLayers = Callable[[nn.Module, State, Tensor], int]
 """Counts the layers of a network with given weights, for given images, that corrections reach."""
 
 
+@dataclass(frozen=True)
+class Factors:
+    """The factors of a network as they are asked for; None stands for the architecture's default."""
+
+    width: int | None = None
+    depth: int | None = None
+    normalization: str | None = None
+
+
 class Architecture(ABC):
     """A kind of network that a cell can name: it describes cells, builds their networks and draws initial weights."""
 
     normalizations: tuple[str, ...]
     """The normalizations that there are, the default first; empty where the network itself says which it has."""
+    depth: int | None
+    """The only depth that there is; None where a cell chooses."""
+    unvaried_width: ClassVar[int | None] = 1
+    """The width of a grid that asks for none; None where the network itself says which."""
 
     stackable: ClassVar[bool] = True
     """Whether several seeds may be computed as one group: the forward pass has nothing that `torch.func` refuses."""
@@ -44,32 +58,27 @@ class Architecture(ABC):
         return self.normalizations[0] if self.normalizations else ""
 
     @abstractmethod
-    def describe(
-        self,
-        data: DataSpec,
-        width: int | None,
-        depth: int | None,
-        normalization: str | None,
-        count_layers: CountLayers,
-        /,
-    ) -> dict[str, Any]:
-        """Return the fields of a cell that say which network this is for `data`; None stands for the default.
+    def describe(self, data: DataSpec, wanted: Factors, count_layers: CountLayers, /) -> dict[str, Any]:
+        """Return the fields of a cell that say which network this is for `data`.
 
         ValueError for a width or depth that has to be given and is not. `count_layers` tells the depth of a network
         that takes none.
         """
 
-    @abstractmethod
     def describe_grid(
-        self,
-        data: DataSpec,
-        widths: Sequence[int],
-        depths: Sequence[int],
-        normalization: str,
-        count_layers: CountLayers,
-        /,
+        self, data: DataSpec, widths: Sequence[int], depths: Sequence[int], normalization: str, count: CountLayers
     ) -> list[dict[str, Any]]:
-        """Return `describe` at every width and depth, each once, of networks to be trained; empty is the default."""
+        """Return `describe` at every width and depth, each once; empty stands for the default.
+
+        An architecture of one depth is not varied over `depths`.
+        """
+        chosen = [self.depth] if self.depth is not None else dict.fromkeys(depths) or [None]
+        found: list[dict[str, Any]] = []
+        for width, depth in product(dict.fromkeys(widths) or [self.unvaried_width], chosen):
+            fields = self.describe(data, Factors(width, depth, normalization or None), count)
+            if fields not in found:
+                found.append(fields)
+        return found
 
     @abstractmethod
     def check(self, cell: Cell) -> None:
@@ -79,9 +88,9 @@ class Architecture(ABC):
     def build(self, cell: Cell) -> nn.Module:
         """Return the network whose weights an endpoint of `cell` holds, in evaluation mode. Raises as `check`."""
 
-    @abstractmethod
     def build_for_training(self, cell: Cell) -> nn.Module:
         """Return the network that is trained for `cell`, which `build` may simplify afterwards."""
+        return self.build(cell)
 
     def draw(self, cell: Cell, rng: np.random.Generator) -> State:
         """Return every parameter and buffer at the start of training, by the `initialization` of the cell's recipe."""
@@ -106,41 +115,17 @@ class Shipped(Architecture):
     max_side: int | None = None
     """Images of more pixels a side are not taken; None for no such limit."""
 
-    def describe(
-        self,
-        _data: DataSpec,
-        width: int | None,
-        depth: int | None,
-        normalization: str | None,
-        _count_layers: CountLayers,
-        /,
-    ) -> dict[str, Any]:
+    def describe(self, _data: DataSpec, wanted: Factors, _count_layers: CountLayers, /) -> dict[str, Any]:
         fields: dict[str, Any] = {
             "architecture": self.word,
-            "normalization": normalization or self.default_normalization,
-            "width": width or self.width,
-            "depth": depth or self.depth,
+            "normalization": wanted.normalization or self.default_normalization,
+            "width": wanted.width or self.width,
+            "depth": wanted.depth or self.depth,
         }
         for name, meaning in (("width", "neurons of a hidden layer"), ("depth", "number of hidden layers")):
             if fields[name] is None:
                 raise ValueError(f"an {self.word} needs its {name}, the {meaning}: give one")
         return fields
-
-    def describe_grid(
-        self,
-        data: DataSpec,
-        widths: Sequence[int],
-        depths: Sequence[int],
-        normalization: str,
-        count_layers: CountLayers,
-        /,
-    ) -> list[dict[str, Any]]:
-        chosen = (self.depth,) if self.depth is not None else dict.fromkeys(depths) or (None,)
-        return [
-            self.describe(data, width, depth, normalization, count_layers)
-            for width in dict.fromkeys(widths) or (1,)
-            for depth in chosen
-        ]
 
     def check(self, cell: Cell) -> None:
         if cell.user_defined:

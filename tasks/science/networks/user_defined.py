@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from tasks.science.evaluation.modes import NetworkError, check_modes
-from tasks.science.networks.architecture import Architecture, CountLayers
+from tasks.science.networks.architecture import Architecture, CountLayers, Factors
 from tasks.science.networks.inspection import FOUND_NORMALIZATIONS, check_trainable, find_normalization, graph_digest
 from tasks.science.networks.output_checks import check_classes
 from tasks.science.specs.cell import Cell
@@ -27,9 +27,6 @@ from tasks.science.specs.data import DataSpec
 from tasks.science.specs.state import State
 from tasks.science.specs.user_code import UserCodeError, call_function, find_function, named_parameters
 from tasks.science.symmetry.tracing.graph import TRACING, kept_random_state
-
-PASSED_FIELDS = ("width", "depth", "normalization")
-"""The fields of a cell that a function is called with, where it has parameters of these names."""
 
 
 @contextmanager
@@ -49,7 +46,9 @@ class UserDefined(Architecture):
 
     place: str
     normalizations: tuple[str, ...] = ()
+    depth: int | None = None
 
+    unvaried_width: ClassVar[int | None] = None
     # Nothing is known of a user's forward pass: it may look at values, share weights, draw, or read images anyhow.
     stackable: ClassVar[bool] = False
     recordable: ClassVar[bool] = False
@@ -59,81 +58,32 @@ class UserDefined(Architecture):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Those of `PASSED_FIELDS` that the function takes, each with its default: None where it has none.
+        """The factors that the function takes, each with its default: None where it has none.
 
         Raises ValueError where there is no such place, UserCodeError where importing it raises.
         """
         taken = named_parameters(find_function(self.place, "--network"))
         empty = inspect.Parameter.empty
-        return {name: None if taken[name] is empty else taken[name] for name in PASSED_FIELDS if name in taken}
+        return {name: None if taken[name] is empty else taken[name] for name in vars(Factors()) if name in taken}
 
-    def describe(
-        self,
-        data: DataSpec,
-        width: int | None,
-        depth: int | None,
-        normalization: str | None,
-        count_layers: CountLayers,
-        /,
-    ) -> dict[str, Any]:
+    def describe(self, data: DataSpec, wanted: Factors, count_layers: CountLayers, /) -> dict[str, Any]:
         """Return the fields of a cell after running the network on two black images and tracing it.
 
-        None stands for the function's own default; where the function does not take a field, width is 1, depth is the
-        number of layers and normalization is the one found. Raises ValueError for a field that must be given and a
-        network that does not fit the data; UserCodeError and TraceError where it cannot be made or traced.
+        Where the function does not take a factor, width is 1, depth is the number of layers and normalization is the
+        one found. Raises ValueError for a factor that must be given and a network that does not fit the data;
+        UserCodeError and TraceError where it cannot be made or traced.
         """
-        return self._describe(data, width, depth, normalization, count_layers, trained=False)
-
-    def describe_grid(
-        self,
-        data: DataSpec,
-        widths: Sequence[int],
-        depths: Sequence[int],
-        normalization: str,
-        count_layers: CountLayers,
-        /,
-    ) -> list[dict[str, Any]]:
-        """Return `describe` at every width and depth, each once.
-
-        ValueError also for a field that the function does not take, and as `check_trainable`.
-        """
-        taken = self.defaults
-        for name, given in (("width", widths), ("depth", depths), ("normalization", normalization)):
-            if given and name not in taken:
-                raise ValueError(
-                    f"{self.place} takes no {name}: let it have an argument of that name, or leave out --{name}"
-                )
-        found: list[dict[str, Any]] = []
-        for width in dict.fromkeys(widths) or [None]:
-            for depth in dict.fromkeys(depths) or [None]:
-                fields = self._describe(data, width, depth, normalization or None, count_layers, trained=True)
-                if fields not in found:
-                    found.append(fields)
-        return found
-
-    def _describe(
-        self,
-        data: DataSpec,
-        width: int | None,
-        depth: int | None,
-        normalization: str | None,
-        count_layers: CountLayers,
-        *,
-        trained: bool,
-    ) -> dict[str, Any]:
         if data.holds_ids:
             raise ValueError(
                 f"{data.name} holds token ids, and studies flip, shift and train on images: merge networks of ids by "
                 "`repairlab merge`"
             )
-        arguments = self._arguments({"width": width, "depth": depth, "normalization": normalization})
+        arguments = self._arguments(wanted)
         network, images = self._call(arguments), torch.zeros(2, *data.shape)
         state = network.state_dict()
         check_classes(network, state, images, data, self.place)
-        if trained:
-            check_trainable(network, self._call(arguments), self.place)
         has = find_normalization(network)
-        word = arguments.get("normalization", normalization) or has
+        word = arguments.get("normalization", wanted.normalization) or has
         if word not in FOUND_NORMALIZATIONS or (word == "batch") != (has == "batch"):
             raise ValueError(
                 f"{self.place} makes a network whose normalization is {has}, not {word}; "
@@ -142,16 +92,36 @@ class UserDefined(Architecture):
         return {
             "architecture": self.place,
             "normalization": word,
-            "width": arguments.get("width", width or 1),
-            "depth": arguments.get("depth", depth or max(1, count_layers(network, state, images))),
+            "width": arguments.get("width", wanted.width or 1),
+            "depth": arguments.get("depth", wanted.depth or max(1, count_layers(network, state, images))),
             "graph": graph_digest(network, data.shape),
         }
 
-    def _arguments(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of the function: those `given`, or its defaults. ValueError for one that cannot be."""
+    def describe_grid(
+        self, data: DataSpec, widths: Sequence[int], depths: Sequence[int], normalization: str, count: CountLayers
+    ) -> list[dict[str, Any]]:
+        """Return `describe` at every width and depth, each once, of networks that can be trained.
+
+        ValueError also for a factor that the function does not take, and as `check_trainable`.
+        """
+        taken = self.defaults
+        for name, given in (("width", widths), ("depth", depths), ("normalization", normalization)):
+            if given and name not in taken:
+                raise ValueError(
+                    f"{self.place} takes no {name}: let it have an argument of that name, or leave out --{name}"
+                )
+        found = super().describe_grid(data, widths, depths, normalization, count)
+        for fields in found:
+            network, again = (self._call({name: fields[name] for name in taken}) for _ in range(2))
+            check_trainable(network, again, self.place)
+        return found
+
+    def _arguments(self, wanted: Factors) -> dict[str, Any]:
+        """Return the arguments of the function: those `wanted`, or its defaults. ValueError for one that cannot be."""
         arguments: dict[str, Any] = {}
         for name, default in self.defaults.items():
-            value = default if given[name] is None else given[name]
+            given = getattr(wanted, name)
+            value = default if given is None else given
             if not (isinstance(value, str) if name == "normalization" else is_whole(value, 1)):
                 kind = "word" if name == "normalization" else "positive whole number"
                 raise ValueError(f"{self.place} takes a {name}, and has no {kind} for its default: give one")
@@ -168,9 +138,6 @@ class UserDefined(Architecture):
         Raises as `defaults`, and UserCodeError where the function makes no network.
         """
         return self._build(cell, seed=0)
-
-    def build_for_training(self, cell: Cell) -> nn.Module:
-        return self.build(cell)
 
     def draw(self, cell: Cell, rng: np.random.Generator) -> State:
         """Return the initial weights that the function itself draws, where the recipe does not name others."""

@@ -21,6 +21,7 @@ from tasks.science.evaluation.outputs import logits_in
 from tasks.science.evaluation.precision import CastsKept
 from tasks.science.merging import merge_networks
 from tasks.science.networks import find_architecture
+from tasks.science.networks.architecture import Factors
 from tasks.science.networks.fitting import MergeError
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.data import DataSpec
@@ -257,7 +258,7 @@ def test_token_ids_are_never_augmented():
     with pytest.raises(ValueError, match=r"OWN:ids holds token ids: take a recipe with flip=False and translate"):
         _cell(spec)(dataclasses.replace(recipe, flip=True))
     with pytest.raises(ValueError, match="OWN:ids holds token ids, and studies flip, shift and train on images: merge"):
-        find_architecture("my:build").describe(spec, None, None, None, count_layers)
+        find_architecture("my:build").describe(spec, Factors(), count_layers)
     examples = Examples(IDS, torch.zeros(40, dtype=torch.int64))
     with pytest.raises(ValueError, match="token ids have no mirror image"):
         evaluate(decoder(), state_of(decoder()), examples, viewing=Viewing(flip_averaged=True))
