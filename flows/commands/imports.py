@@ -25,6 +25,7 @@ from infra.weights import open_weights, read_weights
 from tasks.data.datasets import UNKNOWN_FINGERPRINT, load_dataset
 from tasks.imports import MOST, check_import, imported_digest, read_imports, save_import
 from tasks.science.networks import build_network, find_architecture
+from tasks.science.networks.architecture import Factors
 from tasks.science.networks.fitting import fit_state, in_float32
 from tasks.science.networks.output_checks import check_classes
 from tasks.science.specs.cell import Cell, Endpoint, Origin
@@ -118,8 +119,8 @@ class ImportOptions:
         word = self.facts.get("normalization")
         if word == "batch-fused":
             raise ValueError("networks whose BatchNorm was folded away have none: set normalization=none")
-        architecture = find_architecture(self.network)
-        fields = architecture.describe(data, size.get("width"), size.get("depth"), word, count_layers)
+        wanted = Factors(size.get("width"), size.get("depth"), word)
+        fields = find_architecture(self.network).describe(data, wanted, count_layers)
         recipe = override(_UNKNOWN, **facts)
         return Cell(data, recipe=recipe, origin=Origin(self.study, tuple(facts)), **fields)
 
@@ -237,8 +238,8 @@ def _check_unchanged(study: str, cell: Cell, describe: Callable[[str], DataSpec]
     if data.fingerprint not in (cell.data.fingerprint, UNKNOWN_FINGERPRINT):
         raise ValueError(f"{cell.data.name} holds other data than when {study} was imported: import under another name")
     if cell.user_defined:
-        architecture = find_architecture(cell.architecture)
-        now = architecture.describe(cell.data, cell.width, cell.depth, cell.normalization, count_layers)
+        wanted = Factors(cell.width, cell.depth, cell.normalization)
+        now = find_architecture(cell.architecture).describe(cell.data, wanted, count_layers)
         if now["graph"] != cell.graph:
             raise ValueError(
                 f"{cell.architecture} makes another network than when {study} was imported: import under another name"
