@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from tasks.data.image_folder import ImageFolders
-from tasks.data.published import Arrays, Files, IdxFiles, MatFiles, PickleFiles, Scale
+from tasks.data.published import Arrays, Files, IdxFiles, MatFiles, PickleFiles, PixelScale
 from tasks.science.data.examples import Dataset, Examples, Scaling
 from tasks.science.data.user_defined import call_loader
 from tasks.science.specs.checks import shown
@@ -177,7 +177,7 @@ def _read_digits(name: str, known: Known) -> Dataset:
     return _assemble(name, known, (images[train], labels[train]), (images[test], labels[test]), mean, deviation)
 
 
-def _assemble(name: str, known: Known, train: Arrays, test: Arrays, mean: Scale, deviation: Scale) -> Dataset:
+def _assemble(name: str, known: Known, train: Arrays, test: Arrays, mean: PixelScale, deviation: PixelScale) -> Dataset:
     digest = hashlib.sha256(f"{name}:{mean!r}:{deviation!r}".encode())
     for array in (*train, *test):
         digest.update(f"{array.dtype}{array.shape}".encode())
@@ -199,12 +199,12 @@ def _assemble(name: str, known: Known, train: Arrays, test: Arrays, mean: Scale,
     )
 
 
-def _per_channel(scale: Scale) -> torch.Tensor:
+def _per_channel(scale: PixelScale) -> torch.Tensor:
     """`scale` where it meets images (n, channels, height, width): (channels, 1, 1), or (1, 1, 1) for all of them."""
     return torch.tensor(scale, dtype=torch.float32).reshape(-1, 1, 1)
 
 
-def _black(mean: Scale, deviation: Scale) -> Scale:
+def _black(mean: PixelScale, deviation: PixelScale) -> PixelScale:
     """What a raw 0 becomes: one number, or one for each channel."""
     black: float | list[float] = (-np.asarray(mean) / np.asarray(deviation)).tolist()
     return tuple(black) if isinstance(black, list) else black

@@ -26,7 +26,7 @@ from scipy.io import loadmat
 
 from tasks.data.pickles import read_batch
 
-Scale = float | tuple[float, ...]
+PixelScale = float | tuple[float, ...]
 """A mean or deviation of pixels from 0 to 255: of the one channel, or of each."""
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -48,10 +48,10 @@ class Files(Protocol):
     """The files of one data set, and how its images are normalised."""
 
     @property
-    def mean(self) -> Scale: ...
+    def mean(self) -> PixelScale: ...
 
     @property
-    def deviation(self) -> Scale: ...
+    def deviation(self) -> PixelScale: ...
 
     def find(self, data_dir: Path) -> Path | None:
         """The folder or archive that has all files, None where there is none."""
@@ -71,8 +71,8 @@ class IdxFiles:
     """MNIST's format: four idx files, each gzipped or plain."""
 
     name: str
-    mean: Scale
-    deviation: Scale
+    mean: PixelScale
+    deviation: PixelScale
     fetcher: str
     """The name of torchvision's class."""
     package: tuple[str, Path] | None = None
@@ -120,8 +120,8 @@ class MatFiles:
     """SVHN's format: a MATLAB file of cropped digits per split, whose label 10 is the digit 0."""
 
     name: str
-    mean: Scale
-    deviation: Scale
+    mean: PixelScale
+    deviation: PixelScale
     fetcher: str
 
     def find(self, data_dir: Path) -> Path | None:
@@ -178,8 +178,8 @@ class PickleFiles:
     """
 
     name: str
-    mean: Scale
-    deviation: Scale
+    mean: PixelScale
+    deviation: PixelScale
     fetcher: str
     labels_key: str
 

@@ -42,7 +42,7 @@ def graph_digest(network: nn.Module, shape: tuple[int, ...]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def check_trainable(network: nn.Module, again: nn.Module, place: str) -> None:
+def check_trainable_network(network: nn.Module, again: nn.Module, place: str) -> None:
     """Raise ValueError where training a user-defined network would not do what its author expects.
 
     It must have no tensor under two names and no frozen parameter, and draw its weights from torch's random numbers

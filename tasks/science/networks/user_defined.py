@@ -19,7 +19,12 @@ from torch import nn
 
 from tasks.science.evaluation.modes import NetworkError, check_modes
 from tasks.science.networks.architecture import Architecture, CountLayers, Factors
-from tasks.science.networks.inspection import FOUND_NORMALIZATIONS, check_trainable, find_normalization, graph_digest
+from tasks.science.networks.inspection import (
+    FOUND_NORMALIZATIONS,
+    check_trainable_network,
+    find_normalization,
+    graph_digest,
+)
 from tasks.science.networks.output_checks import check_classes
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.checks import is_whole
@@ -102,7 +107,7 @@ class UserDefined(Architecture):
     ) -> list[dict[str, Any]]:
         """Return `describe` at every width and depth, each once, of networks that can be trained.
 
-        ValueError also for a factor that the function does not take, and as `check_trainable`.
+        ValueError also for a factor that the function does not take, and as `check_trainable_network`.
         """
         taken = self.defaults
         for name, given in (("width", widths), ("depth", depths), ("normalization", normalization)):
@@ -113,7 +118,7 @@ class UserDefined(Architecture):
         found = super().describe_grid(data, widths, depths, normalization, count)
         for fields in found:
             network, again = (self._call({name: fields[name] for name in taken}) for _ in range(2))
-            check_trainable(network, again, self.place)
+            check_trainable_network(network, again, self.place)
         return found
 
     def _arguments(self, wanted: Factors) -> dict[str, Any]:
