@@ -1,7 +1,7 @@
-"""Finds, checks and reads data sets: into normalised tensors, or ImageNet's files, which are decoded on demand.
+"""Data sets by name: found, checked and read into normalised tensors, or ImageNet's files, decoded on demand.
 
-`digits` comes with scikit-learn. The others are the files that their authors publish, looked for in the data folder (in
-torchvision's layout too) and, all but ImageNet, fetched by torchvision where they are not found;
+`digits` comes with scikit-learn. The others are the files that their authors publish, looked for in the data folder
+(also in torchvision's layout) and, except for ImageNet, fetched by torchvision where they are not found;
 `tasks.data.published` and `tasks.data.image_folder` know their formats.
 Nothing here needs Prefect or settings: the data folder is an argument.
 """
@@ -28,12 +28,12 @@ from tasks.science.specs.identity import stream
 from tasks.science.specs.user_code import UserCodeError, find_function, names_code
 
 UNKNOWN_FINGERPRINT = "unknown"
-"""Stands in a plan for the fingerprint of data that were not found."""
+"""The fingerprint, in a plan, of data that were not found."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a plan may say of a data set before it is there."""
+    """The published facts of a data set, which a plan may use before its files are there."""
 
     n_train: int
     n_test: int
@@ -44,7 +44,7 @@ class Known:
     halves: bool = False
     """Whether endpoints are trained on one of two halves of the train split, as in `DataSpec`."""
     chosen_of: str = ""
-    """The data set that this one is a fixed random choice of images of, fewer than the files hold."""
+    """The data set whose images this one is a fixed random choice of; empty where it has all of its own."""
 
 
 _DEBIAN_FASHION = ("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist"))
@@ -145,7 +145,7 @@ def _read(name: str, place: Path | None) -> Dataset:
 
 
 def _choose(arrays: Arrays, n_images: int, name: str, split: str) -> Arrays:
-    """`n_images` of a split of the data set `name`, in their order there, drawn by a stream of its own."""
+    """Return `n_images` of a split of the data set `name`, in their order there, drawn by a stream of its own."""
     images, labels = arrays
     chosen = np.sort(stream("choice", name, split).permutation(len(labels))[:n_images])
     return images[chosen], labels[chosen]
@@ -158,7 +158,7 @@ def _known(name: str) -> Known:
 
 
 def _read_digits(name: str, known: Known) -> Dataset:
-    """scikit-learn's 1,797 digits: every fifth of the images, shuffled within their classes, is a test image.
+    """Return scikit-learn's 1,797 digits; every fifth image, shuffled within the classes, is a test image.
 
     `digits32` repeats each pixel 4 x 4 times, for networks that need a larger map.
     """
@@ -187,7 +187,7 @@ def _assemble(name: str, known: Known, train: Arrays, test: Arrays, mean: PixelS
     )
 
     def normalise(images: NDArray[np.uint8]) -> torch.Tensor:
-        """In place, for the larger sets take close to 1 GB."""
+        """Return normalised floats, computed in place: the larger sets take close to 1 GB."""
         as_floats = torch.from_numpy(images.astype(np.float32))
         return as_floats.sub_(_per_channel(mean)).div_(_per_channel(deviation))
 
@@ -200,11 +200,11 @@ def _assemble(name: str, known: Known, train: Arrays, test: Arrays, mean: PixelS
 
 
 def _per_channel(scale: PixelScale) -> torch.Tensor:
-    """`scale` where it meets images (n, channels, height, width): (channels, 1, 1), or (1, 1, 1) for all of them."""
+    """Return `scale` in the shape that images broadcast with: (channels, 1, 1), or (1, 1, 1) for all channels."""
     return torch.tensor(scale, dtype=torch.float32).reshape(-1, 1, 1)
 
 
 def _black(mean: PixelScale, deviation: PixelScale) -> PixelScale:
-    """What a raw 0 becomes: one number, or one for each channel."""
+    """Return a raw 0 after normalisation: one number, or one for each channel."""
     black: float | list[float] = (-np.asarray(mean) / np.asarray(deviation)).tolist()
     return tuple(black) if isinstance(black, list) else black

@@ -1,4 +1,4 @@
-"""Kinds of networks: which widths, depths and normalizations each has, how it is built, and how it may be trained."""
+"""Kinds of networks: the widths, depths and normalizations of each, how it is built, and how it may be trained."""
 
 from __future__ import annotations
 

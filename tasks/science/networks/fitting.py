@@ -1,4 +1,4 @@
-"""Another writer's weights as a network names them: every tensor there, of its shape, of numbers that are finite."""
+"""Fitting of imported weights to a network: every tensor under the network's name, of its shape, and finite."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tasks.science.specs.state import State
 FLOAT_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 WRAPPERS = ("module.", "model.", "net.", "network.")
-"""What wrappers (DataParallel, Lightning's modules) put in front of every name."""
+"""Prefixes that wrappers (DataParallel, Lightning's modules) put in front of every name."""
 
 
 class MergeError(ValueError):
-    """These weights, this network or this spec cannot be merged; the message says why, and the way out."""
+    """Weights, a network or a spec that cannot be merged; the message says why, and the way out."""
 
 
 def fit_state(network: nn.Module, state: Mapping[str, Tensor], owner: str) -> State:
-    """`state` as `network` names and orders its tensors, on the CPU, in its own type; `owner` is whose it is (A, B).
+    """Return `state` with the names and order of `network`, on the CPU, in its own type; `owner` is its name (A, B).
 
-    A tensor that the network has under several names may be there under one alone, as some writers leave it; names may
-    be those of a wrapped network, as `renamed` says.
+    A tensor that the network has under several names may be given under one of them, as some writers do; names may be
+    those of a wrapped network, as `renamed` says.
     Raises MergeError for a tensor that is missing, unknown, of another shape, not of numbers, or not finite.
     """
     expected = entries_of(network)
@@ -74,9 +74,9 @@ def fit_state(network: nn.Module, state: Mapping[str, Tensor], owner: str) -> St
 
 
 def renamed(network: nn.Module, state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
-    """`state` under the names of `network`, and what was done to its own: empty where they are left alone.
+    """Return `state` under the names of `network`, and how its names were changed: empty where they were not.
 
-    What wrappers put before every name is taken off or put there, where that alone makes the names fit.
+    Prefixes of wrappers are taken off or put before every name, where that alone makes the names fit.
     """
     expected = entries_of(network)
     twins = {key: set(group) for group in shared_tensors(network) for key in group}
@@ -102,17 +102,17 @@ def renamed(network: nn.Module, state: Mapping[str, Tensor]) -> tuple[Mapping[st
 
 
 def _plain(key: str) -> str:
-    """A name without what torch.compile puts into it."""
+    """Return a name without the parts that torch.compile adds."""
     return ".".join(part for part in key.split(".") if part != "_orig_mod")
 
 
 def in_float32(state: Mapping[str, Tensor]) -> State:
-    """`state` as it is computed with: every number with a fraction in float32."""
+    """Return `state` with every floating-point tensor in float32."""
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
 
 
 def entries_of(network: nn.Module) -> State:
-    """The network's parameters and buffers themselves, by name."""
+    """Return the parameters and buffers of a network by name, without copies."""
     entries = network.state_dict(keep_vars=True)
     for key, value in entries.items():
         if not isinstance(value, Tensor):
@@ -123,7 +123,7 @@ def entries_of(network: nn.Module) -> State:
 
 
 def shared_tensors(network: nn.Module) -> list[list[str]]:
-    """Groups of names that are one tensor."""
+    """Return the groups of names that are one tensor."""
     groups: dict[int, list[str]] = {}
     for key, tensor in entries_of(network).items():
         groups.setdefault(id(tensor), []).append(key)
@@ -136,5 +136,5 @@ def some(names: Sequence[str]) -> str:
 
 
 def word_of(dtype: torch.dtype) -> str:
-    """Return the name of a type as a person writes it."""
+    """Return the name of a type as it is written in code, without `torch.`."""
     return str(dtype).removeprefix("torch.")

@@ -52,7 +52,7 @@ class FixupResNet20(nn.Module):
 
     @property
     def weight_scales(self) -> dict[str, float]:
-        """By what the He-normal draw of a weight is multiplied, where it is not 1."""
+        """The Fixup scales: factors of the He-normal draws of weights, where they are not 1."""
         scales = {"output.weight": 0.0}
         for stage in range(N_STAGES):
             for block in range(N_BLOCKS):
@@ -90,7 +90,7 @@ class FixupBlock(nn.Module):
 
 
 class ScalarBias(nn.Module):
-    """Adds one learned number to every value, the same for all channels."""
+    """A layer that adds one learned number to every value, the same for all channels."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""BatchNorm folded into the linear layer before it: the same function in evaluation mode, with a bias and no norm."""
+"""Folding of BatchNorm into the linear layer before it, which keeps the function in evaluation mode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tasks.science.specs.state import State
 
 
 def fold_batch_norm(network: MLP, state: Mapping[str, Tensor]) -> State:
-    """The weights of the plain MLP that computes what `network`, an MLP with BatchNorm, computes with `state`.
+    """Return the weights of the plain MLP that computes what `network`, an MLP with BatchNorm, computes with `state`.
 
     Each row of a hidden layer's weight is scaled by gamma / sqrt(running_var + eps), and its bias is
     beta - gamma running_mean / sqrt(running_var + eps). Computed in float64, returned in the type of `state`, in the

@@ -1,4 +1,4 @@
-"""Properties read off a network: its normalization, the digest of its graph, and what keeps it from being trained."""
+"""Inspection of networks: normalization, the digest of the graph, and reasons why training is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of what a network puts out for given weights and images, before anything is measured or merged with it."""
+"""Checks of the outputs of a network for given weights and images, before it is measured or merged."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tasks.science.specs.state import State
 from tasks.science.specs.user_code import error_line
 
 CHECK_EXAMPLES = 16
-"""Images on which outputs are checked, and a permutation spec is proved before it is used."""
+"""The number of images on which outputs are checked, and a permutation spec is proved before it is used."""
 
 
 def check_outputs(network: nn.Module, state: State, images: Tensor, owner: str) -> Tensor:
-    """Return what the network puts out for the first 16 of `images` with `state`, in float64.
+    """Return the outputs of the network for the first 16 of `images` with `state`, in float64.
 
     Raises MergeError where that is not one finite tensor with a row per image, in float32 as in float64; `owner` says
     whose weights they are.

@@ -21,7 +21,7 @@ MAX_SIDE = 2 ** len(STAGES[11])
 
 
 class VGG(nn.Module):
-    """`width` multiplies the channels of every convolution. Images are (n, n_channels, 1..32, 1..32).
+    """A VGG whose `width` multiplies the channels of every convolution, for images (n, n_channels, 1..32, 1..32).
 
     `hidden.{i}` is convolution (with bias, before BatchNorm as well), BatchNorm where there is one, ReLU, and at the
     end of a stage the pool. Pools round up: 32 pixels halve to 1 exactly as published, and 28, which become 7 and
