@@ -49,7 +49,7 @@ def save_import(
     check_import(store, study, endpoint, digest)
     end = endpoint.cell.recipe.epochs
     reached = TrainingState(end, state, {}, end, 0, math.nan)
-    found = judge_endpoint(network, network, endpoint.cell, endpoint.seed, reached, dataset)
+    found = judge_endpoint(network, endpoint.cell, endpoint.seed, reached, dataset)
     weights_key = endpoint_key(endpoint.id)
     is_damaged = _is_damaged(lambda: (read_record(store, weights_key), read_checkpoint(store, weights_key)))
     save_endpoint(store, endpoint, found, device="", anew=is_damaged)

@@ -27,7 +27,6 @@ from tasks.science.specs.user_code import names_code
 
 __all__ = [
     "ARCHITECTURES",
-    "SMALL_SIDE",
     "build_network",
     "build_training_network",
     "draw_state",

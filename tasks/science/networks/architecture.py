@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tasks.science.networks.folding import fold_batch_norm
 from tasks.science.networks.initialization import initial_state
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.checks import shown
@@ -92,6 +93,10 @@ class Architecture(ABC):
         """Return the network that is trained for `cell`, which `build` may simplify afterwards."""
         return self.build(cell)
 
+    def fold(self, _cell: Cell, state: State, /) -> State:
+        """Return the weights of `build` that compute what `state` computes in `build_for_training`."""
+        return state
+
     def draw(self, cell: Cell, rng: np.random.Generator) -> State:
         """Return every parameter and buffer at the start of training, by the `initialization` of the cell's recipe."""
         return initial_state(self.build_for_training(cell), rng, cell.recipe.initialization)
@@ -136,6 +141,8 @@ class Shipped(Architecture):
             )
         if self.depth is not None and cell.depth != self.depth:
             raise ValueError(f"{self.word} has depth {self.depth} and no other, got {cell.depth}")
+        if cell.data.holds_ids:
+            raise ValueError(f"{self.word} reads images, and {cell.data.name} holds token ids: take a network of ids")
         side = max(cell.data.shape[1:])
         if self.scalable_up_to is not None and side > self.scalable_up_to and cell.width != self.width:
             raise ValueError(
@@ -153,6 +160,9 @@ class Shipped(Architecture):
     def build_for_training(self, cell: Cell) -> nn.Module:
         """Return the network with the BatchNorm that is folded away after training, where there is one."""
         return self._make(cell, "batch" if cell.normalization == "batch-fused" else cell.normalization)
+
+    def fold(self, cell: Cell, state: State, /) -> State:
+        return fold_batch_norm(self.build_for_training(cell), state) if cell.normalization == "batch-fused" else state
 
     def _make(self, cell: Cell, normalization: str) -> nn.Module:
         self.check(cell)

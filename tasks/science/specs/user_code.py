@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-OUR_PACKAGES = ("flows", "tasks", "infra")
+_OUR_PACKAGES = ("flows", "tasks", "infra")
 
 
 class UserCodeError(Exception):
@@ -43,7 +43,7 @@ def find_function(place: str, option: str) -> Callable[..., Any]:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise UserCodeError(f"{option} {place}: importing it raised {error_line(error)}") from error
         package = error.name.partition(".")[0]
-        ours = f"; {package} is a package of repairlab itself" if package in OUR_PACKAGES else ""
+        ours = f"; {package} is a package of repairlab itself" if package in _OUR_PACKAGES else ""
         raise ValueError(
             f"{option} {place}: there is no module {error.name} in this folder or among what is installed{ours}"
         ) from error

@@ -14,8 +14,7 @@ from torch import nn
 
 from tasks.science.data.examples import Dataset, Examples, FileExamples, subset
 from tasks.science.evaluation.metrics import Evaluation, evaluate
-from tasks.science.networks.folding import fold_batch_norm
-from tasks.science.networks.mlp import MLP
+from tasks.science.networks import find_architecture
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.state import State
 from tasks.science.training.progress import TrainingState
@@ -52,16 +51,13 @@ class Training:
     """Steps that were skipped because some gradient was not finite."""
 
 
-def judge_endpoint(
-    network: nn.Module, trained_network: nn.Module, cell: Cell, seed: int, reached: TrainingState, dataset: Dataset
-) -> Training:
+def judge_endpoint(network: nn.Module, cell: Cell, seed: int, reached: TrainingState, dataset: Dataset) -> Training:
     """Return the loss, accuracy and status of a seed at a checkpoint, evaluated on the device of `dataset`.
 
-    Only the end of training can be `untrained`: an early checkpoint is expected to have learned little.
+    `network` is that of `build_network`, whose weights are kept. Only the end of training can be `untrained`: an early
+    checkpoint is expected to have learned little.
     """
-    state = reached.weights
-    if cell.normalization == "batch-fused":
-        state = _fold(trained_network, state)
+    state = find_architecture(cell.architecture).fold(cell, reached.weights)
     train, test = _evaluate_splits(network, state, dataset)
     at_end = reached.epoch == cell.recipe.epochs
     status, message = _find_status(cell, reached, train, test)
@@ -75,8 +71,8 @@ def _evaluate_splits(network: nn.Module, state: State, dataset: Dataset) -> tupl
     """Return the evaluations of `state`, in float32, on the train and test images that an endpoint is judged by."""
     device = dataset.test.labels.device
     single = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    on_device = {name: tensor.to(device) for name, tensor in single.items()}
-    return evaluate(network, on_device, _judged_train(dataset)), evaluate(network, on_device, dataset.test)
+    placed = {name: tensor.to(device) for name, tensor in single.items()}
+    return evaluate(network, placed, _judged_train(dataset)), evaluate(network, placed, dataset.test)
 
 
 def _find_status(cell: Cell, reached: TrainingState, train: Evaluation, test: Evaluation) -> tuple[Status, str]:
@@ -99,12 +95,6 @@ def _judged_train(dataset: Dataset) -> Examples:
         return train
     chosen = subset(dataset.spec.fingerprint, "train", len(train), JUDGED_IMAGES)
     return train if chosen is None else train.chosen(chosen)
-
-
-def _fold(network: nn.Module, state: State) -> State:
-    if not isinstance(network, MLP):
-        raise ValueError(f"only an MLP is trained to be folded, got a {type(network).__name__}")
-    return fold_batch_norm(network, state)
 
 
 def on_device(dataset: Dataset, device: torch.device) -> Dataset:

@@ -88,7 +88,7 @@ def train_group(
                         yield seed, seed_group.state_of(index)
 
         for seed, state in _in_groups(members, size, go_through):
-            yield judge_endpoint(network, trained_network, cell, seed, state, judged)
+            yield judge_endpoint(network, cell, seed, state, judged)
 
 
 def _check_start(cell: Cell, parent: TrainingState | None) -> None:

@@ -80,6 +80,12 @@ def test_a_shipped_architecture_has_no_digest_of_its_graph(word: str):
         build_network(dataclasses.replace(cell, graph="0" * 64))
 
 
+def test_a_shipped_architecture_reads_no_token_ids():
+    cell = Cell(dataclasses.replace(DATA, shape=(36,)), "mlp", "none", 8, 2, RECIPE)
+    with pytest.raises(ValueError, match="mlp reads images, and toy holds token ids"):
+        build_network(cell)
+
+
 def test_only_shipped_forward_passes_are_known():
     traits = ("stackable", "recordable", "holds_weights", "rounds_images")
     for word, known in ARCHITECTURES.items():
