@@ -42,8 +42,9 @@ from tasks.science.specs.identity import stream
 from tasks.science.specs.measurement import Measurement
 from tasks.science.specs.recipe import Recipe
 from tasks.science.specs.state import State
-from tasks.science.training.stacking import seed_bytes
-from tasks.science.training.training import Stack, default_group_size, train_group
+from tasks.science.training.memory import default_group_size, seed_bytes
+from tasks.science.training.seed_group import SeedGroup
+from tasks.science.training.training import train_group
 
 N_TIMED = 3
 """Epochs of every way of training, after one that does not count; of them the median."""
@@ -129,7 +130,7 @@ def count_step(network: nn.Module, shape: tuple[int, int, int]) -> int:
 
 
 def ways_of(cell: Cell, device: torch.device) -> Iterator[tuple[str, dict[str, Any]]]:
-    """By name what `Stack` is told; `one after another` comes first."""
+    """By name what `SeedGroup` is told; `one after another` comes first."""
     schemes = ["apart", *(["batched"] if cell.architecture == "mlp" else [])]
     if device.type == "cuda" or cell.recipe.precision == "float32":
         schemes.append("vectorised")
@@ -155,7 +156,7 @@ def compare_training(cell: Cell, dataset: Dataset, n_seeds: int, device: torch.d
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             seeds = range(1 if alone else n_seeds)
-            stack = Stack(network, cell, seeds, dataset, device, torch.float32, **options)
+            stack = SeedGroup(network, cell, seeds, dataset, device, torch.float32, **options)
             seconds = time_of(stack.train_epoch, device) / len(seeds)
             row["images_per_second"] = n_images / seconds
             row["share_of_matmul"] = n_images / seconds * flops / rates[cell.recipe.precision]
@@ -177,7 +178,7 @@ def train_beside_others(
     begin, seconds = at_once
     torch.set_num_threads(1)
     on = torch.device(device)
-    stack = Stack(build_training_network(cell), cell, seeds, dataset, on, torch.float32)
+    stack = SeedGroup(build_training_network(cell), cell, seeds, dataset, on, torch.float32)
     stack.train_epoch()
     settle(on)
     begin.wait()

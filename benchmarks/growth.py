@@ -38,7 +38,7 @@ from tasks.science.evaluation.metrics import Evaluation
 from tasks.science.networks import draw_state
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.identity import stream
-from tasks.science.training.training import Training
+from tasks.science.training.judging import Training
 
 N_WORKERS = 2
 N_SEEDS = 4

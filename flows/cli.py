@@ -510,10 +510,10 @@ def _is_for_a_person(error: Exception) -> bool:
     """Whether an error's message is a sentence with the way out, to be shown without a traceback."""
     from infra.weights import WeightsError
     from tasks.science.networks.fitting import MergeError
-    from tasks.science.networks.user_code import OwnCodeError
+    from tasks.science.specs.user_code import UserCodeError
     from tasks.science.symmetry.tracing import TraceError
 
-    if isinstance(error, WeightsError | OwnCodeError | MergeError | TraceError):
+    if isinstance(error, WeightsError | UserCodeError | MergeError | TraceError):
         return True  # Before Prefect is imported: merging needs none.
     from flows.study import UnfinishedError
     from infra.runners import ServerError

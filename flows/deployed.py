@@ -26,8 +26,9 @@ from infra.settings import Settings, load_settings
 from infra.storage import Store, StoreError
 from tasks.data.datasets import describe_dataset
 from tasks.science.specs.bounds import MAX_ALPHAS, MAX_DEPTH, MAX_EPOCHS, MAX_NUMBER, MAX_SEEDS, MAX_WIDTH
-from tasks.science.specs.checks import is_own, is_whole
+from tasks.science.specs.checks import is_whole
 from tasks.science.specs.recipe import Precision
+from tasks.science.specs.user_code import names_code
 
 if TYPE_CHECKING:
     StudyName = str
@@ -46,7 +47,7 @@ _STORES = r"^(s3://|gs://|gcs://|abfs://|az://|[/~])[^@?#]*$"
 
 
 def _check_word(word: str) -> str:
-    if is_own(word):
+    if names_code(word):
         raise ValueError(
             "package.module:function is run where you name it yourself, and not from a form: name what comes with "
             "repairlab"

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from flows.presets import PRESETS, find_preset
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
-from flows.trust import check_preset_code
+from flows.trust import admit_code
 from tasks.science.networks import find_architecture
 from tasks.science.specs.bounds import MAX_CELLS, MAX_STUDY_BYTES
-from tasks.science.specs.checks import check_count, check_words, is_own, shown
+from tasks.science.specs.checks import check_count, check_words, shown
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.identity import safe_name
 from tasks.science.specs.overrides import override
@@ -101,13 +101,11 @@ class OwnStudy(BaseModel):
         return tuple(self.spawn_from or ())
 
     def _grid(self, architecture: str, recipe: Recipe) -> Grid:
-        own = is_own(architecture)
-        if not own and find_architecture(architecture).depth is None and not self.depth:
-            raise ValueError(f"{self.name}: an {architecture} needs a depth, its number of hidden layers")
+        default = find_architecture(architecture).default_normalization
         return Grid(
             tuple(_listed(self.dataset)),
-            tuple((architecture, word) for word in _listed(self.normalization) or ["" if own else "none"]),
-            tuple(_listed(self.width) or ([] if own else [1])),
+            tuple((architecture, word) for word in _listed(self.normalization) or [default]),
+            tuple(_listed(self.width)),
             {recipe.name: recipe},
             tuple(_listed(self.depth)),
         )
@@ -228,8 +226,7 @@ class StudyOptions(BaseModel):
         imported under a name. ValueError, naming those there are, for an unknown study or size, and for code that only
         a file or a store names."""
         found = self._find(find_imported)
-        if not self.trust_code:
-            check_preset_code(found, self._named())
+        admit_code(found, self._named(), trusted=self.trust_code)
         return found.resized(self.size)
 
     def _find(self, find_imported: Callable[[str], Preset | None]) -> Preset:

@@ -18,7 +18,6 @@ from tasks.data.datasets import UNKNOWN_FINGERPRINT
 from tasks.science.networks import build_network
 from tasks.science.networks.normalization import LayerNorm2d
 from tasks.science.specs.cell import Cell, NetworkSpec
-from tasks.science.specs.checks import is_own
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.matchers import parse_matcher
 from tasks.science.specs.measurement import Measurement
@@ -98,11 +97,10 @@ def _count_forward(network: NetworkSpec, shape: tuple[int, ...], n_classes: int)
     cell = Cell(data, recipe=Recipe("", 1, 1, 1.0, 0.0), **asdict(network))
     counter = FlopCounterMode(display=False)
     module = build_network(cell)
-    if not is_own(cell.architecture):
+    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    if device.type == "meta":
         _leave_out_uncounted(module)
     with counter, torch.no_grad():
-        # A person's own has weights, and is run.
-        device = next((tensor.device for tensor in module.parameters()), "cpu")
         module(torch.zeros((1, *shape), device=device))
     return int(counter.get_total_flops())
 

@@ -39,12 +39,12 @@ from tasks.interpolate import interpolate
 from tasks.joint import evaluate_joint
 from tasks.repair import repair
 from tasks.science.data.augmentation import check_statistics
-from tasks.science.networks.user_code import OwnCodeError
 from tasks.science.specs.cell import Cell, Endpoint
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.measurement import Measurement
 from tasks.science.specs.path import EnsemblePath, JointPath, LogitShiftPath, Path, UnmergedPath, WeightPath
 from tasks.science.specs.request import Request
+from tasks.science.specs.user_code import UserCodeError
 from tasks.shift import shift
 from tasks.stored.expansion import Expansion, UsableMatch, group_checkpoints
 from tasks.stored.requests import save_request
@@ -81,7 +81,7 @@ class UnfinishedError(Exception):
         self.problems = tuple(problems)
 
 
-FOR_A_PERSON = (DataError, OwnCodeError, StoreError, ServerError, UnfinishedError)
+FOR_A_PERSON = (DataError, UserCodeError, StoreError, ServerError, UnfinishedError)
 """Errors whose message is a sentence with the way out, to which a traceback adds nothing."""
 
 

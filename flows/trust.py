@@ -7,28 +7,32 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from flows.presets.preset import Preset
-from tasks.science.networks.user_code import split_place
 from tasks.science.specs.cell import Cell
-from tasks.science.specs.checks import is_own
+from tasks.science.specs.user_code import names_code, split_place
+from tasks.user_code import search_current_folder
 
 
-def check_preset_code(preset: Preset, named: Collection[str]) -> None:
-    """ValueError, with both ways out, where any grid, size or imported cell of a study names code that is not among
-    the `named` places. Nothing is imported."""
+def admit_code(preset: Preset, named: Collection[str], *, trusted: bool) -> None:
+    """Let the code that a study names be imported from the current folder, where it is `trusted` or `named`.
+
+    Nothing is imported yet. ValueError, with both ways out, where any grid, size or imported cell names another place.
+    """
     grids = [*preset.grids, *(grid for size in preset.sizes.values() for grid in size.grids)]
     cells = [endpoint.cell for endpoint in preset.imported]
-    networks = [architecture for grid in grids for architecture, _ in grid.networks]
-    data = [name for grid in grids for name in grid.datasets]
-    unnamed = {
-        "--network": _unnamed([*networks, *(cell.architecture for cell in cells)], named, "--network"),
-        "--data": _unnamed([*data, *(cell.data.name for cell in cells)], named, "--data"),
+    words = {
+        "--network": [*(network for grid in grids for network, _ in grid.networks), *(c.architecture for c in cells)],
+        "--data": [*(name for grid in grids for name in grid.datasets), *(cell.data.name for cell in cells)],
     }
-    options = [f"{option} {','.join(places)}" for option, places in unnamed.items() if places]
-    if options:
-        raise ValueError(
-            f"{preset.name} names code, which is run only where you name it too: give {' '.join(options)}, or "
-            "--trust-code to run whatever it names"
-        )
+    if not trusted:
+        unnamed = {option: _unnamed(of_option, named, option) for option, of_option in words.items()}
+        options = [f"{option} {','.join(places)}" for option, places in unnamed.items() if places]
+        if options:
+            raise ValueError(
+                f"{preset.name} names code, which is run only where you name it too: give {' '.join(options)}, or "
+                "--trust-code to run whatever it names"
+            )
+    if any(names_code(word) for of_option in words.values() for word in of_option):
+        search_current_folder()
 
 
 def check_cell_code(owner: str, cell: Cell) -> None:
@@ -73,7 +77,7 @@ def _text(path: Path) -> str:
 def _unnamed(words: Iterable[str], named: Collection[str], option: str) -> list[str]:
     """The places among `words` that are not `named`, each once; `option` names them. ValueError for a word that can be
     no place."""
-    places = [word for word in dict.fromkeys(words) if is_own(word) and word not in named]
+    places = [word for word in dict.fromkeys(words) if names_code(word) and word not in named]
     for place in places:
         split_place(place, option)
     return places

@@ -20,6 +20,7 @@ from tasks.science.symmetry.controls import permuted_self
 from tasks.science.symmetry.proof import FUNCTION_TOLERANCE, function_error
 from tasks.stored.artifacts import LazyStates, load_weights, save_match
 from tasks.stored.expansion import UsableMatch
+from tasks.user_code import reach_code
 
 
 @task(**TASK_OPTIONS)
@@ -32,6 +33,7 @@ def align(pairings: Sequence[Pairing], store: Store, data_dir: Path) -> list[str
     if not pairings:
         return []
     cell = pairings[0].cell
+    reach_code(cell)
     network, spec = build_network(cell), cell_permutation_spec(cell)
     dataset = check_data(load_dataset(cell.data.name, data_dir), cell.data)
     images = statistics_images(dataset, cell.recipe.augmentation, pairings[0].samples)

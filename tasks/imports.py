@@ -19,7 +19,8 @@ from tasks.science.data.examples import Dataset
 from tasks.science.specs.cell import Endpoint
 from tasks.science.specs.identity import weights_digest
 from tasks.science.specs.state import State
-from tasks.science.training.training import Training, TrainingState, judge
+from tasks.science.training.judging import Training, judge_endpoint
+from tasks.science.training.progress import TrainingState
 from tasks.stored.artifacts import read_endpoint, read_record, save_endpoint
 from tasks.stored.checkpoints import compute_digest, read_checkpoint
 from tasks.stored.imports import read_import
@@ -38,7 +39,7 @@ def save_import(
     check_import(store, study, endpoint, digest)
     end = endpoint.cell.recipe.epochs
     reached = TrainingState(end, state, {}, end, 0, math.nan)
-    found = judge(network, network, endpoint.cell, endpoint.seed, reached, dataset)
+    found = judge_endpoint(network, endpoint.cell, endpoint.seed, reached, dataset)
     weights_key = endpoint_key(endpoint.id)
     is_damaged = _is_damaged(lambda: (read_record(store, weights_key), read_checkpoint(store, weights_key)))
     save_endpoint(store, endpoint, found, device="", anew=is_damaged)

@@ -17,6 +17,7 @@ from tasks.science.training.training import train_group
 from tasks.stored.artifacts import save_endpoint
 from tasks.stored.expansion import EndpointFile
 from tasks.stored.trainings import StoredProgress, ensure_states
+from tasks.user_code import reach_code
 
 
 @task(**TASK_OPTIONS)
@@ -32,6 +33,7 @@ def train(
 
     `epochs` are the checkpoints, by default the cell's own. Imported endpoints are not trained.
     """
+    reach_code(cell)
     dataset = check_data(load_dataset(cell.data.name, data_dir), cell.data)
     wanted = [cell.at(epoch) for epoch in ([cell.epoch] if epochs is None else epochs)]
     lacking = {
@@ -61,6 +63,7 @@ def train(
 @task(**TASK_OPTIONS)
 def train_parent(parents: Sequence[Endpoint], store: Store, data_dir: Path, device: Device = "cpu") -> None:
     """Train one seed through `parents`, checkpoints that others are spawned from, where their states are missing."""
+    reach_code(parents[0].cell)
     data = parents[0].cell.data
     ensure_states(store, parents, check_data(load_dataset(data.name, data_dir), data), device)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -25,24 +25,25 @@ from infra.weights import open_weights, read_weights
 from tasks.data.datasets import UNKNOWN_FINGERPRINT, load_dataset
 from tasks.imports import check_import, imported_digest, save_import
 from tasks.science.networks import build_network, find_architecture
+from tasks.science.networks.architecture import Factors
 from tasks.science.networks.fitting import fit_state, in_float32
 from tasks.science.networks.output_checks import check_classes
-from tasks.science.networks.user_defined import factors_of
 from tasks.science.specs.cell import Cell, Endpoint, Origin
-from tasks.science.specs.checks import check_choice, is_own
+from tasks.science.specs.checks import check_choice
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.identity import safe_name, weights_digest
 from tasks.science.specs.overrides import override
 from tasks.science.specs.recipe import Recipe
 from tasks.science.specs.request import Request
 from tasks.science.specs.state import State
-from tasks.science.training.training import Training
-from tasks.science.user_cells import describe_own
+from tasks.science.specs.user_code import names_code
+from tasks.science.training.judging import Training
 from tasks.stored.artifacts import read_endpoint
 from tasks.stored.imports import MOST, read_imports
 from tasks.stored.requests import read_requests
 from tasks.tables.columns import RECIPE
 from tasks.tables.sweep import parse_value
+from tasks.user_code import count_layers, import_code
 
 SeedFrom = Literal["order", "name"]
 
@@ -73,10 +74,8 @@ class ImportOptions:
         known = [*_FACTORS, *RECIPE]
         if lacking := [name for name in self.facts if name not in known]:
             raise ValueError(f"there is no field {lacking[0]!r} to set; known: {', '.join(known)}")
-        if is_own(self.network):
-            factors_of(self.network)
-        else:
-            find_architecture(self.network)
+        find_architecture(self.network)
+        import_code({"--network": self.network, "--data": self.data})
 
     @property
     def files(self) -> dict[int, Path]:
@@ -112,29 +111,17 @@ class ImportOptions:
         return by_seed
 
     def cell(self, data: DataSpec) -> Cell:
-        """The cell that all files are endpoints of. ValueError for facts that cannot be, and as `describe_own`."""
+        """Return the cell that all files are endpoints of. ValueError for impossible facts, and as `describe`."""
         facts = {name: parse_value(name, value) for name, value in self.facts.items() if name not in _FACTORS}
         for name, value in facts.items():
             if isinstance(value, int) and value > MOST:
                 raise ValueError(f"{name} must be at most {MOST}, got {value}")
         size = {name: _positive(name, self.facts[name]) for name in ("width", "depth") if name in self.facts}
         word = self.facts.get("normalization")
-        fields: dict[str, Any]
-        if is_own(self.network):
-            fields = describe_own(self.network, data, size.get("width"), size.get("depth"), word)
-        else:
-            known = find_architecture(self.network)
-            if word == "batch-fused":
-                raise ValueError("networks whose BatchNorm was folded away have none: set normalization=none")
-            fields = {
-                "architecture": self.network,
-                "normalization": word or known.normalizations[0],
-                "width": size.get("width", known.width),
-                "depth": size.get("depth", known.depth),
-            }
-            for name in ("width", "depth"):
-                if fields[name] is None:
-                    raise ValueError(f"an {self.network} needs its {name}: --set {name}=...")
+        if word == "batch-fused":
+            raise ValueError("networks whose BatchNorm was folded away have none: set normalization=none")
+        wanted = Factors(size.get("width"), size.get("depth"), word)
+        fields = find_architecture(self.network).describe(data, wanted, count_layers)
         recipe = override(_UNKNOWN, **facts)
         return Cell(data, recipe=recipe, origin=Origin(self.study, tuple(facts)), **fields)
 
@@ -153,7 +140,7 @@ def import_files(
     beside the weights that are taken, `tell` is told.
 
     Raises ValueError for words that cannot be, WeightsError for files, MergeError for weights that do not fit,
-    OwnCodeError and TraceError for a person's own code, StoreError where a seed is there with other weights.
+    UserCodeError and TraceError for user-defined code, StoreError where a seed is there with other weights.
     """
     files = options.files
     dataset = load_dataset(options.data, data_dir)
@@ -182,13 +169,15 @@ def import_files(
 
 
 def _check_company(cell: Cell, store: Store, study: str, known: Sequence[Endpoint]) -> None:
-    """ValueError where `cell` cannot be of one study with those that are `known` under its name: one command names one
-    network and one data set of a person's own, and the same network is the same throughout."""
+    """Raise ValueError where `cell` cannot be of one study with those that are `known` under its name.
+
+    One command names one user-defined network and data set, and a network at one place is the same throughout.
+    """
     others = list(dict.fromkeys(endpoint.cell for endpoint in known))
     if not store.names(imports_prefix(study)) and store.names(requests_prefix(study)):
         raise ValueError(f"{study} is a study that was trained in this store: take another --study")
     for other in others:
-        if any(a != b for a, b in zip(_own_words(cell), _own_words(other), strict=True) if a and b):
+        if any(a != b for a, b in zip(_places(cell), _places(other), strict=True) if a and b):
             raise ValueError(
                 f"{study} holds what was imported with --network {other.architecture} --data {other.data.name}: take "
                 "another --study"
@@ -201,10 +190,9 @@ def _check_company(cell: Cell, store: Store, study: str, known: Sequence[Endpoin
             )
 
 
-def _own_words(cell: Cell) -> tuple[str, str]:
-    """The places of a person's own network and data; empty where they are not."""
-    network, data = (word if is_own(word) else "" for word in (cell.architecture, cell.data.name))
-    return network, data
+def _places(cell: Cell) -> tuple[str, str]:
+    """Return the places of a user-defined network and data set; empty for one that ships."""
+    return cell.architecture if cell.user_defined else "", cell.data.name if cell.data.user_defined else ""
 
 
 def _read(network: nn.Module, path: Path) -> State:
@@ -250,8 +238,9 @@ def _check_unchanged(study: str, cell: Cell, describe: Callable[[str], DataSpec]
     data = describe(cell.data.name)
     if data.fingerprint not in (cell.data.fingerprint, UNKNOWN_FINGERPRINT):
         raise ValueError(f"{cell.data.name} holds other data than when {study} was imported: import under another name")
-    if is_own(cell.architecture):
-        now = describe_own(cell.architecture, cell.data, cell.width, cell.depth, cell.normalization)
+    if cell.user_defined:
+        wanted = Factors(cell.width, cell.depth, cell.normalization)
+        now = find_architecture(cell.architecture).describe(cell.data, wanted, count_layers)
         if now["graph"] != cell.graph:
             raise ValueError(
                 f"{cell.architecture} makes another network than when {study} was imported: import under another name"
@@ -276,6 +265,6 @@ def print_imports(trained: Mapping[int, Training], options: ImportOptions, conso
             Text(one_line(problem)),
         )
     console.print(table)
-    needed = is_own(options.network) or is_own(options.data)
-    own = f" --network {options.network} --data {options.data}" if needed else ""
-    tell(console, f"next: repairlab run {options.study}{own}", soft_wrap=True)
+    named = f" --network {options.network} --data {options.data}"
+    has_code = names_code(options.network) or names_code(options.data)
+    tell(console, f"next: repairlab run {options.study}{named if has_code else ''}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`repairlab merge`: two networks of a person's own, merged, measured on the test split, and written down."""
+"""`repairlab merge`: two user-defined networks, merged, measured on the test split, and written to a file."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from tasks.science.evaluation.metrics import Evaluation, evaluate
 from tasks.science.merging import Merged, merge_networks
 from tasks.science.networks.fitting import fit_state, in_float32, renamed
 from tasks.science.networks.output_checks import check_classes
-from tasks.science.networks.user_code import build_own_network, find_function
-from tasks.science.specs.checks import is_own
+from tasks.science.networks.user_defined import call_builder
 from tasks.science.specs.corrections import find_correction
 from tasks.science.specs.identity import weights_digest
 from tasks.science.specs.matchers import parse_matcher
+from tasks.science.specs.user_code import find_function, names_code
+from tasks.user_code import import_code
 
 MOST_REASONS = 4
 """How many of the reasons why units stay are told."""
@@ -61,9 +62,9 @@ class MergeOptions:
 
     def find(self, data_dir: Path) -> Sources:
         """The functions and data that the words name. ValueError where there are none."""
+        import_code({"--network": self.network, "--data": self.data})
         build = find_function(self.network, "--network")
-        if is_own(self.data):
-            find_function(self.data, "--data")
+        if names_code(self.data):
             return Sources(build, lambda: load_dataset(self.data, data_dir))
         data = load_dataset(self.data, data_dir)
         return Sources(build, lambda: data)
@@ -91,13 +92,13 @@ class MergeReport:
 def merge_files(options: MergeOptions, sources: Sources) -> MergeReport:
     """Reads, merges, evaluates and writes.
 
-    Raises WeightsError for files, OwnCodeError for what a person's functions return, MergeError and TraceError for
+    Raises WeightsError for files, UserCodeError for what user-defined functions return, MergeError and TraceError for
     networks and weights that do not go together.
     """
     check_target(options.out)
     files = {path: open_weights(path) for path in (options.a, options.b)}
     read_a, read_b = files[options.a].weights, files[options.b].weights
-    network = build_own_network(sources.build, options.network)
+    network = call_builder(sources.build, options.network)
     notes = [note for path, file in files.items() for note in naming_notes(network, path, file)]
     data = sources.load()
     ends = {"A": in_float32(fit_state(network, read_a, "A")), "B": in_float32(fit_state(network, read_b, "B"))}

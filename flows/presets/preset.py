@@ -12,14 +12,14 @@ from typing import Any
 from tasks.science.networks import build_network, find_architecture
 from tasks.science.specs.bounds import MAX_CELLS, MAX_DEPTH, MAX_SEEDS, MAX_VALUES, MAX_WIDTH
 from tasks.science.specs.cell import Cell, Endpoint
-from tasks.science.specs.checks import check_count, check_positive, is_own, shown
+from tasks.science.specs.checks import check_count, check_positive, shown
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.matchers import parse_matcher, published_modules
 from tasks.science.specs.measurement import Measurement
 from tasks.science.specs.overrides import override
 from tasks.science.specs.recipe import Recipe
 from tasks.science.specs.request import Request
-from tasks.science.user_cells import describe_own_grid
+from tasks.user_code import count_layers
 
 DEFAULT_MEASUREMENT = Measurement("default")
 
@@ -321,14 +321,7 @@ def _check_seeds(n_seeds: int | None) -> None:
 def _described(network: Network, data: DataSpec, widths: Sequence[int], depths: Sequence[int]) -> list[dict[str, Any]]:
     """The fields of a cell that say which network it is, for `network` at each width and depth that it can have."""
     architecture, normalization = network
-    if is_own(architecture):
-        return describe_own_grid(architecture, data, widths, depths, normalization)
-    known = find_architecture(architecture)
-    return [
-        {"architecture": architecture, "normalization": normalization, "width": width, "depth": depth}
-        for width in dict.fromkeys(widths)
-        for depth in (dict.fromkeys(depths) if known.depth is None else [known.depth])
-    ]
+    return find_architecture(architecture).describe_grid(data, widths, depths, normalization, count_layers)
 
 
 def _split_sweep(

@@ -1,7 +1,7 @@
-"""Finds, checks and reads data sets: into normalised tensors, or ImageNet's files, which are decoded on demand.
+"""Data sets by name: found, checked and read into normalised tensors, or ImageNet's files, decoded on demand.
 
-`digits` comes with scikit-learn. The others are the files that their authors publish, looked for in the data folder (in
-torchvision's layout too) and, all but ImageNet, fetched by torchvision where they are not found;
+`digits` comes with scikit-learn. The others are the files that their authors publish, looked for in the data folder
+(also in torchvision's layout) and, except for ImageNet, fetched by torchvision where they are not found;
 `tasks.data.published` and `tasks.data.image_folder` know their formats.
 Nothing here needs Prefect or settings: the data folder is an argument.
 """
@@ -19,20 +19,21 @@ import torch
 from numpy.typing import NDArray
 
 from tasks.data.image_folder import ImageFolders
-from tasks.data.published import Arrays, Files, IdxFiles, MatFiles, PickleFiles, Scale
+from tasks.data.published import Arrays, Files, IdxFiles, MatFiles, PickleFiles, PixelScale
 from tasks.science.data.examples import Dataset, Examples, Scaling
-from tasks.science.networks.user_code import OwnCodeError, find_function, load_own_data
-from tasks.science.specs.checks import is_own, shown
+from tasks.science.data.user_defined import call_loader
+from tasks.science.specs.checks import shown
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.identity import stream
+from tasks.science.specs.user_code import UserCodeError, find_function, names_code
 
 UNKNOWN_FINGERPRINT = "unknown"
-"""Stands in a plan for the fingerprint of data that were not found."""
+"""The fingerprint, in a plan, of data that were not found."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a plan may say of a data set before it is there."""
+    """The published facts of a data set, which a plan may use before its files are there."""
 
     n_train: int
     n_test: int
@@ -43,7 +44,7 @@ class Known:
     halves: bool = False
     """Whether endpoints are trained on one of two halves of the train split, as in `DataSpec`."""
     chosen_of: str = ""
-    """The data set that this one is a fixed random choice of images of, fewer than the files hold."""
+    """The data set whose images this one is a fixed random choice of; empty where it has all of its own."""
 
 
 _DEBIAN_FASHION = ("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist"))
@@ -73,24 +74,24 @@ DATASETS = {
 
 
 def describe_dataset(name: str, data_dir: Path) -> DataSpec:
-    """What `name` is, from its files where they are there, else from what is published, its fingerprint unknown."""
-    if is_own(name):
-        return load_dataset(name, data_dir).spec
-    place = find_dataset(name, data_dir)
-    if place is None and _known(name).files is not None:
+    """Return the spec of `name`, read from its files, or else as published, with its fingerprint unknown."""
+    known = DATASETS.get(name)
+    if known is not None and known.files is not None and known.files.find(data_dir) is None:
         return published_shape(name)
-    return _read(name, place).spec
+    return load_dataset(name, data_dir).spec
 
 
 def find_dataset(name: str, data_dir: Path) -> Path | None:
-    """The folder or archive with all files of `name`; None where there is none, or it needs none. ValueError for a name
-    that is not known."""
+    """Return the folder or archive with all files of `name`; None where there is none, or where it needs none.
+
+    ValueError for an unknown name.
+    """
     files = _known(name).files
     return None if files is None else files.find(data_dir)
 
 
 def published_shape(name: str) -> DataSpec:
-    """What is published of `name`, without a look at any file: its fingerprint is unknown."""
+    """Return the spec of `name` as published, without reading any file: its fingerprint is unknown."""
     known = _known(name)
     return DataSpec(
         name, UNKNOWN_FINGERPRINT, known.n_train, known.n_test, known.n_classes, known.shape, halves=known.halves
@@ -98,14 +99,14 @@ def published_shape(name: str) -> DataSpec:
 
 
 def load_dataset(name: str, data_dir: Path) -> Dataset:
-    """Both splits of `name`, normalised, in memory or, of ImageNet, in files; read once per process, fetched where the
-    files are not found.
+    """Return both splits of `name`, normalised, in memory or, of ImageNet, in files.
 
-    A name `package.module:function` is a person's own function, which loads them. Raises ValueError for a name that is
-    not known, DataError where files are missing or damaged, OwnCodeError where an own function does not return data.
+    They are read once per process, and fetched where the files are not found. A name `package.module:function` is a
+    user-defined function, which loads them. Raises ValueError for an unknown name, DataError where files are missing or
+    damaged, UserCodeError where a user-defined function does not return data.
     """
-    if is_own(name):
-        return _call_own(name)
+    if names_code(name):
+        return _load_user_data(name)
     known = _known(name)
     if known.files is None:
         return _read(name, None)
@@ -113,18 +114,20 @@ def load_dataset(name: str, data_dir: Path) -> Dataset:
 
 
 def check_data(dataset: Dataset, asked: DataSpec) -> Dataset:
-    """`dataset` where it is what a cell asks for. Raises OwnCodeError where a person's own function returns other data
-    here than where the study was planned."""
-    if is_own(asked.name) and dataset.spec.fingerprint != asked.fingerprint:
-        raise OwnCodeError(
+    """Return `dataset` where it is what a cell asks for.
+
+    UserCodeError where a user-defined function returns other data than when the study was planned.
+    """
+    if asked.user_defined and dataset.spec.fingerprint != asked.fingerprint:
+        raise UserCodeError(
             f"{asked.name} returns other data each time it is called: let what it draws come from a seed of its own"
         )
     return dataset
 
 
 @functools.lru_cache(maxsize=2)
-def _call_own(place: str) -> Dataset:
-    return load_own_data(find_function(place, "--data"), place)
+def _load_user_data(place: str) -> Dataset:
+    return call_loader(find_function(place, "--data"), place)
 
 
 @functools.lru_cache(maxsize=2)
@@ -142,7 +145,7 @@ def _read(name: str, place: Path | None) -> Dataset:
 
 
 def _choose(arrays: Arrays, n_images: int, name: str, split: str) -> Arrays:
-    """`n_images` of a split of the data set `name`, in their order there, drawn by a stream of its own."""
+    """Return `n_images` of a split of the data set `name`, in their order there, drawn by a stream of its own."""
     images, labels = arrays
     chosen = np.sort(stream("choice", name, split).permutation(len(labels))[:n_images])
     return images[chosen], labels[chosen]
@@ -155,7 +158,7 @@ def _known(name: str) -> Known:
 
 
 def _read_digits(name: str, known: Known) -> Dataset:
-    """scikit-learn's 1,797 digits: every fifth of the images, shuffled within their classes, is a test image.
+    """Return scikit-learn's 1,797 digits; every fifth image, shuffled within the classes, is a test image.
 
     `digits32` repeats each pixel 4 x 4 times, for networks that need a larger map.
     """
@@ -174,7 +177,7 @@ def _read_digits(name: str, known: Known) -> Dataset:
     return _assemble(name, known, (images[train], labels[train]), (images[test], labels[test]), mean, deviation)
 
 
-def _assemble(name: str, known: Known, train: Arrays, test: Arrays, mean: Scale, deviation: Scale) -> Dataset:
+def _assemble(name: str, known: Known, train: Arrays, test: Arrays, mean: PixelScale, deviation: PixelScale) -> Dataset:
     digest = hashlib.sha256(f"{name}:{mean!r}:{deviation!r}".encode())
     for array in (*train, *test):
         digest.update(f"{array.dtype}{array.shape}".encode())
@@ -184,7 +187,7 @@ def _assemble(name: str, known: Known, train: Arrays, test: Arrays, mean: Scale,
     )
 
     def normalise(images: NDArray[np.uint8]) -> torch.Tensor:
-        """In place, for the larger sets take close to 1 GB."""
+        """Return normalised floats, computed in place: the larger sets take close to 1 GB."""
         as_floats = torch.from_numpy(images.astype(np.float32))
         return as_floats.sub_(_per_channel(mean)).div_(_per_channel(deviation))
 
@@ -196,12 +199,12 @@ def _assemble(name: str, known: Known, train: Arrays, test: Arrays, mean: Scale,
     )
 
 
-def _per_channel(scale: Scale) -> torch.Tensor:
-    """`scale` where it meets images (n, channels, height, width): (channels, 1, 1), or (1, 1, 1) for all of them."""
+def _per_channel(scale: PixelScale) -> torch.Tensor:
+    """Return `scale` in the shape that images broadcast with: (channels, 1, 1), or (1, 1, 1) for all channels."""
     return torch.tensor(scale, dtype=torch.float32).reshape(-1, 1, 1)
 
 
-def _black(mean: Scale, deviation: Scale) -> Scale:
-    """What a raw 0 becomes: one number, or one for each channel."""
+def _black(mean: PixelScale, deviation: PixelScale) -> PixelScale:
+    """Return a raw 0 after normalisation: one number, or one for each channel."""
     black: float | list[float] = (-np.asarray(mean) / np.asarray(deviation)).tolist()
     return tuple(black) if isinstance(black, list) else black

@@ -1,6 +1,6 @@
 """Data sets whose images lie in files, a folder per class: found, checked, and decoded on demand.
 
-Nothing is fetched and nothing unpickled: images are decoded by Pillow, in this process or in some of its own.
+Nothing is fetched and nothing unpickled: images are decoded by Pillow, in this process or in worker processes.
 """
 
 from __future__ import annotations
@@ -29,42 +29,44 @@ from tasks.science.data.examples import EVALUATION_SIDE, Dataset, FileExamples, 
 from tasks.science.specs.data import DataSpec
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Of files that are images, in any case; others are left aside, as torchvision leaves them."""
+"""Suffixes of image files, in upper or lower case; other files are ignored, as by torchvision."""
 
 MOST_PIXELS = 2**26
-"""More than any photograph of a data set: an image of more is not decoded."""
+"""The most pixels of an image that is decoded: more than any photograph of a data set has."""
 
 MOST_WORKERS = 8
 
 WORTH_IMAGES = 4_000
-"""Fewer are decoded in this process: a worker takes seconds to start."""
+"""The fewest images that workers decode, each of which takes seconds to start; fewer are decoded in this process."""
 
 _CHUNK = 16
 """Images that a worker decodes at a time."""
 
 _PREFETCHED = 8
-"""Chunks that each worker is ahead: eight workers hold a batch of 1,024 while the one before it is trained on."""
+"""Chunks that each worker decodes ahead: eight workers hold a batch of 1,024 while the previous one is trained on."""
 
 _SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
 class ImageFolders:
-    """ImageNet's layout, as torchvision has it: `<data_dir>/<name>/train/<class>/*.JPEG` and likewise `val`, which is
-    the test split. Classes are the sorted names of the folders. Of what is published fewer classes or images may be
-    there: the counts are those found."""
+    """The layout of ImageNet's files, as torchvision has it: `<data_dir>/<name>/train/<class>/*.JPEG`, and `val`.
+
+    `val` is the test split. Classes are the sorted names of the folders. There may be fewer classes or images than
+    published: the counts are those found.
+    """
 
     name: str
     scaling: Scaling
     shape: tuple[int, int, int]
-    """Of an image where statistics are measured; it is evaluated at `EVALUATION_SIDE`, trained on as a recipe says."""
+    """The shape at which statistics are measured; images are evaluated at `EVALUATION_SIDE`."""
 
     def find(self, data_dir: Path) -> Path | None:
         place = data_dir.expanduser() / self.name
         return place if all((place / split).is_dir() for split in _SPLITS) else None
 
     def fetch(self, data_dir: Path) -> Path:
-        """Raises DataError: who wants these images has to agree to their terms."""
+        """Raise DataError: nobody but the user can agree to the terms of these images."""
         raise DataError(
             f"{self.name}: its images were not found, and are not fetched: put them into {data_dir / self.name} as "
             "train/<class>/*.JPEG and val/<class>/*.JPEG, or set REPAIRLAB_DATA_DIR to a folder that has them in a "
@@ -72,11 +74,11 @@ class ImageFolders:
         )
 
     def read(self, place: Path, n_workers: int | None = None) -> Dataset:
-        """Both splits; no image is decoded yet. `n_workers` as in `FolderImages`.
+        """Return both splits, with no image decoded yet; `n_workers` is as in `FolderImages`.
 
-        The fingerprint is of the relative paths of all images with their sizes in bytes, of the normalisation and of
-        the sizes that images are evaluated and measured at. Not of their contents, which are 140 GB that every process
-        would have to read first: so an image that is exchanged for one of as many bytes goes unnoticed.
+        The fingerprint covers the relative paths of all images with their sizes in bytes, the normalisation, and the
+        sizes at which images are evaluated and measured. It does not cover their contents, 140 GB that every process
+        would have to read first: an image that is exchanged for one of as many bytes goes unnoticed.
         Raises DataError for a class without images, and for one that is in one split alone.
         """
         scaling = self.scaling
@@ -106,7 +108,7 @@ class ImageFolders:
 
 
 def _list_classes(folder: Path) -> dict[str, list[tuple[str, int]]]:
-    """The images of each class, by its name, all sorted: file name and size in bytes."""
+    """Return the images of each class by its name, all sorted: file name and size in bytes."""
     try:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
@@ -132,11 +134,12 @@ def _list_images(folder: Path) -> list[tuple[str, int]]:
 
 @dataclass(frozen=True)
 class FolderImages:
-    """The images at `paths`, relative to `folder`: what `FileExamples` reads.
+    """The images at `paths` relative to `folder`, which `FileExamples` reads.
 
-    `n_workers` processes decode them, which changes no bit; with 0, this one does. By default it does for fewer than
-    `WORTH_IMAGES`, else as many do as there are cores, at most `MOST_WORKERS`; one where this process is itself a
-    worker, which shares the cores with others. Where it may have no child processes it decodes by itself.
+    `n_workers` processes decode them, or this process where that is 0; the result is the same to the bit. By default
+    this process decodes fewer than `WORTH_IMAGES`; for more there is one worker per core, at most `MOST_WORKERS`, or
+    one where this process is itself a worker, which shares the cores with others. A process that may have no child
+    processes decodes by itself.
     """
 
     folder: Path
@@ -148,7 +151,7 @@ class FolderImages:
             raise ValueError(f"the number of decoding processes must be at least 0, got {self.n_workers}")
 
     def read(self, rows: Tensor, side: int, batch_size: int, crops: Tensor | None = None) -> Iterator[Tensor]:
-        """As `ImageFiles` has it. Raises DataError, naming the file, for one that is no image."""
+        """Yield images as `ImageFiles.read`. Raises DataError, naming the file, for one that is no image."""
         decoder = _Decoder(self.folder, side)
         chunks = _Chunks(self.paths, rows, crops)
         decoded: list[NDArray[np.uint8]] = []
@@ -173,12 +176,12 @@ class FolderImages:
 
 
 Chunk = tuple[list[str], NDArray[np.float32] | None]
-"""Paths of a few images, and the crop of each. No tensor, which would pass through shared memory."""
+"""Paths of a few images, and the crop of each; no tensor, which would pass through shared memory."""
 
 
 @dataclass(frozen=True)
 class _Chunks:
-    """What is to be decoded, a chunk at a time."""
+    """The images to be decoded, a chunk at a time."""
 
     paths: tuple[str, ...]
     rows: Tensor
@@ -195,8 +198,8 @@ class _Chunks:
 
 
 Decoded = list[NDArray[np.uint8]] | DataError
-"""Images (3, side, side); or what is wrong with one of them, for an error that passes between processes otherwise comes
-with a traceback in its words."""
+"""Images (3, side, side), or the error of one of them: an error that a worker raises would come with a traceback in
+its message."""
 
 
 @dataclass(frozen=True)
@@ -216,8 +219,11 @@ class _Decoder(MapDataset[Decoded]):
 
 
 def decode_image(path: Path, side: int, crop: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
-    """The image at `path` in RGB, (3, side, side): its largest centred square, or the part that `crop` (N_CROP_DRAWS,)
-    chooses, resized by Pillow's antialiased bilinear filter. Raises DataError where it is no image."""
+    """Return the image at `path` in RGB, (3, side, side), resized by Pillow's antialiased bilinear filter.
+
+    It is the largest centred square, or the part that `crop` (N_CROP_DRAWS,) chooses. Raises DataError for a file that
+    is no image.
+    """
     try:
         with Image.open(path) as opened:
             # Told by the header: nothing is decoded yet.
@@ -240,14 +246,14 @@ def decode_image(path: Path, side: int, crop: NDArray[np.float32] | None = None)
 
 
 def _decode(decoder: _Decoder, chunks: _Chunks, n_workers: int) -> Iterator[Decoded]:
-    """The images of every chunk, in order."""
+    """Yield the images of every chunk, in order."""
     n_workers = min(n_workers, len(chunks))
     if not n_workers:
         yield from map(decoder.__getitem__, chunks)
         return
-    # Spawned, for a fork of a process with threads, as the flow's are, may hang. Arrays come back through pipes, where
-    # tensors would take shared memory, of which a container has little. With a generator of its own the loader draws
-    # nothing from the global one.
+    # Spawned: a fork of a process with threads, as that of a flow, may hang. Arrays come back through pipes; tensors
+    # would take shared memory, of which a container has little. With its own generator the loader draws nothing from
+    # the global one.
     yield from DataLoader(
         decoder,
         batch_size=None,
@@ -267,14 +273,16 @@ def _as_they_are(decoded: Decoded) -> Decoded:
 
 def _begin_worker(_worker: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of a terminal; the parent decides what it means, and ends its workers.
+    # Ctrl-C reaches every process of a terminal; the parent handles it, and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Ends this process once its parent is gone, however that ended: else it would wait for ever for somebody to take
-    the images that it has decoded. Not by way of infra, without which data sets are read."""
+    """End this process once its parent is gone: it would wait for ever for its images to be taken.
+
+    `infra.lifeline` does the same, but data sets are read without infra.
+    """
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)

@@ -1,10 +1,9 @@
-"""Reads the pickles that CIFAR is published as, without letting them run or build anything.
+"""A reader of the pickles that CIFAR is published as, which runs and builds nothing that they ask for.
 
-A pickle is a program: it may ask for any function by name and have it called. This reader answers to four names, those
-that numpy's arrays are pickled by, and to none of them with numpy's own code: stand-ins take their place, which keep
-what they are given and are checked when the program has ended. Any other name is refused before it is looked up. So a
-file that was made to do harm can, at worst, be refused or use memory, even where nobody has compared its checksum
-(`tasks.data.published` does so before it calls this).
+A pickle is a program: it may ask for any function by name and have it called. This reader knows four names, those by
+which numpy's arrays are pickled, and answers with stand-ins instead of numpy's own code, which keep what they are given
+and are checked when the program has ended. Any other name is refused before it is looked up. So a harmful file can at
+worst be refused or use memory, even where its checksum was not compared (`tasks.data.published` does so first).
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from numpy.typing import NDArray
 
 
 class _Kind:
-    """Where the pickle says numpy.dtype: keeps the name of the type."""
+    """A stand-in for numpy.dtype that keeps the name of the type."""
 
     def __init__(self, *arguments: Any) -> None:
         self.name = arguments[0] if arguments else None
 
     def __setstate__(self, state: Any) -> None:
-        """The rest (byte order, fields, alignment) says nothing about single bytes."""
+        """Ignore byte order, fields and alignment, which say nothing about single bytes."""
 
 
 class _Array:
-    """Where the pickle says numpy.ndarray, or how one is made: keeps its shape, type, order and bytes."""
+    """A stand-in for numpy.ndarray, and for its constructor, that keeps shape, type, order and bytes."""
 
     def __init__(self, *_: Any) -> None:
         self.state: Any = None
@@ -37,7 +36,7 @@ class _Array:
         self.state = state
 
     def values(self) -> NDArray[np.uint8]:
-        """The array. ValueError unless it is one of unsigned bytes, as many as its shape says."""
+        """Return the array. ValueError unless it is one of unsigned bytes, as many as its shape says."""
         match self.state:
             case (int(), tuple() as shape, _Kind(name=b"u1"), int() as by_columns, bytes() as data):
                 if not all(isinstance(size, int) and size >= 0 for size in shape):
@@ -66,10 +65,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_batch(data: bytes, labels_key: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images (n_examples, n_values) and labels (n_examples,) of one pickled batch: a dict, pickled by Python 2, with
-    an array of bytes under `data` and a list of whole numbers from 0 under `labels_key`.
+    """Return the images (n_examples, n_values) and labels (n_examples,) of one pickled batch.
 
-    Raises ValueError, with the reason, for all else. Format: https://www.cs.toronto.edu/~kriz/cifar.html.
+    A batch is a dict, pickled by Python 2, with an array of bytes under `data` and a list of whole numbers from 0 under
+    `labels_key`. Raises ValueError, with the reason, for anything else. Format: https://www.cs.toronto.edu/~kriz/cifar.html.
     """
     try:
         # What Python 2 called str comes as bytes.

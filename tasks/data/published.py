@@ -1,7 +1,7 @@
-"""Data sets as their authors publish them: where the files may lie, how they are fetched, checked and read.
+"""Files of data sets as their authors publish them: found, fetched, checked and read.
 
-Each class knows one format. torchvision fetches, and holds the published checksums; nothing is read that does not
-match its checksum, where the format has none of its own. Every refusal is one sentence with the ways out.
+Each class knows one format. torchvision fetches the files and holds the published checksums; a file whose format has no
+checksum of its own is read only where it matches the published one.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from scipy.io import loadmat
 
 from tasks.data.pickles import read_batch
 
-Scale = float | tuple[float, ...]
-"""A mean or deviation of pixels from 0 to 255: of the one channel, or of each."""
+PixelScale = float | tuple[float, ...]
+"""A mean or standard deviation of pixels from 0 to 255: of the one channel, or of each."""
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images (n_examples, channels, height, width) and labels (n_examples,) of a split."""
@@ -36,43 +36,43 @@ _SPLITS = ("train", "test")
 _PIECE_BYTES = 2**20
 _MOST_EXAMPLES = 1_000_000
 _MOST_BYTES = 2**30
-"""More than any file of a data set that is read into memory, or what it inflates to."""
+"""The most bytes of a file that is read into memory, and that it may inflate to: more than any data set has."""
 _PREFIXES = {"train": "train", "test": "t10k"}
 
 
 class DataError(Exception):
-    """A data set is missing or damaged; the message says which file, and the ways to get it."""
+    """A data set that is missing or damaged; the message names the file and says how to get it."""
 
 
 class Files(Protocol):
-    """The files of one data set, and how its images are normalised."""
+    """The files of one data set, and the normalisation of its images."""
 
     @property
-    def mean(self) -> Scale: ...
+    def mean(self) -> PixelScale: ...
 
     @property
-    def deviation(self) -> Scale: ...
+    def deviation(self) -> PixelScale: ...
 
     def find(self, data_dir: Path) -> Path | None:
-        """The folder or archive that has all files, None where there is none."""
+        """Return the folder or archive that has all files; None where there is none."""
         ...
 
     def fetch(self, data_dir: Path) -> Path:
-        """Fetches the files and returns where they are. DataError where they cannot be had."""
+        """Fetch the files and return their folder or archive. DataError where they cannot be fetched."""
         ...
 
     def read(self, place: Path, shape: tuple[int, int, int], n_classes: int) -> tuple[Arrays, Arrays]:
-        """The train and the test split. DataError where images are not of `shape`, or a file is damaged."""
+        """Return the train and the test split. DataError where images are not of `shape`, or a file is damaged."""
         ...
 
 
 @dataclass(frozen=True)
 class IdxFiles:
-    """MNIST's format: four idx files, each gzipped or plain."""
+    """Files in MNIST's format: four idx files, each gzipped or plain."""
 
     name: str
-    mean: Scale
-    deviation: Scale
+    mean: PixelScale
+    deviation: PixelScale
     fetcher: str
     """The name of torchvision's class."""
     package: tuple[str, Path] | None = None
@@ -105,23 +105,23 @@ class IdxFiles:
         return read_split("train"), read_split("test")
 
     def _folders(self, data_dir: Path) -> list[Path]:
-        """Where the files may lie, the person's own folders first."""
+        """Return the folders where the files may lie, those of the user first."""
         data_dir = data_dir.expanduser()
         folders = [data_dir / self.name, data_dir / self.name.replace("_", "-"), self._fetched(data_dir)]
         return folders if self.package is None else [*folders, self.package[1]]
 
     def _fetched(self, data_dir: Path) -> Path:
-        """Where torchvision puts the files it fetches."""
+        """Return the folder into which torchvision fetches the files."""
         return data_dir.expanduser() / self.fetcher / "raw"
 
 
 @dataclass(frozen=True)
 class MatFiles:
-    """SVHN's format: a MATLAB file of cropped digits per split, whose label 10 is the digit 0."""
+    """Files in SVHN's format: a MATLAB file of cropped digits per split, whose label 10 is the digit 0."""
 
     name: str
-    mean: Scale
-    deviation: Scale
+    mean: PixelScale
+    deviation: PixelScale
     fetcher: str
 
     def find(self, data_dir: Path) -> Path | None:
@@ -164,22 +164,22 @@ class MatFiles:
         return [self._published(split)[1] for split in _SPLITS]
 
     def _published(self, split: str) -> tuple[str, str, str]:
-        """URL, name and md5 of a split's file."""
+        """Return the URL, name and md5 of a split's file."""
         url, name, md5 = _torchvision(self.fetcher).split_list[split]
         return url, name, md5
 
 
 @dataclass(frozen=True)
 class PickleFiles:
-    """CIFAR's format: a tar archive of pickled batches, or the folder that it unpacks to.
+    """Files in CIFAR's format: a tar archive of pickled batches, or the folder that it unpacks to.
 
-    A batch is unpickled only after its md5 has matched the published one, and then by a reader that calls nothing the
-    pickle names: `tasks.data.pickles` says why that is safe even where a checksum does not hold.
+    A batch is unpickled only after its md5 has matched the published one, and then by `tasks.data.pickles`, which calls
+    nothing that the pickle names.
     """
 
     name: str
-    mean: Scale
-    deviation: Scale
+    mean: PixelScale
+    deviation: PixelScale
     fetcher: str
     labels_key: str
 
@@ -201,7 +201,7 @@ class PickleFiles:
     def read(self, place: Path, shape: tuple[int, int, int], n_classes: int) -> tuple[Arrays, Arrays]:
         if place.is_dir():
             return self._read(place, lambda name: _contents(place / name), shape, n_classes)
-        # Before anything is inflated: what is published is known not to fill the memory.
+        # Before anything is inflated: the published archive is known not to fill the memory.
         _check_sum(place, self._published.tgz_md5)
         try:
             with tarfile.open(place, "r:gz") as archive:
@@ -213,7 +213,7 @@ class PickleFiles:
             raise _damaged(place, _first_line(error)) from error
 
     def _folders(self, data_dir: Path) -> list[Path]:
-        """Where the batches may lie, unpacked."""
+        """Return the folders where the unpacked batches may lie."""
         data_dir = data_dir.expanduser()
         unpacked = self._published.base_folder
         return [data_dir / self.name, data_dir / self.name / unpacked, data_dir / unpacked]
@@ -247,11 +247,11 @@ class PickleFiles:
 
 
 def read_idx(path: Path, rank: int, example: tuple[int, ...] | None = None) -> NDArray[np.uint8]:
-    """An idx file of unsigned bytes with `rank` dimensions, gzipped (its CRC is checked) or plain. `example` is the
-    shape of one of its examples, where it is known.
+    """Return the array in an idx file of unsigned bytes with `rank` dimensions, gzipped (its CRC is checked) or plain.
 
-    Raises DataError where the file is cut short, damaged or of another kind. No more is read, or inflated, than its
-    header says, and nothing where that is more than any data set. Format: MNIST's own page, LeCun et al.
+    `example` is the shape of one of its examples, where that is known. Raises DataError where the file is cut short,
+    damaged or of another kind. No more is read, or inflated, than its header says, and nothing where that is more than
+    any data set has. Format: MNIST's own page, LeCun et al.
     """
     try:
         with cast("IO[bytes]", gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
@@ -272,7 +272,7 @@ def read_idx(path: Path, rank: int, example: tuple[int, ...] | None = None) -> N
 
 
 def _read_at_most(file: IO[bytes], n_bytes: int) -> bytes:
-    """The next `n_bytes`, or as many as there are: no room is made for what is not there."""
+    """Return the next `n_bytes`, or as many as there are, without allocating more than that."""
     pieces: list[bytes] = []
     while n_bytes > 0 and (piece := file.read(min(n_bytes, _PIECE_BYTES))):
         pieces.append(piece)
@@ -281,15 +281,14 @@ def _read_at_most(file: IO[bytes], n_bytes: int) -> bytes:
 
 
 def _torchvision(name: str) -> Any:
-    """The class of one of torchvision's data sets."""
-    # Nearly two seconds, which who has MNIST's files, or needs none, need not wait for.
+    """Return the class of one of torchvision's data sets, whose import takes nearly two seconds."""
     return getattr(importlib.import_module("torchvision.datasets"), name)
 
 
 def _folder_with(
     quantity: Callable[[Iterable[bool]], bool], folders: Sequence[Path], names: Sequence[str]
 ) -> Path | None:
-    """The first of `folders` that has all, or any, of the files."""
+    """Return the first of `folders` that has all, or any, of the files."""
     return next((folder for folder in folders if quantity((folder / name).is_file() for name in names)), None)
 
 
@@ -300,7 +299,7 @@ def _idx_file(folder: Path, split: str, kind: str) -> Path | None:
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:
-    """The contents of a file in the archive; KeyError where it holds none of that name."""
+    """Return the contents of a file in the archive; KeyError where it holds none of that name."""
     file = archive.extractfile(name)
     if file is None:
         raise KeyError(f"{name} is no file")
@@ -308,9 +307,9 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
 
 
 def _download(url: str, path: Path, md5: str) -> None:
-    """Lets torchvision fetch a file and check it; one that is cut short or wrong never lies at `path`.
+    """Fetch a file by torchvision, which checks it; one that is cut short or wrong never lies at `path`.
 
-    Raises RuntimeError where the checksum differs, OSError or HTTPException where nothing is to be had.
+    Raises RuntimeError where the checksum differs, OSError or HTTPException where it cannot be fetched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -321,7 +320,7 @@ def _download(url: str, path: Path, md5: str) -> None:
 
 
 def _contents(path: Path) -> bytes:
-    """All of a file. DataError where it cannot be read, or is larger than any that is published."""
+    """Return the contents of a file. DataError where it cannot be read, or is larger than any published one."""
     try:
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES + 1) if path.stat().st_size <= _MOST_BYTES else None
@@ -333,7 +332,7 @@ def _contents(path: Path) -> bytes:
 
 
 def _check_sum(path: Path, md5: str) -> None:
-    """DataError where a file is not what was published. It is read a piece at a time."""
+    """Raise DataError where a file, read a piece at a time, is not the published one."""
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
@@ -343,7 +342,7 @@ def _check_sum(path: Path, md5: str) -> None:
 
 
 def _matching(data: bytes, md5: str, path: Path) -> bytes:
-    """`data` itself. DataError where it is not what was published."""
+    """Return `data`. DataError where it is not what was published."""
     _compare(hashlib.md5(data, usedforsecurity=False).hexdigest(), md5, path)
     return data
 
@@ -373,7 +372,7 @@ def _check(
 def _missing(
     name: str, data_dir: Path, error: Exception, what: str, partial: Path | None, other: str = ""
 ) -> DataError:
-    """`partial` is a folder that holds some of the files."""
+    """Return the error of files that were neither found nor fetched; `partial` is a folder that holds some of them."""
     found = f"{partial} holds some of its files, not all," if partial else "its files were not found"
     return DataError(
         f"{name}: {found} and they could not be fetched ({_first_line(error)}); run where there is a network, "

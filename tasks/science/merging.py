@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tasks.science.alignment.matching import Match, match
 from tasks.science.correction.correction import check_layout, extra_tensors
 from tasks.science.correction.layout import Layout, LeftOut, find_layout
+from tasks.science.data.examples import are_ids
 from tasks.science.evaluation.functional import mode
 from tasks.science.evaluation.modes import check_modes
 from tasks.science.networks.fitting import (
@@ -31,12 +32,12 @@ from tasks.science.networks.fitting import (
     word_of,
 )
 from tasks.science.networks.output_checks import CHECK_EXAMPLES, check_outputs
-from tasks.science.networks.user_code import are_ids, one_line
 from tasks.science.paths.curves import CorrectedPath, measure_side
 from tasks.science.paths.networks import averaged_buffers, interpolate_network
 from tasks.science.specs.corrections import find_correction
 from tasks.science.specs.matchers import parse_matcher
 from tasks.science.specs.state import State
+from tasks.science.specs.user_code import error_line
 from tasks.science.symmetry.permutation import Axis, Permutation, PermutationSpec, Slot
 from tasks.science.symmetry.proof import FunctionProof, draw_moving, proof_batches
 from tasks.science.symmetry.tracing import trace_permutation_spec
@@ -276,7 +277,7 @@ def _prove(
             return error, proof.casts
         guilty = [repr(name) for name in proof.axes_at_fault(spec, permutation)]
     except (ValueError, KeyError, IndexError) as error:
-        raise MergeError(f"{what} does not fit the network: {one_line(error)}") from error
+        raise MergeError(f"{what} does not fit the network: {error_line(error)}") from error
     raise MergeError(
         f"{what} is not used, for it changes what the network computes: axis {some(guilty)} at fault (error "
         f"{error:.2g}, at most {proof.tolerance:g}); correct the spec, or give none and have it traced"

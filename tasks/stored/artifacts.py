@@ -24,7 +24,7 @@ from tasks.science.specs.checks import is_whole, shown
 from tasks.science.specs.pairing import Member, Pairing
 from tasks.science.specs.state import State
 from tasks.science.symmetry.permutation import Permutation, PermutationSpec
-from tasks.science.training.training import Status, Training
+from tasks.science.training.judging import Status, Training
 from tasks.stored.checkpoints import pack, read_checkpoint, read_header
 from tasks.tables.schema import AXIS_ROWS, END_ROWS, MERGE_ROWS
 

@@ -36,6 +36,7 @@ from tasks.stored.artifacts import (
 )
 from tasks.stored.expansion import MeasuredPath
 from tasks.tables.schema import LAYER_ROWS, PATH_ROWS
+from tasks.user_code import reach_code
 
 Seen = TypeVar("Seen")
 
@@ -77,6 +78,7 @@ def load_ends(paths: Sequence[UnmergedPath], store: Store, data_dir: Folder) -> 
     if not missing:
         return None
     cell = missing[0].pairing.cell
+    reach_code(cell)
     weights = load_weights(store, [member for path in missing for member in path.ends])
     return Ends(
         store, missing, build_network(cell), check_data(load_dataset(cell.data.name, data_dir), cell.data), weights
@@ -101,6 +103,7 @@ class PairBench:
         self.store = store
         self.cell = cell = paths[0].pairing.cell
         self.measurement = measurement = paths[0].measurement
+        reach_code(cell)
         self.network = build_network(cell)
         self.spec = cell_permutation_spec(cell)
         dataset = check_data(load_dataset(cell.data.name, data_dir), cell.data)

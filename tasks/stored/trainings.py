@@ -18,7 +18,8 @@ from infra.runners import run_logger
 from infra.storage import DamagedError, Store
 from tasks.science.data.examples import Dataset
 from tasks.science.specs.cell import Cell, Endpoint
-from tasks.science.training.training import TrainingState, train_states
+from tasks.science.training.progress import TrainingState
+from tasks.science.training.training import train_states
 from tasks.stored.checkpoints import pack, read_checkpoint, read_header
 
 SAVE_SECONDS = 180.0

@@ -291,8 +291,8 @@ def hostile(tmp_path: Path, module: str, blobs, monkeypatch: pytest.MonkeyPatch)
     """A store with tables, and beside their request one of a stranger's whose network is code."""
     store = Store(str(tmp_path / "store"))
     monkeypatch.setattr("tasks.train.load_dataset", lambda *_: blobs)
-    for verb in ("align", "stored.pairs"):
-        monkeypatch.setattr(f"tasks.{verb}.load_dataset", lambda *_: blobs)
+    for module_name in ("align", "stored.pairs"):
+        monkeypatch.setattr(f"tasks.{module_name}.load_dataset", lambda *_: blobs)
     recipe = Recipe("r", batch_size=40, epochs=2, learning_rate=0.05, warmup=0.1)
     request = make_request(Cell(blobs.spec, "mlp", "none", 8, 2, recipe), n_seeds=2, alphas=3)
     run_all(store, request)

@@ -1,12 +1,12 @@
-"""Random flips, translations and cutouts of whole batches, as index arithmetic on images that lie in memory.
+"""Random flips, translations and cutouts of whole batches, as index arithmetic on images in memory.
 
-Where a recipe asks for random resized crops, or images lie in files, these come first, batch by batch (`crops`): all
-else happens to what is then seen.
+Decoding of files and random resized crops (`crops`) come first, batch by batch; everything else is done to the result.
 
 A translation by (dy, dx) reads the image, padded by black, at shifted rows and columns; a mirror image reads its
 columns backwards. Both fold into one gather per batch, 25 to 78 times as fast as transforming one image after another.
 A cutout comes last: a square that lies within the image, every place equally likely, is filled with the mean.
-Deviates: the authors fill with the mean's whole part before normalisation, which is within .02 deviations of the mean.
+Deviates: the authors fill with the integer part of the mean before normalisation, which is within .02 standard
+deviations of the mean.
 """
 
 from __future__ import annotations
@@ -28,20 +28,23 @@ from tasks.science.specs.recipe import NO_AUGMENTATION, Augmentation, Recipe
 EVERYTHING = Samples()
 """The whole train split, once."""
 
-MEAN = 0.0
-"""The mean of a data set, in every channel, once it is normalised: what a cutout is filled with."""
+FILL = 0.0
+"""The value that a cutout is filled with: the mean of every channel of normalised images."""
 
 LARGEST_STATISTICS_BYTES = 64 * 10**9
-"""What the statistics samples may take in memory at most."""
+"""The most memory that the statistics samples may take."""
 
 _DECODED_BATCH = 100
 
 
 @dataclass(frozen=True)
 class Views:
-    """How each of n_examples images is seen: `offsets` (n_examples, 2) int64, 0..2 * translate; `mirrored` bool;
-    `corners` (n_examples, 2) int64, the first row and column that a cutout takes from the image as it is then seen;
-    `crops` (n_examples, N_CROP_DRAWS), always on the CPU, the part that is seen at all, None where all of it is."""
+    """The augmentation drawn for each of n_examples images.
+
+    `offsets` (n_examples, 2) int64 are translations, 0..2 * translate; `mirrored` is bool; `corners` (n_examples, 2)
+    int64 are the first row and column of the cutout, in the translated and mirrored image; `crops` (n_examples,
+    N_CROP_DRAWS), always on the CPU, are the draws of resized crops, None where images are not cropped.
+    """
 
     offsets: Tensor
     mirrored: Tensor
@@ -69,7 +72,7 @@ def draw_views(rng: np.random.Generator, n_examples: int, size: tuple[int, int],
 
 
 def pad(images: Tensor, translate: int, black: float | tuple[float, ...]) -> Tensor:
-    """`images` (n, channels, height, width) with `translate` pixels of black around each; see `Dataset.black`."""
+    """Return `images` (n, channels, height, width) with `translate` pixels of black around each (`Dataset.black`)."""
     if not translate:
         return images
     n_images, n_channels, height, width = images.shape
@@ -80,7 +83,7 @@ def pad(images: Tensor, translate: int, black: float | tuple[float, ...]) -> Ten
 
 
 def take(padded: Tensor, indices: Tensor, views: Views, translate: int, cutout: int = 0) -> Tensor:
-    """The images at `indices` (any shape), each through its view: (*indices.shape, channels, height, width).
+    """Return the images at `indices` (any shape), each through its view: (*indices.shape, channels, height, width).
 
     `padded` comes from `pad` with the same `translate`; `views` has one entry per index, flattened; a square of
     `cutout` pixels a side is cut out of every image.
@@ -100,19 +103,23 @@ def take(padded: Tensor, indices: Tensor, views: Views, translate: int, cutout: 
 
 
 def cut_out(images: Tensor, corners: Tensor, side: int) -> None:
-    """Fills, in place, the square of `side` pixels that begins at each image's corner; `images` (n, channels, height,
-    width), `corners` (n, 2) the row and column."""
+    """Fill, in place, the square of `side` pixels that starts at each image's corner.
+
+    `images` are (n, channels, height, width), `corners` (n, 2) the row and column.
+    """
     n_images, n_channels, height, width = images.shape
     image, channel, row, column = images.stride()
-    # A view of every square there is, by where it begins: what is written is those squares alone, not a mask of all.
+    # A view of every square, by where it starts: only the chosen squares are written, not a mask of whole images.
     shape = (n_images, height - side + 1, width - side + 1, n_channels, side, side)
     squares = images.as_strided(shape, (image, row, column, channel, row, column))
-    squares[torch.arange(n_images, device=images.device), corners[:, 0], corners[:, 1]] = MEAN
+    squares[torch.arange(n_images, device=images.device), corners[:, 0], corners[:, 1]] = FILL
 
 
 class TrainImages:
-    """The train images of `dataset` as `recipe` shows them, batch by batch, on `device`. Images in memory that are not
-    cropped are copied there once; else a batch is decoded and cropped on the CPU when it is wanted."""
+    """The train images of a data set as a recipe shows them, batch by batch, on a device.
+
+    Images in memory that are not cropped are copied there once; else each batch is decoded and cropped on the CPU.
+    """
 
     def __init__(self, dataset: Dataset, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> None:
         self._examples, self._recipe, self._black = dataset.train, recipe, dataset.black
@@ -123,14 +130,16 @@ class TrainImages:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of an image as it is seen."""
+        """The height and width of an augmented image."""
         side = self._recipe.resized_crop
         return (side, side) if side else self._examples.size
 
     def batches(self, orders: Tensor, views: Views | None, batch_size: int) -> Iterator[Tensor]:
-        """The images at `orders` (n_seeds, n_examples) in batches (n_seeds, batch_size, channels, height, width), those
-        beyond the last whole batch left out. `views` has one entry per index, an order after another; None where the
-        recipe does not augment."""
+        """Yield the images at `orders` (n_seeds, n_examples) in batches (n_seeds, batch_size, channels, height, width).
+
+        Images beyond the last whole batch are left out. `views` has one entry per index, one order after another; None
+        where the recipe does not augment.
+        """
         n_seeds, n_examples = orders.shape
         places = torch.arange(n_seeds * n_examples, device=orders.device).reshape(n_seeds, n_examples)
         shown = [places[:, start : start + batch_size] for start in range(0, n_examples - batch_size + 1, batch_size)]
@@ -153,7 +162,7 @@ class TrainImages:
 
 
 def check_statistics(spec: DataSpec, samples: Samples) -> None:
-    """ValueError, with the way out, where the statistics samples of a data set do not fit into memory."""
+    """Raise ValueError, with the way out, where the statistics samples of a data set do not fit into memory."""
     n_images = min(samples.statistics or spec.n_train, spec.n_train)
     n_bytes = n_images * int(np.prod(spec.shape)) * 4
     if n_bytes > LARGEST_STATISTICS_BYTES:
@@ -199,8 +208,10 @@ def statistics_images(dataset: Dataset, augmentation: Augmentation, samples: Sam
 def _decode(
     examples: Examples, rows: Tensor, crops: Tensor | None, size: tuple[int, int], parts: Sequence[Tensor]
 ) -> Iterator[Tensor]:
-    """For each of `parts`, places in `rows` of which only the last may hold fewer, the images there: read from files,
-    and where there are `crops`, those of them at `size`."""
+    """Yield the images of each of `parts`, indices into `rows`, read from files and cropped to `size` where asked for.
+
+    Only the last part may hold fewer.
+    """
     if isinstance(examples, FileExamples):
         order = torch.cat(list(parts))
         cut = None if crops is None else crops[order]

@@ -1,7 +1,7 @@
-"""Random resized crops: a part of random area, shape and place, seen at one size.
+"""Random resized crops: parts of images of random area, shape and place, resized to one size.
 
-A crop is drawn before its image is known: as uniform numbers, from which `crop_boxes` makes a box once the image's size
-is. So the order of draws depends on no file, and whoever decodes an image needs no generator.
+A crop is drawn before its image is known, as uniform numbers, from which `crop_boxes` makes a box for the image's size.
+So the order of draws depends on no file, and a process that decodes images needs no generator.
 Source: Szegedy et al. 2015 (arXiv 1409.4842), as torchvision's `RandomResizedCrop` has it.
 """
 
@@ -16,28 +16,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LEAST_AREA = 0.08
-"""Share of the image that a crop has at least."""
+"""The smallest share of the image's area that a crop has."""
 
 LARGEST_RATIO = 4 / 3
-"""Of a crop's width to its height; its inverse is the smallest."""
+"""The largest ratio of a crop's width to its height; its inverse is the smallest."""
 
 _N_ATTEMPTS = 10
 
 N_CROP_DRAWS = 2 * _N_ATTEMPTS + 2
-"""Uniform numbers per crop: ten areas and ten shapes, of which the first that fits counts, and a place."""
+"""Uniform numbers per crop: ten areas and ten shapes, of which the first that fits is used, and a place."""
 
 
 def draw_crops(rng: np.random.Generator, n_crops: int) -> Tensor:
-    """(n_crops, N_CROP_DRAWS) float32, uniform in [0, 1)."""
+    """Return the draws of crops: (n_crops, N_CROP_DRAWS) float32, uniform in [0, 1)."""
     return torch.from_numpy(rng.random((n_crops, N_CROP_DRAWS), dtype=np.float32))
 
 
 def crop_boxes(crops: Tensor, heights: ArrayLike, widths: ArrayLike) -> list[tuple[int, int, int, int]]:
-    """Top, left, height and width of each of `crops` (n, N_CROP_DRAWS) in an image of its height and width, in pixels.
+    """Return the top, left, height and width in pixels of each of `crops` (n, N_CROP_DRAWS) in its image.
 
-    `heights` and `widths` are (n,), or one number for all. Areas are uniform in [.08, 1] of the image, and the
-    logarithms of width / height in that of [3/4, 4/3]. Where none of ten attempts fits into the image, the crop is the
-    largest centred box of a shape that is allowed.
+    `heights` and `widths` of the images are (n,), or one number for all. Areas are uniform in [.08, 1] of the image,
+    and the logarithms of width / height in that of [3/4, 4/3]. Where none of ten attempts fits into the image, the crop
+    is the largest centred box of a shape that is allowed.
     """
     draws = crops.double().numpy()
     height, width = (np.broadcast_to(np.asarray(side, np.int64), len(draws)) for side in (heights, widths))
@@ -60,8 +60,10 @@ def crop_boxes(crops: Tensor, heights: ArrayLike, widths: ArrayLike) -> list[tup
 
 
 def resize_crops(images: Tensor, crops: Tensor, size: tuple[int, int]) -> Tensor:
-    """The crops of `images` (n, channels, height, width), one each, at `size`: (n, channels, *size), by antialiased
-    bilinear interpolation, one image after another."""
+    """Return one crop of each of `images` (n, channels, height, width), resized to `size`: (n, channels, *size).
+
+    Images are resized one after another, by antialiased bilinear interpolation.
+    """
     boxes = crop_boxes(crops, images.shape[2], images.shape[3])
     parts = [
         image[None, :, top : top + height, left : left + width]

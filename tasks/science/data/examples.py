@@ -1,5 +1,4 @@
-"""A data set: images and labels, in memory or in files, and the value that black becomes once they are normalised; and
-which part of it an endpoint is trained on."""
+"""Data sets: images and labels, in memory or in files, and the parts of them that endpoints are trained on."""
 
 from __future__ import annotations
 
@@ -15,36 +14,42 @@ from tasks.science.specs.data import DataSpec, TrainSubset
 from tasks.science.specs.identity import stream
 
 MAJORITY = 0.8
-"""Which share of a class lies in the half that favours it."""
-
+"""The share of a class that lies in the half that favours it."""
 
 HELD_IMAGES = 20_000
-"""So many images of a split in files, at most, are held in memory where they are evaluated again and again: 4 GB."""
+"""The most images of a split in files that are held in memory to be evaluated repeatedly: 4 GB."""
 
 _HELD_BATCH = 100
 
 EVALUATION_SIDE = 256
-"""Pixels a side of an image in a file where it is evaluated: of its largest centred square, as the authors of REPAIR
-have it on ImageNet."""
+"""Pixels a side at which an image in a file is evaluated: its largest centred square, as in REPAIR on ImageNet."""
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """How bytes become normalised values: by the mean and deviation of each channel, on the scale of 0 to 255."""
+    """Normalisation of bytes by the mean and standard deviation of each channel, on the scale of 0 to 255."""
 
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """`pixels` (n, channels, height, width) uint8 as float32."""
+        """Return `pixels` (n, channels, height, width) uint8, normalised, as float32."""
         mean, deviation = (pixels.new_tensor(of, dtype=torch.float32) for of in (self.mean, self.deviation))
         return pixels.float().sub_(mean[:, None, None]).div_(deviation[:, None, None])
 
 
+def are_ids(images: Tensor) -> bool:
+    """Return whether `images` are token ids (n, length), whole numbers, and no images."""
+    return images.dtype in (torch.int32, torch.int64) and images.ndim == 2 and images.numel() > 0
+
+
 @dataclass(frozen=True)
 class Examples:
-    """`images` (n_examples, channels, height, width) float32, normalised, or token ids (n_examples, length) int64;
-    `labels` (n_examples,) int64. With a `scaling` images are bytes (uint8), which it normalises batch by batch."""
+    """Examples of a split, in memory.
+
+    `images` are (n_examples, channels, height, width) float32, normalised, or token ids (n_examples, length) int64;
+    `labels` are (n_examples,) int64. With a `scaling`, images are bytes (uint8), which it normalises batch by batch.
+    """
 
     images: Tensor
     labels: Tensor
@@ -65,48 +70,50 @@ class Examples:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of an image where it is evaluated."""
+        """The height and width at which an image is evaluated."""
         return self.images.shape[2], self.images.shape[3]
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images, normalised, and labels, in order."""
+        """Yield images, normalised, and labels, in order."""
         for start in range(0, len(self), batch_size):
             images = self.images[start : start + batch_size]
             yield images if self.scaling is None else self.scaling(images), self.labels[start : start + batch_size]
 
     def chosen(self, rows: Tensor) -> Examples:
-        """Those of the indices `rows` (n,), in that order."""
+        """Return the examples at the indices `rows` (n,), in that order."""
         return Examples(self.images[rows], self.labels[rows], self.scaling)
 
     def held(self) -> Examples:
-        """These, ready to be evaluated again and again."""
+        """Return the same examples, ready to be evaluated repeatedly."""
         return self
 
 
 class ImageFiles(Protocol):
-    """The images of a split, in files that are decoded when they are asked for."""
+    """The images of a split, in files that are decoded when they are read."""
 
     def read(self, rows: Tensor, side: int, batch_size: int, crops: Tensor | None = None) -> Iterator[Tensor]:
-        """The images of the indices `rows` (n,), in order, in batches (batch_size, 3, side, side) uint8, the last one
-        perhaps shorter: of each its largest centred square, or, with `crops` (n, N_CROP_DRAWS), the part that
-        `tasks.science.data.crops.crop_boxes` makes of them, resized."""
+        """Yield the images at the indices `rows` (n,), in order, in batches (batch_size, 3, side, side) uint8.
+
+        The last batch may be shorter. Each image is its largest centred square, or with `crops` (n, N_CROP_DRAWS) the
+        box of `tasks.science.data.crops.crop_boxes`, resized.
+        """
         ...
 
 
 class FileExamples(Examples):
-    """Examples whose images lie in files: they are decoded batch by batch, each time they are asked for."""
+    """Examples of a split whose images lie in files, and are decoded batch by batch each time they are read."""
 
     files: ImageFiles
     rows: Tensor
     scaling: Scaling
 
     def __init__(self, files: ImageFiles, rows: Tensor, labels: Tensor, scaling: Scaling) -> None:
-        """Those of the indices `rows` (n_examples,) of `files`, with their `labels` (n_examples,)."""
+        """Take the images at the indices `rows` (n_examples,) of `files`, with their `labels` (n_examples,)."""
         vars(self).update(files=files, rows=rows, labels=labels, scaling=scaling)
 
     @property
     def images(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """All of them, as they are evaluated. ValueError where they are more than `HELD_IMAGES`."""
+        """All images at the size at which they are evaluated. ValueError for more than `HELD_IMAGES`."""
         if len(self) > HELD_IMAGES:
             raise ValueError(
                 f"{len(self)} images lie in files, of which {HELD_IMAGES} at most are read into memory: take fewer"
@@ -126,7 +133,7 @@ class FileExamples(Examples):
         return FileExamples(self.files, self.rows[rows], self.labels[rows], self.scaling)
 
     def held(self) -> Examples:
-        """These decoded once, as bytes in memory; where they are more than `HELD_IMAGES`, as they are."""
+        """Return the examples decoded once, as bytes in memory; more than `HELD_IMAGES` are left in their files."""
         if len(self) > HELD_IMAGES:
             return self
         pixels = torch.empty((len(self), 3, *self.size), dtype=torch.uint8)
@@ -138,8 +145,11 @@ class FileExamples(Examples):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Both splits of a data set. `black` is what a raw 0 is after normalisation: the fill of a translated image, one
-    value for all channels or one for each."""
+    """Both splits of a data set.
+
+    `black` is a raw 0 after normalisation, which fills the border of a translated image: one value for all channels or
+    one for each.
+    """
 
     spec: DataSpec
     train: Examples
@@ -147,7 +157,7 @@ class Dataset:
     black: float | tuple[float, ...]
 
     def trained_on(self, train_subset: TrainSubset) -> Dataset:
-        """This data set with that part of its train split alone; the test split stays whole.
+        """Return this data set with that part of its train split alone; the test split stays whole.
 
         ValueError for a half of a data set that has none.
         """
@@ -159,8 +169,10 @@ class Dataset:
         return replace(self, train=self.train.chosen(rows))
 
     def reduced(self, n_images: int | None) -> Dataset:
-        """This data set with at most `n_images` images of each split, as `subset` chooses them, None for all: what is
-        evaluated again and again. Of images in files it holds those in memory that `FileExamples.held` does."""
+        """Return this data set with at most `n_images` images of each split, as `subset` chooses them; None for all.
+
+        It is evaluated repeatedly, so images in files are held in memory as `FileExamples.held` says.
+        """
 
         def reduce(examples: Examples, split: str) -> Examples:
             chosen = subset(self.spec.fingerprint, split, len(examples), n_images)
@@ -170,10 +182,10 @@ class Dataset:
 
 
 def subset(fingerprint: str, split: str, n_examples: int, n_images: int | None, draw: int = 0) -> Tensor | None:
-    """Which `n_images` of a split's `n_examples` to take: the first of a random order, (n_images,) int64.
+    """Return the indices of `n_images` of the `n_examples` of a split, (n_images,) int64; None where all are taken.
 
-    The order is that of the data set (by its fingerprint), the split and the draw, so a smaller choice lies within a
-    larger one. None: all of them.
+    They are the first of a random order, which depends on the data set (by its fingerprint), the split and the draw
+    alone, so a smaller choice lies within a larger one.
     """
     if n_images is None or n_images >= n_examples:
         return None
@@ -181,16 +193,15 @@ def subset(fingerprint: str, split: str, n_examples: int, n_images: int | None, 
 
 
 def n_lower_classes(n_classes: int) -> int:
-    """How many of `n_classes`, from the first on, are the lower half of the classes; the others are the upper."""
+    """Return how many of `n_classes`, from the first on, are the lower half of the classes; the rest are the upper."""
     return (n_classes + 1) // 2
 
 
 def half(labels: Tensor, spec: DataSpec, train_subset: TrainSubset) -> Tensor:
-    """Which examples lie in the first or second half of a train split with these `labels` (n_examples,): their indices,
-    ascending, int64.
+    """Return the indices of the first or second half of a train split with `labels` (n_examples,), ascending, int64.
 
     The first half has 80 % of each class in the lower half of the classes and 20 % of each in the upper, the second
-    what is left: the reverse. Which images these are is drawn by a stream of the data set's own.
+    half the rest. The images are drawn by a stream of the data set's own.
     Source: REPAIR, the CIFAR-100 split (25,000 + 25,000 images).
     """
     shuffled = stream("halves", spec.fingerprint).permutation(len(labels))

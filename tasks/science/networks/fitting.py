@@ -1,4 +1,4 @@
-"""Another writer's weights as a network names them: every tensor there, of its shape, of numbers that are finite."""
+"""Fitting of imported weights to a network: every tensor under the network's name, of its shape, and finite."""
 
 from __future__ import annotations
 
@@ -13,70 +13,76 @@ from tasks.science.specs.state import State
 FLOAT_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 WRAPPERS = ("module.", "model.", "net.", "network.")
-"""What wrappers (DataParallel, Lightning's modules) put in front of every name."""
+"""Prefixes that wrappers (DataParallel, Lightning's modules) put in front of every name."""
+
+_WAY_OUT = "give weights of this very network, or the function that builds theirs"
 
 
 class MergeError(ValueError):
-    """These weights, this network or this spec cannot be merged; the message says why, and the way out."""
+    """Weights, a network or a spec that cannot be merged; the message says why, and the way out."""
 
 
 def fit_state(network: nn.Module, state: Mapping[str, Tensor], owner: str) -> State:
-    """`state` as `network` names and orders its tensors, on the CPU, in its own type; `owner` is whose it is (A, B).
+    """Return `state` with the names and order of `network`, on the CPU, in its own type; `owner` is its name (A, B).
 
-    A tensor that the network has under several names may be there under one alone, as some writers leave it; names may
-    be those of a wrapped network, as `renamed` says.
+    A tensor that the network has under several names may be given under one of them, as some writers do; names may be
+    those of a wrapped network, as `renamed` says.
     Raises MergeError for a tensor that is missing, unknown, of another shape, not of numbers, or not finite.
     """
-    expected = entries_of(network)
-    groups = shared_tensors(network)
-    state, _ = renamed(network, state)
-    filled = dict(state)
+    expected, groups = entries_of(network), shared_tensors(network)
+    given = dict(renamed(network, state)[0])
     for group in groups:
-        present = [key for key in group if key in state]
-        filled |= {key: state[present[0]] for key in group if present and key not in state}
-    missing, unknown = [k for k in expected if k not in filled], [k for k in filled if k not in expected]
-    way_out = "give weights of this very network, or the function that builds theirs"
-    if missing:
-        more = f" and has {some(unknown)}, which the network lacks" if unknown else ""
-        raise MergeError(f"{owner} lacks {some(missing)} of the network's tensors{more}: {way_out}")
-    if unknown:
-        raise MergeError(f"{owner} has {some(unknown)}, which the network lacks: {way_out}")
-    fitted: State = {}
-    for key, place in expected.items():
-        tensor = filled[key]
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
-            raise MergeError(
-                f"{key} of {owner} is no plain tensor: give the network's state dict, dense, not quantized"
-            )
-        if tensor.shape != place.shape:
-            raise MergeError(
-                f"{key} has shape {tuple(tensor.shape)} in {owner} and {tuple(place.shape)} in the network: {way_out}"
-            )
-        if place.is_complex():
-            raise MergeError(
-                f"{key} of the network is {word_of(place.dtype)}, and complex tensors cannot be merged: keep real and "
-                "imaginary parts in a real tensor, and let the forward pass take it for complex (torch.view_as_complex)"
-            )
-        if place.is_floating_point() != (tensor.dtype in FLOAT_TYPES):
-            wanted = "float64, float32, bfloat16 or float16" if place.is_floating_point() else "whole numbers"
-            raise MergeError(f"{key} of {owner} is {word_of(tensor.dtype)}, and the network has {wanted} there")
-        if not bool(torch.isfinite(tensor).all()):
-            raise MergeError(
-                f"{key} of {owner} has values that are not finite: its training has diverged, take other weights"
-            )
-        fitted[key] = tensor.detach().cpu()
+        present = [key for key in group if key in given]
+        given |= {key: given[present[0]] for key in group if present and key not in given}
+    _check_names(expected, given, owner)
+    fitted = {key: _fit_tensor(key, place, given[key], owner) for key, place in expected.items()}
     for first, *others in groups:
         for other in others:
             if not torch.equal(fitted[first], fitted[other]):
-                raise MergeError(f"{first} and {other} are one tensor in the network, and differ in {owner}: {way_out}")
+                raise MergeError(
+                    f"{first} and {other} are one tensor in the network, and differ in {owner}: {_WAY_OUT}"
+                )
             fitted[other] = fitted[first]
     return fitted
 
 
-def renamed(network: nn.Module, state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
-    """`state` under the names of `network`, and what was done to its own: empty where they are left alone.
+def _check_names(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], owner: str) -> None:
+    """Raise MergeError for a tensor that is missing or unknown."""
+    missing, unknown = [k for k in expected if k not in given], [k for k in given if k not in expected]
+    if missing:
+        more = f" and has {some(unknown)}, which the network lacks" if unknown else ""
+        raise MergeError(f"{owner} lacks {some(missing)} of the network's tensors{more}: {_WAY_OUT}")
+    if unknown:
+        raise MergeError(f"{owner} has {some(unknown)}, which the network lacks: {_WAY_OUT}")
 
-    What wrappers put before every name is taken off or put there, where that alone makes the names fit.
+
+def _fit_tensor(key: str, place: Tensor, tensor: Tensor, owner: str) -> Tensor:
+    """Return `tensor` on the CPU where it can take the `place` of the network's own. MergeError where it cannot."""
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
+        raise MergeError(f"{key} of {owner} is no plain tensor: give the network's state dict, dense, not quantized")
+    if tensor.shape != place.shape:
+        raise MergeError(
+            f"{key} has shape {tuple(tensor.shape)} in {owner} and {tuple(place.shape)} in the network: {_WAY_OUT}"
+        )
+    if place.is_complex():
+        raise MergeError(
+            f"{key} of the network is {word_of(place.dtype)}, and complex tensors cannot be merged: keep real and "
+            "imaginary parts in a real tensor, and let the forward pass take it for complex (torch.view_as_complex)"
+        )
+    if place.is_floating_point() != (tensor.dtype in FLOAT_TYPES):
+        wanted = "float64, float32, bfloat16 or float16" if place.is_floating_point() else "whole numbers"
+        raise MergeError(f"{key} of {owner} is {word_of(tensor.dtype)}, and the network has {wanted} there")
+    if not bool(torch.isfinite(tensor).all()):
+        raise MergeError(
+            f"{key} of {owner} has values that are not finite: its training has diverged, take other weights"
+        )
+    return tensor.detach().cpu()
+
+
+def renamed(network: nn.Module, state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
+    """Return `state` under the names of `network`, and how its names were changed: empty where they were not.
+
+    Prefixes of wrappers are taken off or put before every name, where that alone makes the names fit.
     """
     expected = entries_of(network)
     twins = {key: set(group) for group in shared_tensors(network) for key in group}
@@ -102,17 +108,17 @@ def renamed(network: nn.Module, state: Mapping[str, Tensor]) -> tuple[Mapping[st
 
 
 def _plain(key: str) -> str:
-    """A name without what torch.compile puts into it."""
+    """Return a name without the parts that torch.compile adds."""
     return ".".join(part for part in key.split(".") if part != "_orig_mod")
 
 
 def in_float32(state: Mapping[str, Tensor]) -> State:
-    """`state` as it is computed with: every number with a fraction in float32."""
+    """Return `state` with every floating-point tensor in float32."""
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
 
 
 def entries_of(network: nn.Module) -> State:
-    """The network's parameters and buffers themselves, by name."""
+    """Return the parameters and buffers of a network by name, without copies."""
     entries = network.state_dict(keep_vars=True)
     for key, value in entries.items():
         if not isinstance(value, Tensor):
@@ -123,7 +129,7 @@ def entries_of(network: nn.Module) -> State:
 
 
 def shared_tensors(network: nn.Module) -> list[list[str]]:
-    """Groups of names that are one tensor."""
+    """Return the groups of names that are one tensor."""
     groups: dict[int, list[str]] = {}
     for key, tensor in entries_of(network).items():
         groups.setdefault(id(tensor), []).append(key)
@@ -136,5 +142,5 @@ def some(names: Sequence[str]) -> str:
 
 
 def word_of(dtype: torch.dtype) -> str:
-    """Return the name of a type as a person writes it."""
+    """Return the name of a type as it is written in code, without `torch.`."""
     return str(dtype).removeprefix("torch.")

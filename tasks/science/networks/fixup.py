@@ -10,7 +10,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from tasks.science.networks.initialization import Initialization
+from tasks.science.networks.initialization import InitialDraw
 
 N_STAGES, N_BLOCKS = 3, 3
 
@@ -27,7 +27,7 @@ class FixupResNet20(nn.Module):
     the stem at torch's default.
     """
 
-    initialization: Initialization = "he-normal"
+    initialization: InitialDraw = "he-normal"
 
     def __init__(self, n_channels: int, width: int, n_out: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class FixupResNet20(nn.Module):
 
     @property
     def weight_scales(self) -> dict[str, float]:
-        """By what the He-normal draw of a weight is multiplied, where it is not 1."""
+        """The Fixup scales: factors of the He-normal draws of weights, where they are not 1."""
         scales = {"output.weight": 0.0}
         for stage in range(N_STAGES):
             for block in range(N_BLOCKS):
@@ -90,7 +90,7 @@ class FixupBlock(nn.Module):
 
 
 class ScalarBias(nn.Module):
-    """Adds one learned number to every value, the same for all channels."""
+    """A layer that adds one learned number to every value, the same for all channels."""
 
     def __init__(self) -> None:
         super().__init__()

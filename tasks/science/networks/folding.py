@@ -1,4 +1,4 @@
-"""BatchNorm folded into the linear layer before it: the same function in evaluation mode, with a bias and no norm."""
+"""Folding of BatchNorm into the linear layer before it, which keeps the function in evaluation mode."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from tasks.science.networks.mlp import MLP
 from tasks.science.specs.state import State
 
 
-def fold_batch_norm(network: MLP, state: Mapping[str, Tensor]) -> State:
-    """The weights of the plain MLP that computes what `network`, an MLP with BatchNorm, computes with `state`.
+def fold_batch_norm(network: nn.Module, state: Mapping[str, Tensor]) -> State:
+    """Return the weights of the plain MLP that computes what `network`, an MLP with BatchNorm, computes with `state`.
 
     Each row of a hidden layer's weight is scaled by gamma / sqrt(running_var + eps), and its bias is
     beta - gamma running_mean / sqrt(running_var + eps). Computed in float64, returned in the type of `state`, in the
     order of the plain network; tensors that do not change are shared.
     Raises ValueError where `network` has no BatchNorm or `state` lacks one of its tensors.
     """
-    if network.normalization != "batch":
-        raise ValueError(f"only an MLP with normalization batch can be folded, got {network.normalization}")
+    if not isinstance(network, MLP) or network.normalization != "batch":
+        got = network.normalization if isinstance(network, MLP) else type(network).__name__
+        raise ValueError(f"only an MLP with normalization batch can be folded, got {got}")
     missing = sorted(network.state_dict().keys() - state.keys())
     if missing:
         raise ValueError(f"the weights lack {', '.join(missing)}, which folding needs")

@@ -1,4 +1,4 @@
-"""torchvision's residual networks for large images, with torchvision's names of parameters and buffers.
+"""Residual networks of torchvision for large images, with torchvision's names of parameters and buffers.
 
 Only the ReLUs differ: torchvision's blocks call one module two or three times, so a hook sees the last call alone;
 these have one module per activation. Weights trained with torchvision load as they are.
@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models import resnet as torchvision_resnet
 
-from tasks.science.networks.initialization import Initialization
+from tasks.science.networks.initialization import InitialDraw
 
 
 class BasicBlock(torchvision_resnet.BasicBlock):
-    """torchvision's block of ResNet18; `relu2` is what it hands on."""
+    """The block of torchvision's ResNet18; its output is that of `relu2`."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -29,7 +29,7 @@ class BasicBlock(torchvision_resnet.BasicBlock):
 
 
 class Bottleneck(torchvision_resnet.Bottleneck):
-    """torchvision's block of ResNet50; `relu3` is what it hands on."""
+    """The block of torchvision's ResNet50; its output is that of `relu3`."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -49,7 +49,7 @@ class ImageNetResNet(torchvision_resnet.ResNet):
     Deviates: the stem's ReLU does not overwrite its input, so that what comes before it can be read.
     """
 
-    initialization: Initialization = "torchvision"
+    initialization: InitialDraw = "torchvision"
 
     def __init__(
         self,
@@ -65,16 +65,20 @@ class ImageNetResNet(torchvision_resnet.ResNet):
             self.conv1 = nn.Conv2d(n_channels, 64, 7, stride=2, padding=3, bias=False)
 
 
-def resnet18(n_channels: int, n_out: int) -> ImageNetResNet:
-    """Source: He et al. 2016, arXiv 1512.03385."""
+def _resnet18(n_channels: int, n_out: int) -> ImageNetResNet:
+    """Return ResNet18. Source: He et al. 2016, arXiv 1512.03385."""
     return ImageNetResNet(BasicBlock, [2, 2, 2, 2], n_channels, n_out)
 
 
-def resnet50(n_channels: int, n_out: int) -> ImageNetResNet:
-    """Stride in the 3x3 convolution, as torchvision has it. Source: He et al. 2016, arXiv 1512.03385."""
+def _resnet50(n_channels: int, n_out: int) -> ImageNetResNet:
+    """Return ResNet50 with strides in 3x3 convolutions, as in torchvision. Source: He et al. 2016, arXiv 1512.03385."""
     return ImageNetResNet(Bottleneck, [3, 4, 6, 3], n_channels, n_out)
 
 
-def wide_resnet50_2(n_channels: int, n_out: int) -> ImageNetResNet:
-    """ResNet50 with twice the inner width of each block. Source: Zagoruyko and Komodakis 2016, arXiv 1605.07146."""
+def _wide_resnet50_2(n_channels: int, n_out: int) -> ImageNetResNet:
+    """Return ResNet50 with twice the inner width of blocks. Source: Zagoruyko and Komodakis 2016, arXiv 1605.07146."""
     return ImageNetResNet(Bottleneck, [3, 4, 6, 3], n_channels, n_out, width_per_group=128)
+
+
+BUILDERS = {"resnet18": _resnet18, "resnet50": _resnet50, "wide-resnet50-2": _wide_resnet50_2}
+"""The networks by the word of their architecture, from the channels of an image and the number of classes."""

@@ -1,6 +1,6 @@
-"""Where training starts: each network says which initialization its authors gave it, and this draws it.
+"""Initialization: drawing the weights at which training starts, by the rule that each network names.
 
-All numbers come from the generator that is handed in, never from torch's global one.
+All numbers come from the generator that is passed in, never from torch's global one.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from tasks.science.specs.state import State
 
-Initialization = Literal["he-normal", "he-normal, torch biases", "torch", "torchvision"]
+InitialDraw = Literal["he-normal", "he-normal, torch biases", "torch", "torchvision"]
 
 Draw = Callable[[np.random.Generator, tuple[int, ...], tuple[int, ...]], Tensor]
-"""Numbers for a tensor of the first shape, in a layer whose weight has the second: (n_out, n_in, *kernel)."""
+"""Draws numbers for a tensor of the first shape, in a layer whose weight has the second: (n_out, n_in, *kernel)."""
 
 
 def _zeros(_rng: np.random.Generator, shape: tuple[int, ...], _weight: tuple[int, ...]) -> Tensor:
@@ -26,7 +26,7 @@ def _zeros(_rng: np.random.Generator, shape: tuple[int, ...], _weight: tuple[int
 
 
 def _he_normal(rng: np.random.Generator, shape: tuple[int, ...], weight: tuple[int, ...]) -> Tensor:
-    """Normal with variance 2 / fan-in. Source: He et al. 2015, arXiv 1502.01852."""
+    """Draw from a normal distribution of variance 2 / fan-in. Source: He et al. 2015, arXiv 1502.01852."""
     return _normal(rng, shape, (2 / int(np.prod(weight[1:]))) ** 0.5)
 
 
@@ -35,13 +35,13 @@ def _he_normal_fan_out(rng: np.random.Generator, shape: tuple[int, ...], weight:
 
 
 def _torch_default(rng: np.random.Generator, shape: tuple[int, ...], weight: tuple[int, ...]) -> Tensor:
-    """Uniform within 1 / sqrt(fan-in): what nn.Linear and nn.Conv2d draw for weights and biases alike."""
+    """Draw uniformly within 1 / sqrt(fan-in), as nn.Linear and nn.Conv2d do for weights and biases alike."""
     bound = int(np.prod(weight[1:])) ** -0.5
     return torch.from_numpy(rng.random(shape, dtype=np.float32)).mul_(2).sub_(1).mul_(bound)
 
 
-def _normal(rng: np.random.Generator, shape: tuple[int, ...], deviation: float) -> Tensor:
-    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).mul_(deviation)
+def _normal(rng: np.random.Generator, shape: tuple[int, ...], standard_deviation: float) -> Tensor:
+    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).mul_(standard_deviation)
 
 
 @dataclass(frozen=True)
@@ -59,22 +59,23 @@ _RULES: Mapping[str, _Rule] = {
 }
 
 _CONSTANTS = {"weight": 1.0, "scale": 1.0, "running_var": 1.0, "running_mean": 0.0, "num_batches_tracked": 0.0}
-"""How tensors outside of Linear and Conv2d begin, besides those whose name begins with `bias`: at 0."""
+"""Initial values of tensors outside of Linear and Conv2d; those whose name begins with `bias` start at 0."""
 
 
 def initial_state(network: nn.Module, rng: np.random.Generator, initialization: str = "published") -> State:
-    """Every parameter and buffer of `network` as training begins, float32 (counters int64), in the network's order.
+    """Return every parameter and buffer of `network` at the start of training, in the network's order.
 
-    Weights and biases of Linear and Conv2d follow `network.initialization`, or `initialization` where that is not
-    `published`; a weight named in `network.weight_scales` is multiplied by the factor there, and one of factor 0 is not
-    drawn. Norms begin as the identity, with running mean 0 and variance 1, scalar biases at 0 and multipliers at 1.
-    Raises ValueError for a network without `initialization`, and for a tensor that no rule is for.
+    They are float32, counters int64. Weights and biases of Linear and Conv2d follow `network.initialization`, or
+    `initialization` where that is not `published`; a weight named in `network.weight_scales` is multiplied by its
+    factor there, and not drawn where that is 0. Norms start as the identity, with running mean 0 and variance 1, scalar
+    biases at 0 and multipliers at 1.
+    Raises ValueError for a network without `initialization`, and for a tensor without a rule.
     """
     own = str(getattr(network, "initialization", None))
     rule = _RULES.get(own if initialization == "published" else initialization)
     if rule is None:
         known = "; ".join(_RULES)
-        raise ValueError(f"{type(network).__name__} does not say by `initialization` how it begins; known: {known}")
+        raise ValueError(f"{type(network).__name__} does not name its `initialization`; known: {known}")
     scales: Mapping[str, float] = getattr(network, "weight_scales", {})
     state: State = {}
     for path, module in network.named_modules():
@@ -97,5 +98,5 @@ def initial_state(network: nn.Module, rng: np.random.Generator, initialization: 
 def _constant(path: str, name: str, like: Tensor) -> Tensor:
     value = 0.0 if name.startswith("bias") else _CONSTANTS.get(name)
     if value is None:
-        raise ValueError(f"no rule says how {path} begins; known beside the layers: bias*, {', '.join(_CONSTANTS)}")
+        raise ValueError(f"no rule initializes {path}; known outside of layers: bias*, {', '.join(_CONSTANTS)}")
     return torch.full(like.shape, value, dtype=torch.float32 if like.is_floating_point() else like.dtype)

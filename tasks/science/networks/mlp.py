@@ -6,17 +6,17 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from tasks.science.networks.initialization import Initialization
+from tasks.science.networks.initialization import InitialDraw
 
 
 class MLP(nn.Module):
-    """`depth` hidden layers of `width` neurons. Images are flattened to `n_in` values; logits have shape (n, n_out).
+    """A network of `depth` hidden layers of `width` neurons, from `n_in` values of flattened images to `n_out` logits.
 
     With normalization `batch` every hidden layer is Linear without bias, BatchNorm, ReLU; the output stays plain. That
     is how the `batch-fused` form is trained: `fold_batch_norm` turns its weights into those of the plain network.
     """
 
-    initialization: Initialization = "he-normal"
+    initialization: InitialDraw = "he-normal"
 
     def __init__(self, n_in: int, width: int, depth: int, n_out: int, normalization: str = "none") -> None:
         super().__init__()
@@ -32,12 +32,12 @@ class MLP(nn.Module):
 
     @property
     def hidden_linears(self) -> tuple[str, ...]:
-        """The hidden Linear layers, front to back: what REPAIR corrects. The logits are not among them."""
+        """The hidden Linear layers, front to back, which REPAIR corrects; the layer of the logits is not among them."""
         return tuple(f"hidden.{i}.linear" for i in range(self.depth))
 
     @property
     def layer_axes(self) -> dict[str, str]:
-        """For each of `hidden_linears` the axis that its units lie on."""
+        """The axis of the units of each of `hidden_linears`."""
         return {f"hidden.{i}.linear": f"hidden.{i}" for i in range(self.depth)}
 
 

@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 
 class LayerNorm2d(nn.Module):
-    """LayerNorm over the channels of each pixel: (x - mean) / deviation, then one weight and bias per channel.
+    """LayerNorm over the channels of each pixel: (x - mean) / standard deviation, then a weight and bias per channel.
 
-    The deviation is the biased one. As published nothing is added to it, which leaves 0/0 at a pixel whose channels
-    are all equal; 1e-30 added to the variance makes that pixel 0. It changes no bit of a float32 result where the
-    variance is above 2e-23, and a float64 result by less than 1e-12 where it is above 1e-18: rounding error in
+    The standard deviation is the biased one. As published nothing is added to it, which leaves 0/0 at a pixel whose
+    channels are all equal; 1e-30 added to the variance makes that pixel 0. It changes no bit of a float32 result where
+    the variance is above 2e-23, and a float64 result by less than 1e-12 where it is above 1e-18: rounding error in
     channels of size 1 spreads further than that.
     """
 
@@ -31,7 +31,7 @@ class LayerNorm2d(nn.Module):
 
 
 def norm2d(normalization: str, n_channels: int) -> nn.Module:
-    """The layer of `normalization` batch or layer; ValueError for another word."""
+    """Return the norm of `normalization` batch or layer; ValueError for another word."""
     if normalization == "batch":
         return nn.BatchNorm2d(n_channels)
     if normalization == "layer":

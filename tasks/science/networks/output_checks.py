@@ -13,10 +13,9 @@ from tasks.science.evaluation.modes import NetworkError
 from tasks.science.evaluation.outputs import logits_in, way_to_logits
 from tasks.science.evaluation.precision import InFloat64
 from tasks.science.networks.fitting import MergeError, word_of
-from tasks.science.networks.user_code import one_line
-from tasks.science.specs.checks import is_own
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.state import State
+from tasks.science.specs.user_code import error_line
 
 CHECK_EXAMPLES = 16
 """Images on which outputs are checked, and a spec is proved before it is used."""
@@ -39,7 +38,7 @@ def check_classes(network: nn.Module, state: State, images: Tensor, data: DataSp
 
     There may be more outputs where the classes are counted from the labels of user-defined data.
     """
-    shape, counted = tuple(check_outputs(network, state, images, owner).shape), is_own(data.name)
+    shape, counted = tuple(check_outputs(network, state, images, owner).shape), data.user_defined
     if not (len(shape) == 2 and (shape[1] == data.n_classes or (shape[1] > data.n_classes and counted))):
         wanted = f"at least {data.n_classes}" if counted else f"{data.n_classes}"
         raise MergeError(
@@ -55,7 +54,7 @@ def _checked(run: Callable[[], Any], batch: Tensor, dtype: torch.dtype, owner: s
         raise MergeError(str(error)) from error
     except Exception as error:  # A user's forward pass may raise anything.
         raise MergeError(
-            f"the network cannot compute images of shape {tuple(batch.shape[1:])}{where}: {one_line(error)}"
+            f"the network cannot compute images of shape {tuple(batch.shape[1:])}{where}: {error_line(error)}"
         ) from error
     if not isinstance(outputs, Tensor) or outputs.shape[:1] != batch.shape[:1]:
         got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__

@@ -1,4 +1,4 @@
-"""What may be permuted in the network of a cell, traced once per process."""
+"""The permutation spec of the network of a cell, traced once per process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ONCE = threading.Lock()  # of threads that ask for one network, the first trace
 
 
 def cell_permutation_spec(cell: Cell) -> PermutationSpec:
-    """The permutation spec of the network that `build_network` makes for `cell`.
+    """Return the permutation spec of the network that `build_network` makes for `cell`.
 
     The tracer's own numerical check is left out: it would hold several float64 copies of the weights. `function_error`
     takes its place on every pair that is matched, with the pair's own weights.
@@ -34,7 +34,7 @@ def cell_permutation_spec(cell: Cell) -> PermutationSpec:
 
 
 def _renamed(spec: PermutationSpec, names: dict[str, str]) -> PermutationSpec:
-    """An MLP's axes under the names that stored permutations and tables have for them."""
+    """Return the spec of an MLP with the names of axes that stand in stored permutations and tables."""
     axes = tuple(
         dataclasses.replace(axis, name=names.get(axis.name, axis.name), family=names.get(axis.family, axis.family))
         for axis in spec.axes

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from tasks.science.networks.initialization import Initialization
+from tasks.science.networks.initialization import InitialDraw
 from tasks.science.networks.normalization import norm2d
 
 RESNET20_READINGS = frozenset({"stages.2.blocks.1"})
-"""Where the authors' ResNet20 was read other than by default: the last stage's stream at the end of its second block,
-by a slip in numbering the ends of stages."""
+"""Modules where the authors read their ResNet20 other than by default: the last stage's stream at the end of its second
+block, by a slip in numbering the ends of stages."""
 
 RESNET18_READINGS = frozenset(
     {
@@ -21,12 +21,12 @@ RESNET18_READINGS = frozenset(
         *(f"stages.{stage}.blocks.0.conv2" for stage in (1, 2, 3)),
     }
 )
-"""Where the authors' ResNet18 was read: before the norm, inner units at the convolution that makes them, a stream at
-the stem's convolution or that of its stage's first block."""
+"""Modules where the authors read their ResNet18: before the norm, inner units at the convolution that makes them, a
+stream at the stem's convolution or that of its stage's first block."""
 
 
 class ResNet(nn.Module):
-    """A stem, stages of residual blocks, the mean over the map, and one Linear to the classes.
+    """A residual network: stem, stages of residual blocks, mean over the map, and one Linear to the classes.
 
     Stage i has `n_blocks` blocks of `channels[i]`; all stages but the first halve the map. Where a block changes the
     shape its shortcut is a convolution of `shortcut_kernel` pixels and a norm, elsewhere the identity: every channel
@@ -45,11 +45,11 @@ class ResNet(nn.Module):
         *,
         normalization: str,
         shortcut_kernel: int,
-        initialization: Initialization,
+        initialization: InitialDraw,
         published_readings: frozenset[str] | None = None,
     ) -> None:
         super().__init__()
-        self.initialization: Initialization = initialization
+        self.initialization: InitialDraw = initialization
         self.published_readings = published_readings
         self.stem = nn.Sequential(
             OrderedDict(
@@ -75,7 +75,10 @@ class ResNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; `relu2` is what the block hands on."""
+    """A residual block of two 3x3 convolutions beside a shortcut; its output is that of `relu2`.
+
+    A shortcut of a block that halves the map has stride 2.
+    """
 
     def __init__(self, n_in: int, n_out: int, stride: int, normalization: str, shortcut_kernel: int) -> None:
         super().__init__()
@@ -102,9 +105,10 @@ class ResidualBlock(nn.Module):
 
 
 def resnet20(n_channels: int, width: int, n_out: int, normalization: str) -> ResNet:
-    """Three stages of three blocks at 16, 32 and 64 channels times `width`; 3x3 shortcuts with stride 2 and norm.
+    """Return ResNet20: three stages of three blocks at 16, 32 and 64 channels times `width`.
 
-    He-normal weights and torch's default biases, as in the code behind REPAIR (arXiv 2211.08403).
+    The shortcuts between stages are 3x3 convolutions with stride 2 and a norm. Weights are He-normal and biases torch's
+    default, as in the code behind REPAIR (arXiv 2211.08403).
     """
     return ResNet(
         n_channels,
@@ -118,9 +122,12 @@ def resnet20(n_channels: int, width: int, n_out: int, normalization: str) -> Res
     )
 
 
-def resnet18(n_channels: int, width: int, n_out: int) -> ResNet:
-    """Four stages of two blocks at 64 to 512 channels times `width`, BatchNorm, 1x1 shortcuts, no pool after the stem:
-    the form of ResNet18 that is customary at 32x32, with torch's default initialization."""
+def small_resnet18(n_channels: int, width: int, n_out: int) -> ResNet:
+    """Return ResNet18 for small images: four stages of two blocks at 64 to 512 channels times `width`.
+
+    It has BatchNorm, 1x1 shortcuts and no pool after the stem, as is customary at 32x32, and torch's default
+    initialization.
+    """
     return ResNet(
         n_channels,
         [64 * width, 128 * width, 256 * width, 512 * width],

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from tasks.science.networks.initialization import Initialization
+from tasks.science.networks.initialization import InitialDraw
 from tasks.science.networks.normalization import norm2d
 
 STAGES = {
@@ -21,7 +21,7 @@ MAX_SIDE = 2 ** len(STAGES[11])
 
 
 class VGG(nn.Module):
-    """`width` multiplies the channels of every convolution. Images are (n, n_channels, 1..32, 1..32).
+    """A VGG whose `width` multiplies the channels of every convolution, for images (n, n_channels, 1..32, 1..32).
 
     `hidden.{i}` is convolution (with bias, before BatchNorm as well), BatchNorm where there is one, ReLU, and at the
     end of a stage the pool. Pools round up: 32 pixels halve to 1 exactly as published, and 28, which become 7 and
@@ -29,7 +29,7 @@ class VGG(nn.Module):
     Source: Simonyan and Zisserman 2015, arXiv 1409.1556; the single Linear is customary at 32x32.
     """
 
-    initialization: Initialization = "torch"
+    initialization: InitialDraw = "torch"
 
     def __init__(self, n_channels: int, depth: int, width: int, n_out: int, normalization: str = "none") -> None:
         super().__init__()

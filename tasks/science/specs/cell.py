@@ -12,7 +12,6 @@ from tasks.science.specs.checks import (
     check_positive,
     check_types,
     check_words,
-    is_own,
     is_whole,
     shown,
 )
@@ -57,7 +56,7 @@ class Cell:
 
     data: DataSpec
     architecture: str
-    """One of our words, or `package.module:function`, which makes a network of a person's own."""
+    """The word of one that ships, or `package.module:function` for a user-defined one."""
     normalization: str
     width: int
     """Neurons of a hidden layer of an MLP; for other architectures the factor of every layer's channels."""
@@ -72,18 +71,15 @@ class Cell:
     Source: Frankle et al. 2020 (arXiv 1912.05671), instability analysis. None: each seed starts from initial weights of
     its own."""
     graph: str = ""
-    """Of a person's own network the sha256 of what it computes, so that another one under its name is another cell;
-    empty where the architecture is one of ours."""
+    """The sha256 of what a user-defined network computes, so that another one at its place is another cell; empty for
+    an architecture that ships."""
     origin: Origin | None = None
     """The import that its endpoints come from; None if they are trained."""
 
     def __post_init__(self) -> None:
         check_types("a cell's ", self)
-        own = is_own(self.architecture)
-        check_positive("", at_most=MAX_NUMBER if own else MAX_WIDTH, width=self.width)
-        check_positive("", at_most=MAX_NUMBER if own else MAX_DEPTH, depth=self.depth)
-        if own != bool(self.graph):
-            raise ValueError(f"{self.architecture} {'needs' if not self.graph else 'has no'} digest of its graph")
+        check_positive("", at_most=MAX_NUMBER if self.user_defined else MAX_WIDTH, width=self.width)
+        check_positive("", at_most=MAX_NUMBER if self.user_defined else MAX_DEPTH, depth=self.depth)
         self._check_epoch()
         if self.spawn is not None:
             # JSON has lists for tuples.
@@ -139,9 +135,19 @@ class Cell:
         return spec_id(("train",), self)
 
     @property
+    def user_defined(self) -> bool:
+        """Whether its network is user-defined: then, and only then, it has the digest of a graph."""
+        return bool(self.graph)
+
+    @property
+    def shipped_architecture(self) -> str | None:
+        """Its architecture; None where it is user-defined, and nothing is known of it before it runs."""
+        return None if self.user_defined else self.architecture
+
+    @property
     def revisions(self) -> Mapping[str, int]:
         """The revisions of the verbs for its network."""
-        return USER_DEFINED_REVISIONS if self.graph else REVISIONS
+        return USER_DEFINED_REVISIONS if self.user_defined else REVISIONS
 
     @property
     def joint(self) -> Cell:

@@ -72,11 +72,6 @@ def is_whole(value: Any, least: int, largest: int | None = None) -> bool:
     return value >= least and (largest is None or value <= largest)
 
 
-def is_own(word: str) -> bool:
-    """Whether a word for a network or a data set is `package.module:function`, a person's own."""
-    return ":" in word
-
-
 def check_choice(owner: str, field_name: str, value: object, words: object) -> None:
     """Raise ValueError, naming the choices, for a value that is none of the literal type `words`."""
     known = get_args(words)

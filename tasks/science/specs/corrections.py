@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from tasks.science.specs.checks import is_own, shown
+from tasks.science.specs.checks import shown
 
 NORMALIZATIONS = ("none", "batch", "layer", "fixup", "batch-fused")
 """The normalizations of networks; `batch-fused` is BatchNorm that was folded away after training."""
@@ -119,7 +119,7 @@ def find_correction(name: str) -> Correction:
 
 
 def is_defined(name: str, normalization: str, architecture: str | None = None) -> bool:
-    """Whether the correction is defined for networks of this normalization (and architecture, where it is given).
+    """Return whether a correction is defined for networks of this normalization, and of this architecture if known.
 
     ValueError for a name that the table lacks.
     """
@@ -129,7 +129,7 @@ def is_defined(name: str, normalization: str, architecture: str | None = None) -
 def check_correction(name: str, normalization: str, architecture: str | None = None) -> None:
     """Raise ValueError, with the way out, if the correction is not defined for networks of this normalization.
 
-    Whether an `architecture` that the package names has residual blocks is known; of a person's own it is taken to.
+    An `architecture` of None, as of user-defined networks, is taken to have residual blocks.
     """
     if reason := _undefined(name, normalization, architecture):
         raise ValueError(reason)
@@ -144,8 +144,6 @@ def _undefined(name: str, normalization: str, architecture: str | None) -> str |
             f"{' or '.join(correction.normalizations)}; instead, {normalization} can take {', '.join(others)}"
         )
     if correction.blocks and architecture is not None and architecture not in RESIDUAL_ARCHITECTURES:
-        if is_own(architecture):
-            return None  # Whether it has residual blocks is seen when it is run.
         return (
             f"correction {name} is not defined for {architecture}, which has no residual blocks; take repair, or one "
             f"of {', '.join(RESIDUAL_ARCHITECTURES)}"

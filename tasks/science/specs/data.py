@@ -10,6 +10,7 @@ from typing import Literal
 
 from tasks.science.specs.bounds import MAX_EXAMPLE_VALUES, MAX_LENGTH, BoundError
 from tasks.science.specs.checks import check_positive, check_types, is_whole, shown
+from tasks.science.specs.user_code import names_code
 
 TrainSubset = Literal["all", "first", "second"]
 """The part of a train split that an endpoint is trained on: all of it, or one of two halves."""
@@ -45,6 +46,11 @@ class DataSpec:
                 f"{owner}an example has at most {MAX_EXAMPLE_VALUES:,} values, and {MAX_LENGTH:,} along an axis, "
                 f"got the shape {shown(shape)}"
             )
+
+    @property
+    def user_defined(self) -> bool:
+        """Whether a user-defined function loads it: then its classes are counted from the labels."""
+        return names_code(self.name)
 
     @property
     def holds_ids(self) -> bool:

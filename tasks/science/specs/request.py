@@ -221,7 +221,7 @@ class Request:
 
     @staticmethod
     def _defines(correction: str, cell: Cell) -> bool:
-        return is_defined(correction, cell.normalization, cell.architecture)
+        return is_defined(correction, cell.normalization, cell.shipped_architecture)
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Request:

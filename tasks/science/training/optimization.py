@@ -1,8 +1,7 @@
-"""What a training step does with gradients: the learning rate at each step, and the updates of a stack of seeds."""
+"""Updates of a group of seeds by their gradients: weight decay, clipping, skipped steps, optimizers."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -16,29 +15,17 @@ from tasks.science.specs.state import State
 ADAM_BETA_2 = 0.999
 
 _SCALER = ("scale", "_growth_tracker")
-"""What a gradient scaler changes as it goes."""
+"""The entries of a gradient scaler's state that change with steps."""
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, LayerNorm2d)
 _SHORTCUTS = {"shortcut", "downsample"}
 
 _OF_ALL = ("step",)
-"""What an optimizer remembers of a parameter as one number for the whole stack."""
-
-
-def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Linear from `warmup_from` to the peak over the warm-up, then down to 0 at the end of training, linearly or along
-    a cosine; `step` counts from 0."""
-    total = recipe.epochs * steps_per_epoch
-    warmup = recipe.warmup * total
-    if step < warmup:
-        return recipe.warmup_from + (recipe.learning_rate - recipe.warmup_from) * step / warmup
-    if recipe.schedule == "cosine":
-        return recipe.learning_rate * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
-    return recipe.learning_rate * (total - step) / (total - warmup)
+"""The entries of an optimizer's memory of a parameter that are one number for the whole stack."""
 
 
 def decayed_parameters(network: nn.Module, recipe: Recipe) -> dict[str, bool]:
-    """Every parameter of `network` by name, in its order: whether the recipe's weight decay reaches it."""
+    """Return, for every parameter of `network` by name in its order, whether the recipe's weight decay reaches it."""
     spared: set[str] = set()
     for path, module in network.named_modules():
         if isinstance(module, _NORMS) and recipe.decayed_norms != "all":
@@ -50,21 +37,25 @@ def decayed_parameters(network: nn.Module, recipe: Recipe) -> dict[str, bool]:
 
 @torch.no_grad()
 def are_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """For each seed whether all of its values are finite, (n_seeds,) bool where the tensors are; every tensor has a
-    leading dimension of seeds."""
+    """Return for each seed whether all of its values are finite, (n_seeds,) bool on the device of the tensors.
+
+    Every tensor has a leading dimension of seeds.
+    """
     finite = [tensor.isfinite().reshape(len(tensor), -1).all(1) for tensor in tensors]
     return torch.stack(finite).all(0)
 
 
 def finite_seeds(tensors: Iterable[Tensor]) -> list[bool]:
-    """The same as a list, which waits for a GPU to have come so far."""
+    """Return `are_finite` as a list, which waits for a GPU."""
     return are_finite(tensors).tolist()
 
 
 @torch.no_grad()
 def clip_gradients(gradients: Sequence[Tensor], norm: float) -> None:
-    """Shortens, in place, each seed's gradient to the Euclidean length `norm` over all of its parameters, where it is
-    longer; every tensor has a leading dimension of seeds. Source: Pascanu et al. 2013, arXiv 1211.5063."""
+    """Shorten each seed's gradient, in place, to the Euclidean length `norm` over all parameters where it is longer.
+
+    Every tensor has a leading dimension of seeds. Source: Pascanu et al. 2013, arXiv 1211.5063.
+    """
     # Seed by seed, for a sum over rows of a stack may round otherwise than that of one row alone.
     squares = [
         torch.stack([gradient[index].square().sum() for gradient in gradients]).sum()
@@ -78,15 +69,15 @@ def clip_gradients(gradients: Sequence[Tensor], norm: float) -> None:
 class Updates:
     """The updates of a group of seeds: `backward` with their losses, then `step`, once per batch.
 
-    `parts` hold every parameter of `network`, of each seed apart or, where it is `stacked`, of all with a leading
-    dimension of seeds in one part; they are updated in place. One optimizer moves a stack as a whole, but where the
-    recipe skips steps that are not finite: then, as where seeds are apart, each has an optimizer of its own, and in
-    float16 a scale of its own for its loss. A step that one seed skips leaves its weights and the optimizer's memory of
-    it as they were, and changes nothing of the others. A skipped step has run forward, so running statistics have seen
-    its batch, as under any gradient scaler.
+    `parts` hold every parameter of `network`: one part for each seed or, where `stacked`, one part for all with a
+    leading dimension of seeds. They are updated in place. One optimizer moves a stack as a whole, unless the recipe
+    skips steps that are not finite: then, as where seeds are apart, each seed has its own optimizer, and in float16 its
+    own scale of the loss. A step that one seed skips leaves its weights and optimizer memory as they were, and changes
+    nothing of the others. A skipped step has run forward, so running statistics have seen its batch, as under any
+    gradient scaler.
 
-    `fused` optimizers, by default on a GPU, move all parameters in one launch and are told on the device whether to
-    skip, so that no step waits for the GPU; they round otherwise than those that a CPU uses.
+    `fused` optimizers, the default on a GPU, move all parameters in one launch and are told on the device whether to
+    skip, so that no step waits for the GPU; they round differently from those that a CPU uses.
     """
 
     def __init__(
@@ -114,12 +105,15 @@ class Updates:
 
     @property
     def n_skipped(self) -> list[int]:
-        """How many steps each seed has skipped."""
+        """The number of steps that each seed has skipped."""
         return self._n_skipped.tolist()
 
     def memory(self, index: int) -> State:
-        """What the updates of one seed depend on beside its weights and the step: the optimizer's memory of every
-        parameter, as `momentum_buffer/<parameter>`, and in float16 the state of its loss' scale. Copies."""
+        """Return copies of what the updates of one seed depend on besides its weights and the step.
+
+        These are the optimizer's memory of every parameter, as `momentum_buffer/<parameter>`, and in float16 the state
+        of the loss scale.
+        """
         place = 0 if self._one_for_all else index
         kept: State = {}
         for name, parameter in zip(self._names, self._moved[place], strict=True):
@@ -132,8 +126,7 @@ class Updates:
         return kept
 
     def recall(self, memories: Sequence[Mapping[str, Tensor]], n_skipped: Sequence[int]) -> None:
-        """Goes on from `memories` and so many skipped steps, one per seed in their order, each as `memory` gave it
-        after equally many steps."""
+        """Go on from `memories` and skipped steps, one per seed in their order, all taken after equally many steps."""
         self._n_skipped.copy_(torch.tensor(n_skipped))
         groups = [list(memories)] if self._one_for_all else [[memory] for memory in memories]
         for moved, optimizer, scaler, group in zip(self._moved, self._optimizers, self._scalers, groups, strict=True):
@@ -154,7 +147,7 @@ class Updates:
                 )
 
     def backward(self, losses: Tensor) -> None:
-        """Takes the gradients of `losses` (n_seeds,): each seed's is that of its own loss."""
+        """Compute the gradients of `losses` (n_seeds,), each seed's from its own loss."""
         for leaves in self._leaves:
             for leaf in leaves:
                 leaf.grad = None
@@ -163,8 +156,10 @@ class Updates:
         losses.sum().backward()
 
     def step(self, rate: float | Tensor) -> None:
-        """Moves every seed at the learning rate `rate`, but those that skip; a rate that is a tensor of no dimension
-        may change its value under a step that is recorded."""
+        """Move every seed at the learning rate `rate`, except those that skip.
+
+        A rate that is a tensor of no dimension may change its value under a recorded step.
+        """
         looks = self._skips or self._clip_norm
         stacks = [self._gradients(leaves) for leaves in self._leaves] if looks else []
         finite = None
@@ -184,7 +179,7 @@ class Updates:
             scaler.update()
 
     def _gradients(self, leaves: Sequence[Tensor]) -> list[Tensor]:
-        """With a leading dimension of seeds."""
+        """Return the gradients of `leaves` with a leading dimension of seeds."""
         gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
         return gradients if self._stacked else [gradient[None] for gradient in gradients]
 

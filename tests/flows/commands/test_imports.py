@@ -21,12 +21,13 @@ from infra.storage import DamagedError, Store
 from infra.tables import read_table
 from tasks.data import datasets
 from tasks.science.networks import build_network, initial_state
-from tasks.science.networks.user_code import OwnCodeError
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.identity import stream
 from tasks.science.specs.recipe import Recipe
+from tasks.science.specs.user_code import UserCodeError
 from tasks.stored.imports import read_imports
+from tasks.user_code import search_current_folder
 
 MODULE = """
 import torch
@@ -267,12 +268,12 @@ def test_a_network_or_data_that_changed_since_the_import_is_said(own: str, call)
     assert "makes another network than when mine was imported: import under another name" in err
     assert "take another --study" in call("import", "run_1*.pt", *words(own), "--study", "mine")[2]
     module.build = build
-    datasets._call_own.cache_clear()
+    datasets._load_user_data.cache_clear()
     module.load = lambda: tuple((images + 1, labels) for images, labels in load())
     code, _, err = call("run", "mine", *words(own), "--dry-run")
     assert code == 2
     assert "holds other data than when mine was imported" in err
-    datasets._call_own.cache_clear()
+    datasets._load_user_data.cache_clear()
 
 
 @pytest.mark.usefixtures("trained")
@@ -339,10 +340,11 @@ def test_a_study_is_of_one_network_and_one_data_set_of_ones_own(own: str, call):
 
 
 def test_data_that_are_others_at_every_call_are_said(own: str):
+    search_current_folder()
     asked = datasets.load_dataset(f"{own}:load", Path())
     other = dataclasses.replace(asked, spec=dataclasses.replace(asked.spec, fingerprint="other"))
     assert datasets.check_data(asked, asked.spec) is asked
-    with pytest.raises(OwnCodeError, match="returns other data each time it is called"):
+    with pytest.raises(UserCodeError, match="returns other data each time it is called"):
         datasets.check_data(other, asked.spec)
 
 

@@ -377,7 +377,7 @@ def test_without_a_correction_there_is_no_corrected_row(own: str, call):
             "train labels must be a tensor of whole numbers of shape (60,), got float32",
         ),
         ({"data": "OWN:two_sizes"}, 1, "train images have shape (1, 6, 6), test images (1, 5, 6)"),
-        ({"data": "OWN:negative"}, 1, "OWN:negative: train labels must be at least one, counted from 0"),
+        ({"data": "OWN:negative"}, 1, "OWN:negative: train labels must be counted from 0"),
         ({"data": "OWN:not_finite"}, 1, "OWN:not_finite: train images have values that are not finite"),
         (
             {"data": "digits"},

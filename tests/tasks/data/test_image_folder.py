@@ -351,7 +351,7 @@ def test_a_seed_is_the_same_to_the_bit_in_any_group_and_with_any_decoders(datase
 def test_an_endpoint_is_judged_on_some_train_images_and_the_whole_test_split(
     dataset: Dataset, crops: Recipe, monkeypatch
 ):
-    monkeypatch.setattr("tasks.science.training.training.JUDGED_IMAGES", 6)
+    monkeypatch.setattr("tasks.science.training.judging.JUDGED_IMAGES", 6)
     cell = cell_of(dataset, dataclasses.replace(crops, epochs=1))
     (trained,) = train_group(cell, [0], dataset)
     assert (trained.train.n_examples, trained.test.n_examples) == (6, 9)

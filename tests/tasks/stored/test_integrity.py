@@ -33,7 +33,7 @@ from tasks.gather import gather
 from tasks.imports import save_import
 from tasks.science.networks import build_network
 from tasks.science.specs.cell import Cell, Endpoint, Origin
-from tasks.science.training.training import TrainingState
+from tasks.science.training.progress import TrainingState
 from tasks.stored.artifacts import load_evaluation, load_weights
 from tasks.stored.checkpoints import pack, read_checkpoint
 from tasks.stored.integrity import FIGURES, add_digest, find_damaged_files

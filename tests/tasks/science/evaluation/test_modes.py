@@ -19,9 +19,10 @@ from tasks.science.evaluation.metrics import evaluate, logits_of
 from tasks.science.evaluation.modes import NetworkError, check_modes
 from tasks.science.merging import merge_networks
 from tasks.science.networks.fitting import MergeError
-from tasks.science.networks.user_code import OwnCodeError, build_own_network
+from tasks.science.networks.user_defined import call_builder
 from tasks.science.paths.curves import measure_side
 from tasks.science.specs.state import State
+from tasks.science.specs.user_code import UserCodeError
 from tasks.science.symmetry.proof import function_error
 from tasks.science.symmetry.tracing import TraceError, trace_permutation_spec
 
@@ -145,8 +146,10 @@ WORKS: dict[str, Work] = {
     "moments": lambda network, state: preactivation_moments(network, state, IMAGES),
     "side": lambda network, state: measure_side(network, state, IMAGES),
     "error": lambda network, state: function_error(network, state, state, IMAGES),
-    "own": lambda network, _: build_own_network(lambda: network, "mine:build"),
+    "own": lambda network, _: call_builder(lambda: network, "mine:build"),
 }
+
+REFUSALS = (MergeError, TraceError, UserCodeError, NetworkError)
 
 
 @pytest.mark.parametrize("work", WORKS.values(), ids=WORKS)
@@ -155,7 +158,7 @@ def test_weights_that_a_change_of_mode_rewrites_are_refused_by_module_and_left_a
     network = network_of(LowRank).train(training)
     state = trained(network)
     given, own = copy.deepcopy(state), copy.deepcopy(network.state_dict())
-    with pytest.raises((NetworkError, MergeError, TraceError, OwnCodeError)) as refused:
+    with pytest.raises((NetworkError, MergeError, TraceError, UserCodeError)) as refused:
         work(network, state)
     assert "train() and eval() of 1.0 (LowRank) rewrite its weights" in str(refused.value)
     assert "merge the update into the weights first and give a plain network" in str(refused.value)
@@ -242,7 +245,12 @@ def test_torchscript_is_refused_with_the_way_out(inner: bool):
     network = nn.Sequential(nn.Flatten(), scripted) if inner else scripted
     state = trained(network)
     where = "1 of the network" if inner else "the network"
-    for work, kind in (("merge", MergeError), ("trace", TraceError), ("own", OwnCodeError), ("evaluate", NetworkError)):
+    for work, kind in (
+        ("merge", MergeError),
+        ("trace", TraceError),
+        ("own", UserCodeError),
+        ("evaluate", NetworkError),
+    ):
         with pytest.raises(kind, match=rf"{where} is TorchScript, .* give the nn\.Module that was scripted or traced$"):
             WORKS[work](network, state)
 
@@ -258,7 +266,12 @@ def test_a_matching_of_such_a_network_is_refused():
 def test_quantized_modules_are_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.backends.quantized, "engine", torch.backends.quantized.supported_engines[-1])
     network = torch.ao.quantization.quantize_dynamic(network_of(nn.Linear), {nn.Linear}, dtype=torch.qint8)
-    for name, kind in (("merge", MergeError), ("trace", TraceError), ("own", OwnCodeError), ("evaluate", NetworkError)):
+    for name, kind in (
+        ("merge", MergeError),
+        ("trace", TraceError),
+        ("own", UserCodeError),
+        ("evaluate", NetworkError),
+    ):
         with pytest.raises(
             kind, match=r"1\.0 of the network is quantized, and weights in whole numbers cannot be merge"
         ):

@@ -13,23 +13,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks.science.data.examples import Examples
+from tasks.science.data.user_defined import call_loader
 from tasks.science.evaluation.functional import lay_out
 from tasks.science.evaluation.metrics import evaluate, logits_of
 from tasks.science.evaluation.outputs import logits_in
 from tasks.science.evaluation.precision import InFloat64
 from tasks.science.merging import merge_networks
+from tasks.science.networks import find_architecture
+from tasks.science.networks.architecture import Factors
 from tasks.science.networks.fitting import MergeError
-from tasks.science.networks.user_code import OwnCodeError, load_own_data
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.measurement import Viewing
 from tasks.science.specs.recipe import Recipe
 from tasks.science.specs.state import State
+from tasks.science.specs.user_code import UserCodeError
 from tasks.science.symmetry.permutation import Permutation, PermutationSpec
 from tasks.science.symmetry.proof import FUNCTION_TOLERANCE, function_error
 from tasks.science.symmetry.tracing import trace_permutation_spec
 from tasks.science.symmetry.tracing.check import Check
-from tasks.science.user_cells import describe_own
+from tasks.user_code import count_layers
 from tests.tasks.science.permuting import inverse
 
 IDS = torch.randint(0, 16, (40, 6), generator=torch.Generator().manual_seed(3))
@@ -231,8 +234,8 @@ def ids_data() -> object:
     return (IDS.int(), labels), (IDS, labels)
 
 
-def test_own_data_may_be_token_ids_and_stay_whole_numbers():
-    data = load_own_data(ids_data, "OWN:ids")
+def test_user_defined_data_may_be_token_ids_and_stay_whole_numbers():
+    data = call_loader(ids_data, "OWN:ids")
     assert data.train.images.dtype == torch.int64
     assert torch.equal(data.train.images, IDS)
     assert data.spec.shape == (6,)
@@ -243,8 +246,8 @@ def test_own_data_may_be_token_ids_and_stay_whole_numbers():
 
 
 def test_token_ids_of_one_dimension_are_no_examples():
-    with pytest.raises(OwnCodeError, match=r"or of token ids \(n, length\), got int64 of shape \(40,\)"):
-        load_own_data(lambda: ((IDS[:, 0], IDS[:, 0]), (IDS, IDS[:, 0])), "OWN:ids")
+    with pytest.raises(UserCodeError, match=r"or of token ids \(n, length\), got int64 of shape \(40,\)"):
+        call_loader(lambda: ((IDS[:, 0], IDS[:, 0]), (IDS, IDS[:, 0])), "OWN:ids")
 
 
 def _cell(data: DataSpec) -> Callable[[Recipe], Cell]:
@@ -252,13 +255,13 @@ def _cell(data: DataSpec) -> Callable[[Recipe], Cell]:
 
 
 def test_token_ids_are_never_augmented():
-    spec = load_own_data(ids_data, "OWN:ids").spec
+    spec = call_loader(ids_data, "OWN:ids").spec
     recipe = Recipe("plain", 20, 5, 0.01, 0.05)
     assert _cell(spec)(recipe).data.holds_ids
     with pytest.raises(ValueError, match=r"OWN:ids holds token ids: take a recipe with flip=False and translate"):
         _cell(spec)(dataclasses.replace(recipe, flip=True))
     with pytest.raises(ValueError, match="OWN:ids holds token ids, and studies flip, shift and train on images: merge"):
-        describe_own("my:build", spec)
+        find_architecture("my:build").describe(spec, Factors(), count_layers)
     examples = Examples(IDS, torch.zeros(40, dtype=torch.int64))
     with pytest.raises(ValueError, match="token ids have no mirror image"):
         evaluate(decoder(), state_of(decoder()), examples, viewing=Viewing(flip_averaged=True))

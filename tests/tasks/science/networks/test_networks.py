@@ -373,7 +373,7 @@ def test_a_cell_that_no_network_fits_is_refused_with_what_would(asked: Cell, mes
 
 
 def test_a_network_that_does_not_say_how_it_begins_is_refused() -> None:
-    with pytest.raises(ValueError, match="Linear does not say by `initialization` how it begins; known: he-normal"):
+    with pytest.raises(ValueError, match="Linear does not name its `initialization`; known: he-normal"):
         initial_state(nn.Linear(2, 2), stream("initialization", 0))
 
 

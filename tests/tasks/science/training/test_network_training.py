@@ -17,9 +17,10 @@ from tasks.science.specs.cell import Cell
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.identity import stream, weights_digest
 from tasks.science.specs.recipe import Recipe
-from tasks.science.training.optimization import learning_rate
+from tasks.science.training.judging import Training
+from tasks.science.training.schedules import learning_rate
 from tasks.science.training.stacking import Scheme
-from tasks.science.training.training import Training, train_group
+from tasks.science.training.training import train_group
 
 RECIPE = Recipe(
     "toy", batch_size=16, epochs=2, learning_rate=0.02, warmup=0.2, weight_decay=1e-3, flip=True, translate=1

@@ -15,7 +15,8 @@ from tasks.science.specs.data import DataSpec
 from tasks.science.specs.identity import stream
 from tasks.science.specs.recipe import Recipe
 from tasks.science.specs.state import State
-from tasks.science.training.optimization import Updates, clip_gradients, decayed_parameters, finite_seeds, learning_rate
+from tasks.science.training.optimization import Updates, clip_gradients, decayed_parameters, finite_seeds
+from tasks.science.training.schedules import learning_rate
 
 COSINE = Recipe("cosine", 500, 10, 0.4, 0.2, schedule="cosine", warmup_from=1e-6)
 N_STEPS = 6

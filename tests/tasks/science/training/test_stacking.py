@@ -19,18 +19,13 @@ from tasks.science.specs.data import DataSpec
 from tasks.science.specs.identity import stream, weights_digest
 from tasks.science.specs.recipe import Recipe
 from tasks.science.specs.state import State
-from tasks.science.training import stacking, training
-from tasks.science.training.stacking import (
-    WARM_UP_STEPS,
-    RecordedStep,
-    Scheme,
-    bind,
-    choose_scheme,
-    fitting_seeds,
-    is_recorded,
-    seed_bytes,
-)
-from tasks.science.training.training import Stack, Training, default_group_size, train_group
+from tasks.science.training import recording, seed_group
+from tasks.science.training.judging import Training
+from tasks.science.training.memory import default_group_size, fitting_seeds, seed_bytes
+from tasks.science.training.recording import WARM_UP_STEPS, RecordedStep, is_recorded
+from tasks.science.training.seed_group import SeedGroup
+from tasks.science.training.stacking import Scheme, bind, choose_scheme
+from tasks.science.training.training import train_group
 
 RECIPE = Recipe("toy", batch_size=16, epochs=2, learning_rate=0.02, warmup=0.2, flip=True, translate=1)
 MLPS = [("mlp", "none", 12, 3), ("mlp", "batch", 12, 3)]
@@ -132,7 +127,7 @@ def test_several_seeds_of_an_mlp_are_batched_and_others_apart(dataset: Dataset):
     assert [choose_scheme(resnet, n_seeds) for n_seeds in (1, 8)] == ["apart", "apart"]
 
 
-def test_steps_are_recorded_on_a_gpu_but_for_ones_own_networks_and_float16(dataset: Dataset):
+def test_steps_are_recorded_on_a_gpu_but_for_user_defined_networks_and_float16(dataset: Dataset):
     gpu, cell = torch.device("cuda"), make_cell(dataset, KINDS[0])
     assert is_recorded(cell, gpu)
     assert not is_recorded(cell, torch.device("cpu"))
@@ -150,8 +145,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.append(len(inputs))
         return lambda: step(*inputs)
 
-    monkeypatch.setattr(stacking, "record_graph", record)
-    monkeypatch.setattr(training, "is_recorded", lambda *_: True)
+    monkeypatch.setattr(recording, "record_graph", record)
+    monkeypatch.setattr(seed_group, "is_recorded", lambda *_: True)
     return found
 
 
@@ -253,7 +248,7 @@ def test_a_group_that_memory_does_not_take_is_halved_and_loses_nothing(
     cell = make_cell(dataset, KINDS[0])
     plain = {(one.seed, one.epoch): one for one in train_all(cell, dataset, 16, 4)}
     memory = Memory(4, fails_at)
-    monkeypatch.setattr(training, "bind", memory)
+    monkeypatch.setattr(seed_group, "bind", memory)
     found = list(train_all(cell, dataset, 16, 8))
     assert memory.sizes == [8, 4, 4, 4, 4]
     assert len(found) == 32
@@ -269,7 +264,7 @@ def test_a_group_that_memory_does_not_take_is_halved_and_loses_nothing(
 
 def test_one_seed_that_memory_does_not_take_is_an_error(dataset: Dataset, monkeypatch: pytest.MonkeyPatch):
     memory = Memory(0)
-    monkeypatch.setattr(training, "bind", memory)
+    monkeypatch.setattr(seed_group, "bind", memory)
     with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
         list(train_all(make_cell(dataset, KINDS[0]), dataset, 3, 3))
     assert memory.sizes == [3, 2, 1]
@@ -329,7 +324,7 @@ def test_an_epoch_on_a_gpu_waits_for_nothing(dataset: Dataset, kind: tuple[str, 
     """torch itself raises at whatever would wait, once the steps are recorded."""
     cell = make_cell(dataset, kind, epochs=4, skip_nonfinite=True)
     network = build_training_network(cell)
-    stack = Stack(network, cell, [0, 1], dataset, torch.device("cuda"), torch.float32)
+    stack = SeedGroup(network, cell, [0, 1], dataset, torch.device("cuda"), torch.float32)
     for _ in range(2):
         stack.train_epoch()
     torch.cuda.set_sync_debug_mode("error")

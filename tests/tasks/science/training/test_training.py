@@ -12,7 +12,7 @@ from tasks.science.data.examples import Dataset
 from tasks.science.networks import build_network, draw_state, initial_state
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.identity import stream, weights_digest
-from tasks.science.training.optimization import learning_rate
+from tasks.science.training.schedules import learning_rate
 from tasks.science.training.training import check_trainable, train_group
 
 
@@ -188,7 +188,7 @@ def test_one_seed_that_diverges_leaves_the_others_of_its_stack_alone(blobs: Data
         return state
 
     spoiled = draw_state(cell, stream("initialization", 1))
-    monkeypatch.setattr("tasks.science.training.training.draw_state", spoil_one)
+    monkeypatch.setattr("tasks.science.training.seed_group.draw_state", spoil_one)
     trained = list(train_group(cell, [0, 1, 2], blobs, group_size=3))
     assert [t.status for t in trained] == ["trained", "diverged", "trained"]
 

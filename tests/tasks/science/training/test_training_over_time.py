@@ -16,7 +16,9 @@ from tasks.science.networks.folding import fold_batch_norm
 from tasks.science.networks.mlp import MLP
 from tasks.science.specs.cell import Cell, Endpoint
 from tasks.science.specs.identity import stream, weights_digest
-from tasks.science.training.training import Training, TrainingState, train_group, train_states
+from tasks.science.training.judging import Training
+from tasks.science.training.progress import TrainingState
+from tasks.science.training.training import train_group, train_states
 
 
 def with_recipe(cell: Cell, **changes) -> Cell:
@@ -107,7 +109,7 @@ def test_batch_norm_is_folded_at_every_checkpoint(blobs: Dataset, augmented: Cel
 
 def test_a_checkpoint_behind_a_divergence_is_diverged_and_one_before_it_is_not(blobs: Dataset, cell: Cell, monkeypatch):
     monkeypatch.setattr(
-        "tasks.science.training.training.learning_rate",
+        "tasks.science.training.seed_group.learning_rate",
         lambda _recipe, step, per_epoch: 1e30 if step > 2 * per_epoch else 0.05,
     )
     found = {one.epoch: one for one in train_group(cell, [0], blobs, checkpoints={0: [0, 2, 4, 6]})}
@@ -194,7 +196,7 @@ def test_a_child_has_its_parents_weights_and_memory_and_examples_of_its_own(
 
     # Under its parent's names, a child is its parent.
     monkeypatch.setattr(
-        "tasks.science.training.training.stream", lambda purpose, seed, *names: stream(purpose, seed, *names[:1])
+        "tasks.science.training.seed_group.stream", lambda purpose, seed, *names: stream(purpose, seed, *names[:1])
     )
     assert digests(train_group(children, [1], blobs, parent=parent)) == {(1, None): own}
 

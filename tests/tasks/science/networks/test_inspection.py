@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.science.user_cells import graph_digest, normalization_of
+from tasks.science.networks.inspection import find_normalization, graph_digest
 
 SHAPE = (1, 6, 6)
 
@@ -58,4 +58,4 @@ def test_digests_leave_the_random_state_and_the_network_as_they_were():
     ],
 )
 def test_normalization_is_read_off_the_modules(norm: nn.Module, word: str):
-    assert normalization_of(nn.Sequential(nn.Conv2d(1, 4, 3), norm)) == word
+    assert find_normalization(nn.Sequential(nn.Conv2d(1, 4, 3), norm)) == word
