@@ -33,7 +33,7 @@ def align(pairings: Sequence[Pairing], store: Store, data_dir: Path) -> list[str
     cell = pairings[0].cell
     network, spec = build_network(cell), cell_permutation_spec(cell)
     dataset = check_data(load_dataset(cell.data.name, data_dir), cell.data)
-    images = statistics_images(dataset, cell.recipe, pairings[0].samples)
+    images = statistics_images(dataset, cell.recipe.augmentation, pairings[0].samples)
     ends = list(
         dict.fromkeys(end for pairing in pairings for end in ((pairing.a, False), (pairing.b, pairing.permuted_self)))
     )

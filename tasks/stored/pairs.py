@@ -105,7 +105,7 @@ class PairBench:
         self.spec = cell_permutation_spec(cell)
         dataset = check_data(load_dataset(cell.data.name, data_dir), cell.data)
         self.dataset = dataset.reduced(measurement.evaluation)
-        self.statistics = statistics_images(dataset, cell.recipe, measurement.samples)
+        self.statistics = statistics_images(dataset, cell.recipe.augmentation, measurement.samples)
         weights = load_weights(store, [member for path in paths for member in (path.pairing.a, path.pairing.b)])
         blocks = any(CORRECTIONS[path.correction].blocks for path in paths)
         self.endpoints = {member: self._side(member, state, blocks) for member, state in weights.items()}

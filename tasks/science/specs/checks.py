@@ -39,9 +39,15 @@ def check_positive(owner: str, at_most: int = MAX_NUMBER, **values: int) -> None
 
     The message begins with `owner`, as all messages of these checks do.
     """
+    check_whole(owner, 1, at_most, **values)
+
+
+def check_whole(owner: str, least: int, at_most: int, **values: int) -> None:
+    """Raise ValueError for a value that is not a whole number of at least 0 or 1, and BoundError above `at_most`."""
     for name, value in values.items():
-        if not is_whole(value, 1):
-            raise ValueError(f"{owner}{name} must be a positive whole number, got {shown(value)}")
+        if not is_whole(value, least):
+            kind = "a positive whole number" if least else "a whole number of at least 0"
+            raise ValueError(f"{owner}{name} must be {kind}, got {shown(value)}")
         if value > at_most:
             raise BoundError(f"{owner}{name} must be at most {at_most}, got {shown(value)}")
 
@@ -57,13 +63,6 @@ def check_words(owner: str, **values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, str):
             raise ValueError(f"{owner}{name} must be text, got {shown(value)}")
-
-
-def check_switches(owner: str, **values: object) -> None:
-    """Raise ValueError for a value that is neither True nor False."""
-    for name, value in values.items():
-        if not isinstance(value, bool):
-            raise ValueError(f"{owner}{name} must be True or False, got {shown(value)}")
 
 
 def is_whole(value: Any, least: int, largest: int | None = None) -> bool:
@@ -94,8 +93,8 @@ def check_types(owner: str, spec: DataclassInstance) -> None:
         value = getattr(spec, name)
         if kind is str:
             check_words(owner, **{name: value})
-        elif kind is bool:
-            check_switches(owner, **{name: value})
+        elif kind is bool and not isinstance(value, bool):
+            raise ValueError(f"{owner}{name} must be True or False, got {shown(value)}")
         elif get_origin(kind) is Literal:
             check_choice(owner, name, value, kind)
 

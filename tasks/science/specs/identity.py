@@ -34,16 +34,10 @@ USER_DEFINED_REVISIONS: Mapping[str, int] = {**REVISIONS, "correct": 3}
 """
 
 LABEL = {"label": True}
-"""The metadata of a field that enters no id, such as a name."""
+"""The metadata of a field that enters no id, such as a name. A field with a `key` enters ids under that name."""
 
 KEPT = {"kept": True}
 """The metadata of a field that enters ids at its default as well."""
-
-
-def renamed(key: str) -> dict[str, str]:
-    """Return the metadata of a field that enters ids under `key` instead of its own name."""
-    return {"key": key}
-
 
 Part = TypeVar("Part", bound="DataclassInstance")
 

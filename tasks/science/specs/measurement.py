@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tasks.science.specs.bounds import MAX_ALPHAS, MAX_DRAW, BoundError
+from tasks.science.specs.bounds import MAX_ALPHAS, MAX_DRAW
 from tasks.science.specs.cell import Cell
-from tasks.science.specs.checks import check_positive, check_types, is_whole, shown
-from tasks.science.specs.identity import LABEL, canonical, part_of, renamed
+from tasks.science.specs.checks import check_positive, check_types, check_whole, is_whole, shown
+from tasks.science.specs.identity import LABEL, canonical, part_of
 from tasks.science.specs.recipe import NO_AUGMENTATION
 
 
@@ -20,7 +20,7 @@ from tasks.science.specs.recipe import NO_AUGMENTATION
 class Samples:
     """The images of the train split that matchers and corrections see; the fields are those of `Measurement`."""
 
-    statistics: int | None = field(default=None, metadata=renamed("n_images"))
+    statistics: int | None = field(default=None, metadata={"key": "n_images"})
     draw: int = 0
     augmented: bool = True
 
@@ -77,10 +77,7 @@ class Measurement:
                 check_positive("the number of images for ", **{name: getattr(self, name)})
         if self.statistics == 1:
             raise ValueError("the number of images for statistics must be at least 2, so that they have a spread")
-        if not is_whole(self.draw, 0):
-            raise ValueError(f"the draw of statistics must be a whole number of at least 0, got {shown(self.draw)}")
-        if self.draw > MAX_DRAW:
-            raise BoundError(f"the draw of statistics must be at most {MAX_DRAW}, got {shown(self.draw)}")
+        check_whole("the draw of ", 0, MAX_DRAW, statistics=self.draw)
         if not is_whole(self.alphas, 3) or self.alphas % 2 == 0:
             raise ValueError(
                 "the number of alphas must be odd and at least 3, so that the midpoint is there, "

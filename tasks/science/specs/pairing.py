@@ -14,7 +14,7 @@ from tasks.science.specs.measurement import ALL_SAMPLES, Measurement, Samples, e
 
 @dataclass(frozen=True)
 class Member:
-    """An endpoint that takes part in a pair, by the weights it really has."""
+    """An endpoint of a pair, with the digest of its weights."""
 
     seed: int
     endpoint_id: str
@@ -35,8 +35,9 @@ class Member:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Two endpoints of a cell, A and B as `DataSpec.pairs` has them, and the matcher that permutes B into alignment
-    with A. `samples` are what the matcher sees. Under the control `permuted-self` B is A with its units shuffled.
+    """Two endpoints of a cell, A and B as `DataSpec.pairs` has them, and the matcher that aligns B with A.
+
+    `samples` are what the matcher sees. Under the control `permuted-self` B is A with its units shuffled.
     """
 
     cell: Cell
@@ -47,12 +48,12 @@ class Pairing:
     permuted_self: bool = False
 
     def __post_init__(self) -> None:
-        # One text for one choice: an option at its default is left out.
+        # One text for one choice: options at their defaults are left out.
         object.__setattr__(self, "matcher", parse_matcher(self.matcher).text)
 
     @property
     def control(self) -> str:
-        """What it is a control for, by its word; empty for a pair of the study."""
+        """The name of the control that it is; empty for a pair of the study."""
         if self.permuted_self:
             return "permuted-self"
         return "random-permutation" if self.choice.name == "random" else ""
@@ -64,13 +65,13 @@ class Pairing:
 
     @property
     def n_statistics(self) -> int | None:
-        """How many images the matcher sees; None for one that needs no data."""
+        """The number of images that the matcher sees; None for one that needs no data."""
         n_train = self.cell.data.n_train
         return min(self.samples.statistics or n_train, n_train) if self.choice.needs_data else None
 
     @cached_property
     def id(self) -> str:
-        """Keyed by the weights, not by the seeds: never the permutation of other weights than it was found for."""
+        """Keyed by weights instead of seeds, so that a permutation is never applied to other weights."""
         spec: dict[str, Any] = {
             "network": self.cell.network,
             "a": self.a.weights_sha256,
@@ -80,8 +81,8 @@ class Pairing:
         if self.permuted_self:
             spec["control"] = self.control
         if self.cell.epoch is not None or self.cell.origin is not None:
-            # Early weights may be those of another cell as well, as the initial ones are at any learning rate, and the
-            # same file may be imported as two cells; each cell has pairs of its own all the same.
+            # Another cell may have the same weights: initial weights are the same at any learning rate, and a file may
+            # be imported as two cells. Each cell has pairs of its own.
             spec["cell"] = self.cell.id
         if self.matcher == "none":
             return spec_id((), spec)

@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from tasks.science.specs.bounds import MAX_EPOCHS, MAX_PIXELS, BoundError
+from tasks.science.specs.bounds import MAX_EPOCHS, MAX_PIXELS
 from tasks.science.specs.checks import (
     check_positive,
     check_types,
+    check_whole,
     check_words,
-    is_whole,
     names_of_type,
     read_finite,
-    shown,
 )
 from tasks.science.specs.identity import KEPT, LABEL, part_of
 
@@ -124,11 +123,7 @@ class Recipe:
 
     def _check_pixels(self, owner: str) -> None:
         for name in names_of_type(Augmentation, int):
-            value = getattr(self, name)
-            if not is_whole(value, 0):
-                raise ValueError(f"{owner}{name} must be a whole number of pixels, got {shown(value)}")
-            if value > MAX_PIXELS:
-                raise BoundError(f"{owner}{name} must be at most {MAX_PIXELS} pixels, got {shown(value)}")
+            check_whole(owner, 0, MAX_PIXELS, **{name: getattr(self, name)})
         if self.resized_crop and self.cutout > self.resized_crop:
             raise ValueError(
                 f"{owner}cutout must be at most resized_crop, {self.resized_crop} pixels, got {self.cutout}"
