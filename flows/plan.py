@@ -202,7 +202,7 @@ def make_plan(store: Store, request: Request, n_workers: int) -> Plan:
     rate, expansion = measure_flops_per_second(), Expansion.of(request, store)
     n_missing = {cell: _count_missing_pairs(expansion, cell) for cell in request.cells}
     to_go = trainings_to_go(expansion)
-    training = sum(training_flops(cell) for cell in to_go)
+    training = sum((training_flops(cell) for cell in to_go), 0.0)
     measuring = sum(measuring_flops(request, cell, n_pairs) for cell, n_pairs in n_missing.items())
     seconds = sum(training_seconds(cell, rate) for cell in to_go) + measuring / rate
     return Plan(

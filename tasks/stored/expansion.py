@@ -126,8 +126,8 @@ class MeasuredPath(Artifact):
         return (UsableMatch(self.path.pairing),)
 
 
-A = TypeVar("A", bound=Artifact)
-Answer = TypeVar("Answer")
+_A = TypeVar("_A", bound=Artifact)
+_Answer = TypeVar("_Answer")
 
 
 class StoreView:
@@ -150,14 +150,14 @@ class StoreView:
         """Return whether the artifact is made."""
         return not self.missing([artifact])
 
-    def missing(self, artifacts: Iterable[A]) -> list[A]:
+    def missing(self, artifacts: Iterable[_A]) -> list[_A]:
         """Return the artifacts that are not made."""
         wanted = list(artifacts)
         unknown = {artifact.keys: artifact for artifact in wanted if artifact.keys not in self._has}
         self._has |= zip(unknown, self._ask(lambda artifact: artifact.is_in(self.store), unknown.values()), strict=True)
         return [artifact for artifact in wanted if not self._has[artifact.keys]]
 
-    def due(self, artifacts: Iterable[A]) -> list[A]:
+    def due(self, artifacts: Iterable[_A]) -> list[_A]:
         """Return the artifacts to be made now, each once: they are missing, and all that they need is there."""
         once = {artifact.keys: artifact for artifact in artifacts}.values()
         blocked = {need.keys for need in self.missing(need for artifact in once for need in artifact.needs)}
@@ -173,7 +173,7 @@ class StoreView:
             self._records[file.endpoint], self._has[file.keys] = record, record is not None
         return {endpoint: self._records[endpoint] for endpoint in wanted}
 
-    def _ask(self, question: Callable[[A], Answer], artifacts: Collection[A]) -> list[Answer]:
+    def _ask(self, question: Callable[[_A], _Answer], artifacts: Collection[_A]) -> list[_Answer]:
         if len(artifacts) < 2 or self.store.is_local:
             return [question(artifact) for artifact in artifacts]
         with ThreadPoolExecutor(N_READERS) as readers:

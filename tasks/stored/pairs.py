@@ -38,7 +38,7 @@ from tasks.stored.expansion import MeasuredPath
 from tasks.tables.schema import LAYER_ROWS, PATH_ROWS
 from tasks.user_code import reach_code
 
-Seen = TypeVar("Seen")
+_Seen = TypeVar("_Seen")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Ends:
         """The images of both splits that the measurement evaluates on."""
         return self.dataset.reduced(self.measurement.evaluation)
 
-    def evaluate(self, run: Callable[..., Seen]) -> dict[Member, Seen]:
+    def evaluate(self, run: Callable[..., _Seen]) -> dict[Member, _Seen]:
         """Return what `run` returns of each endpoint's network on the evaluated images."""
         viewing = self.measurement.viewing
         return {

@@ -187,6 +187,19 @@ def test_while_an_endpoint_is_missing_nothing_that_was_measured_of_pairs_goes(st
     assert keys(store) == before
 
 
+def test_endpoints_of_every_request_count_where_several_name_a_cell(store: Store, cell):
+    requests = [dataclasses.replace(make_request(cell), seeds=seeds) for seeds in ((0, 1), (0, 2))]
+    for request in requests:
+        train_all(store, request)
+    assert take_inventory(store).unfinished == ()
+    for seed in (1, 2):
+        key = endpoint_key(Endpoint(cell, seed).id)
+        weights = store.read(key)
+        store.remove(key)
+        assert take_inventory(store).unfinished == ("test",)
+        store.create(key, weights)
+
+
 def test_what_another_version_gathered_is_left_alone(store: Store, cell, monkeypatch):
     run_all(store, make_request(cell))
     (Path(store.url) / "rows/paths/nobodys.parquet").write_bytes(b"x")
