@@ -104,7 +104,7 @@ class WidthLaw:
 
 
 @dataclass(frozen=True)
-class Answer:
+class NeededWidth:
     """The width that a network needs for a barrier below the threshold.
 
     `between`: above the threshold at the measured width `low`, below it from the measured width `high` on. `at most`:
@@ -151,32 +151,34 @@ def fit_width_law(barriers: Barriers, threshold: float | None, rng: np.random.Ge
     )
 
 
-def answer(barriers: Barriers, threshold: float, law: WidthLaw | None) -> Answer:
+def answer(barriers: Barriers, threshold: float, law: WidthLaw | None) -> NeededWidth:
     """Return the width needed for a barrier below `threshold`, from all `barriers` and their `law`."""
     widths = barriers.widths
     if not len(widths):
-        return Answer("not identifiable", reason="no width has an interval, which takes three seeds")
+        return NeededWidth("not identifiable", reason="no width has an interval, which takes three seeds")
     above = np.flatnonzero(barriers.means - barriers.reach > threshold)
     not_below = np.flatnonzero(barriers.means + barriers.reach >= threshold)
     first_below = int(not_below[-1]) + 1 if len(not_below) else 0
     if first_below < len(widths):
         high = float(widths[first_below])
-        return Answer("between", float(widths[above[-1]]), high) if len(above) else Answer("at most", high=high)
+        return (
+            NeededWidth("between", float(widths[above[-1]]), high) if len(above) else NeededWidth("at most", high=high)
+        )
     if not len(above) or above[-1] != len(widths) - 1:
-        return Answer("unsettled", low=float(widths[above[-1]]) if len(above) else float("nan"))
+        return NeededWidth("unsettled", low=float(widths[above[-1]]) if len(above) else float("nan"))
     if law is None:
         n_used = len(widths) - n_saturated(barriers)
         few = f"{n_used} of {len(widths)} widths are below saturation, and the law needs {MIN_WIDTHS}"
-        return Answer("not identifiable", reason=few if n_used < MIN_WIDTHS else "no width has a spread")
+        return NeededWidth("not identifiable", reason=few if n_used < MIN_WIDTHS else "no width has a spread")
     if law.fit_probability < MIN_FIT_PROBABILITY:
-        return Answer("not identifiable", reason="no power law with a floor describes these barriers")
+        return NeededWidth("not identifiable", reason="no power law with a floor describes these barriers")
     if law.floor.low > threshold:
-        return Answer("never")
+        return NeededWidth("never")
     if not (EXPONENTS[0] < law.p.low and law.p.high < min(EXPONENTS[1], MAX_EXPONENT_RATIO * law.p.low)):
-        return Answer("not identifiable", reason=f"the exponent may be anything {_range(law.p)}")
+        return NeededWidth("not identifiable", reason=f"the exponent may be anything {_range(law.p)}")
     if law.floor.high >= threshold or not np.isfinite(law.needed.high):
-        return Answer("not identifiable", reason=f"the floor may be anything {_range(law.floor)}")
-    return Answer("beyond", law.needed.low, law.needed.high, law.needed.mean)
+        return NeededWidth("not identifiable", reason=f"the floor may be anything {_range(law.floor)}")
+    return NeededWidth("beyond", law.needed.low, law.needed.high, law.needed.mean)
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,7 @@ def _range(interval: Interval) -> str:
     return f"from {interval.low:.2g} to {interval.high:.2g}"
 
 
-def answer_sentence(found: Answer, what: str, threshold: str, widest: float) -> str:
+def answer_sentence(found: NeededWidth, what: str, threshold: str, widest: float) -> str:
     """Return `found` as a sentence: the width at which `what` falls below `threshold`, `widest` being measured."""
     low, high = (f"{width:.3g}" if width < 1 else f"{width:.0f}" for width in (found.low, found.high))
     if found.kind == "between":
