@@ -21,7 +21,7 @@ from torch import nn
 
 from flows.report.figures.ablation import chart_width
 from flows.report.figures.drawing import draw
-from flows.report.gathered import TABLES, has_tables, mixed_tables
+from flows.report.gathered import TABLES_BY_NAME, has_tables, mixed_tables
 from flows.trust import check_cell_code
 from infra.paths import table_key
 from infra.settings import load_settings
@@ -105,7 +105,7 @@ class StudyResults:
 
     def table(self, name: str) -> pd.DataFrame:
         """Return a table by its name. Raises ValueError, with the known names, for another name."""
-        frame, provenance = open_table(self.store, self._key(name), TABLES[name])
+        frame, provenance = open_table(self.store, self._key(name), TABLES_BY_NAME[name])
         if provenance.get("gathering") != self.provenance.get("gathering"):
             now = read_provenance(self.store, table_key(self.name, "ablation"))
             if now.get("gathering") == provenance.get("gathering"):
@@ -121,8 +121,8 @@ class StudyResults:
         return read_descriptions(self.store, self._key(name))
 
     def _key(self, name: str) -> str:
-        if name not in TABLES:
-            raise ValueError(f"there is no table {name!r}; known: {', '.join(TABLES)}")
+        if name not in TABLES_BY_NAME:
+            raise ValueError(f"there is no table {name!r}; known: {', '.join(TABLES_BY_NAME)}")
         return table_key(self.name, name)
 
     def contrast(

@@ -1,4 +1,4 @@
-"""Builds the tables of a study from what its store holds."""
+"""Building of a study's tables from the findings in its store."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from tasks.science.specs.pairing import Pairing
 from tasks.science.specs.path import Path
 from tasks.science.specs.request import Request
 from tasks.tables import schema
-from tasks.tables.ablation import summarise, tabulate_barriers
-from tasks.tables.comparison import Record, tabulate_comparison
+from tasks.tables.ablation import tabulate_ablation, tabulate_barriers
+from tasks.tables.comparison import tabulate_comparison
 from tasks.tables.contrasts import tabulate_contrasts
+from tasks.tables.frames import Row
 from tasks.tables.sweep import Sweep
 from tasks.tables.width_laws import tabulate_width_laws
 
@@ -92,7 +93,7 @@ def _summarise_findings(findings: Findings, frames: Mapping[str, pd.DataFrame]) 
     """Return the tables of means, and of what follows from them."""
     groups = _groups(findings)
     barriers = frames["barriers"]
-    ablation = summarise(list(groups.values()), frames["paths"], barriers, frames["endpoints"])
+    ablation = tabulate_ablation(list(groups.values()), frames["paths"], barriers, frames["endpoints"])
     # Cells of joint training have no pairs.
     paired = frames["cells"][frames["cells"]["cell_id"].isin({key[0] for key in groups})]
     # What was published was trained to the end, every seed on its own.
@@ -106,9 +107,9 @@ def _summarise_findings(findings: Findings, frames: Mapping[str, pd.DataFrame]) 
     }
 
 
-def _groups(findings: Findings) -> dict[tuple[str, ...], Record]:
+def _groups(findings: Findings) -> dict[tuple[str, ...], Row]:
     """Return the columns of every mean over pairs that is asked for, by cell, matcher, correction and measurement."""
-    groups: dict[tuple[str, ...], Record] = {}
+    groups: dict[tuple[str, ...], Row] = {}
     for request in findings.requests:
         names = [measurement.name for measurement in request.measurements]
         for cell in request.cells:
@@ -129,13 +130,13 @@ def _told_of(
     return {"status": "failed", "message": failures.get(endpoint.id, NOT_YET)}
 
 
-def _described_cell(study: str, cell: Cell) -> Record:
+def _described_cell(study: str, cell: Cell) -> Row:
     """Return a cell's columns with all fields of its recipe and data."""
     time = {name: getattr(cell, name) for name in schema.TIME}
     return _cell_columns(study, cell) | time | _described_recipe(cell) | _described(cell.data, "data")
 
 
-def _cell_columns(study: str, cell: Cell) -> Record:
+def _cell_columns(study: str, cell: Cell) -> Row:
     return {
         "study": study,
         "cell_id": cell.id,
@@ -148,12 +149,12 @@ def _cell_columns(study: str, cell: Cell) -> Record:
     }
 
 
-def _described(spec: Any, prefix: str) -> Record:
+def _described(spec: Any, prefix: str) -> Row:
     values = {f"{prefix}_{name}": value for name, value in dataclasses.asdict(spec).items() if name != "name"}
     return {name: "x".join(map(str, value)) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _described_recipe(cell: Cell) -> Record:
+def _described_recipe(cell: Cell) -> Row:
     """Return the recipe as columns; fields that are not known of an imported cell are null."""
     columns = _described(cell.recipe, "recipe")
     if cell.origin is None:
@@ -162,13 +163,13 @@ def _described_recipe(cell: Cell) -> Record:
     return {name: value if name in known else None for name, value in columns.items()}
 
 
-def _endpoint_columns(endpoint: Endpoint, record: Mapping[str, Any]) -> Record:
+def _endpoint_columns(endpoint: Endpoint, record: Mapping[str, Any]) -> Row:
     origin = "trained" if endpoint.cell.origin is None else "imported"
     where = {"endpoint_id": endpoint.id, "seed": endpoint.seed, "train_subset": endpoint.train_subset}
     return {**where, "checkpoint_epoch": endpoint.cell.epoch, "origin": origin, **record}
 
 
-def _pair_columns(study: str, pairing: Pairing) -> Record:
+def _pair_columns(study: str, pairing: Pairing) -> Row:
     return _cell_columns(study, pairing.cell) | {
         "merge_id": pairing.id,
         "kind": "control" if pairing.control else "pair",

@@ -13,7 +13,7 @@ from pipeline import align_all, make_request, measure_all, train_all
 from processes import PrefectServer, Process, assert_same_tables, finish_study, read_tables, wait_until
 
 from flows.report import page as report
-from flows.report.gathered import TABLES, read_gathering
+from flows.report.gathered import TABLES_BY_NAME, read_gathering
 from flows.report.page import write_report
 from flows.results import open_study
 from infra.paths import report_key, table_key
@@ -97,7 +97,8 @@ def assert_all_of(store: Store, run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "at"), [("read_requests", 1), ("build_tables", 1), *(("write_table", at) for at in (1, 6, len(TABLES)))]
+    ("name", "at"),
+    [("read_requests", 1), ("build_tables", 1), *(("write_table", at) for at in (1, 6, len(TABLES_BY_NAME)))],
 )
 def test_a_run_that_finishes_while_another_gathers_loses_nothing(
     store: Store, slower: Run, faster: Run, monkeypatch: pytest.MonkeyPatch, name: str, at: int
@@ -202,9 +203,9 @@ def test_tables_that_are_still_being_written_are_waited_for(
     store: Store, slower: Run, faster: Run, monkeypatch: pytest.MonkeyPatch
 ):
     slower.finish(store)
-    older = {table: store.read(table_key("test", table)) for table in TABLES}
+    older = {table: store.read(table_key("test", table)) for table in TABLES_BY_NAME}
     faster.finish(store)
-    newer = {table: store.read(table_key("test", table)) for table in TABLES}
+    newer = {table: store.read(table_key("test", table)) for table in TABLES_BY_NAME}
     for table in ("cells", "endpoints"):
         store.replace(table_key("test", table), older[table])
     waits: list[float] = []

@@ -39,10 +39,10 @@ LABEL = {"label": True}
 KEPT = {"kept": True}
 """The metadata of a field that enters ids at its default as well."""
 
-Part = TypeVar("Part", bound="DataclassInstance")
+_Part = TypeVar("_Part", bound="DataclassInstance")
 
 
-def part_of(spec: DataclassInstance, kind: type[Part]) -> Part:
+def part_of(spec: DataclassInstance, kind: type[_Part]) -> _Part:
     """Return the `kind` with the values that `spec` has in fields of the same names."""
     return kind(**{f.name: getattr(spec, f.name) for f in dataclasses.fields(kind)})
 

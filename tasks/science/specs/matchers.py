@@ -111,23 +111,23 @@ def parse_matcher(text: str) -> MatcherChoice:
         if option in given:
             raise ValueError(f"matcher {name}: {option} is given twice")
         given.add(option)
-        choices = known[option].choices
-        if choices:
-            if value not in choices:
-                raise ValueError(f"matcher {name}: {option} must be one of {', '.join(choices)}, got {shown(value)}")
-            options[option] = value
-        else:
-            if not (value.isascii() and value.isdecimal()) or not value.strip("0"):
-                raise ValueError(f"matcher {name}: {option} must be a positive whole number, got {shown(value)}")
-            # Compared by their digits first: Python does not read very long numbers.
-            if len(value) > len(str(MAX_NUMBER)) or int(value) > known[option].largest:
-                raise BoundError(
-                    f"matcher {name}: {option} must be at most {known[option].largest}, got {shown(value)}"
-                )
-            options[option] = int(value)
+        options[option] = _read_value(f"matcher {name}: {option}", known[option], value)
     if name == "activation-published" and options["batch"] == 1:
         raise ValueError(f"matcher {name}: a batch of 1 image has no standard deviation, give at least 2")
     return MatcherChoice(name, options)
+
+
+def _read_value(owner: str, option: Option, value: str) -> OptionValue:
+    if option.choices:
+        if value not in option.choices:
+            raise ValueError(f"{owner} must be one of {', '.join(option.choices)}, got {shown(value)}")
+        return value
+    if not (value.isascii() and value.isdecimal()) or not value.strip("0"):
+        raise ValueError(f"{owner} must be a positive whole number, got {shown(value)}")
+    # Compared by their digits first: Python does not read very long numbers.
+    if len(value) > len(str(MAX_NUMBER)) or int(value) > option.largest:
+        raise BoundError(f"{owner} must be at most {option.largest}, got {shown(value)}")
+    return int(value)
 
 
 def published_modules(network: object) -> frozenset[str]:

@@ -99,7 +99,7 @@ TABLE1_MLP_SKIP = _known(
     not_published="as table1",
 )
 
-MLP = _known(
+MLP_SAVED = _known(
     _renamed(TABLE1_MLP, "mlp", learning_rate=0.1),
     "mlp",
     source="the paper, Table 1, MLP, but for the learning rate; the saved points' names say 100 epochs",
@@ -108,7 +108,7 @@ MLP = _known(
 )
 
 MLP_STILL = _known(
-    _renamed(MLP, "mlp-still", translate=0),
+    _renamed(MLP_SAVED, "mlp-still", translate=0),
     "mlp",
     source="as mlp, without translation: the saved MLPs on CIFAR-10 and SVHN fit 99.9 % of their train images, which "
     "says that these were not augmented",
