@@ -28,16 +28,12 @@ Part = Literal["both", "deviation", "mean"]
 class Correction:
     """A row of the table.
 
-    `touches`: the layers and norms that change. `normalizations`: where it is defined. `extra_layers`: the
-    normalizations for which the corrected weights no longer fit the class of the network, since they have biases for
-    convolutions with neither a bias nor a BatchNorm to take a shift (Fixup), or a scale and a shift per channel behind
-    every residual block.
+    `touches`: the layers and norms that change. `normalizations`: where it is defined.
     """
 
     does: str
     touches: str
     normalizations: tuple[str, ...] = NORMALIZATIONS
-    extra_layers: tuple[str, ...] = ("fixup",)
     layers: bool = True
     """Whether layers are brought to a goal."""
     part: Part = "both"
@@ -55,7 +51,6 @@ CORRECTIONS: Mapping[str, Correction] = {
     "none": Correction(
         does="leaves the network as interpolation made it, BatchNorm statistics interpolated too",
         touches="nothing",
-        extra_layers=(),
         layers=False,
         frozen=True,
     ),
@@ -88,7 +83,6 @@ CORRECTIONS: Mapping[str, Correction] = {
         does="as repair, and gives the output of every residual block the goal's mean and deviation, by a scale and a "
         "shift per channel behind it",
         touches=_EVERY_LAYER + "; every residual block's output",
-        extra_layers=NORMALIZATIONS,
         blocks=True,
     ),
     # The two halves of repair are ours. With re-estimated statistics BatchNorm would undo either half, and both would

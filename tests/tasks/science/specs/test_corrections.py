@@ -18,14 +18,12 @@ def test_the_words_are_those_of_the_networks():
     assert set(RESIDUAL_ARCHITECTURES) == {name for name in ARCHITECTURES if "resnet" in name}
     for row in CORRECTIONS.values():
         assert set(row.normalizations) <= set(NORMALIZATIONS)
-        assert set(row.extra_layers) <= set(NORMALIZATIONS)
 
 
 def test_every_correction_says_where_it_is_defined():
     anywhere = {"none", "repair", "repair-closed-form", "repair-block", "rescale", "reshift"}
     assert {name for name, row in CORRECTIONS.items() if row.normalizations == NORMALIZATIONS} == anywhere
     assert {name for name, row in CORRECTIONS.items() if row.normalizations == ("batch",)} == {"reset", "repair/frozen"}
-    assert [name for name, row in CORRECTIONS.items() if "batch" in row.extra_layers] == ["repair-block"]
 
 
 @pytest.mark.parametrize("normalization", ["none", "layer", "fixup", "batch-fused"])
