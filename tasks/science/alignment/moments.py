@@ -11,6 +11,7 @@ keep their order) has as correlation the mean of its channels' correlations.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,32 +24,33 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tasks.science.alignment.reading import Key, MisreadError, Reader, make_reader
-from tasks.science.correction.preactivations import DEAD_SHARE
 from tasks.science.evaluation.functional import mode
+from tasks.science.evaluation.moments import (
+    BLOCK_ROWS,
+    LONGEST_SUM,
+    ROWS_IN_CACHE,
+    Moments,
+    RunningMoments,
+    RunningProducts,
+)
 from tasks.science.specs.matchers import published_modules
 from tasks.science.specs.state import State
 from tasks.science.symmetry.permutation import Axis, PermutationSpec, Reading
 
-BATCH_SIZE, BATCH_BYTES = 2000, 2**24
-"""Where a unit is seen once per image: images per forward pass, and bytes of the activations of all axes together."""
+BATCH_BYTES = 2**24
+"""Activations of all axes in one forward pass, at most: those of a small network stay in the caches."""
 
-MAP_BATCH_SIZE, MAP_BYTES = 125, 2**24
-"""The same where units are seen at many places: few enough for the maps of a small network to stay in the caches."""
+VECTOR_BATCH_SIZE = 2000
+"""Images per forward pass, at most, where a unit is seen once per image."""
+
+MAP_BATCH_SIZE = 125
+"""Images per forward pass, at most, where units are seen at many positions."""
 
 WEIGHT_BYTES = 2**25
-"""Weights of more bytes than a pass' activations would make its time: up to here passes grow with them."""
+"""Forward passes grow with the weights, which each reads once, until their activations have this size."""
 
 MEMORY_BYTES = 2**30
 """What one pass may hold in sums of products and activations; what needs more is spread over several passes."""
-
-ROWS = 2**14
-"""Longest float32 sum: more samples than this are added in float64."""
-
-CHUNK = 2**18
-"""Values that are counted in at a time: few enough to stay in a cache."""
-
-BLOCK_ROWS = 512
-"""Rows of a product that are worked on at a time, where a temporary copy of all of them would count."""
 
 PUBLISHED_EPSILON = 1e-4
 
@@ -79,6 +81,10 @@ class ObservedFamily:
     def n_each(self) -> int:
         """Channels per unit."""
         return self.readings[0].positions.shape[1]
+
+    @property
+    def n_channels(self) -> int:
+        return self.n_units * self.n_each
 
     @property
     def channels(self) -> list[slice]:
@@ -192,7 +198,11 @@ def unit_correlations(
     with mode(network, training=False), torch.no_grad():
         sizes = _measure(reader, states[pairs[0][0]], families, images, published_batch)
         for jobs in _passes(families, pairs, sizes, memory_bytes):
-            yield from _one_pass(reader, states, jobs, images, sizes, published_batch)
+            one_pass = functools.partial(_Pass, reader, states, jobs, sizes)
+            if published_batch:
+                yield from _published(one_pass(), images, published_batch)
+            else:
+                yield from _exact(one_pass(), images)
 
 
 _Job = tuple[ObservedFamily, tuple[int, int]]
@@ -200,41 +210,36 @@ _Job = tuple[ObservedFamily, tuple[int, int]]
 
 @dataclass(frozen=True)
 class _Sizes:
-    """`batch_size` images per forward pass. By family: samples per image, the type of its activations, and the bytes of
-    those of a batch in one endpoint, and of the sums of products of one pair."""
+    """Images per forward pass and, by family, the activations `seen` of one image, the bytes of those of a batch in one
+    endpoint, and of the sums of products of one pair."""
 
     batch_size: int
-    n_rows: Mapping[str, int]
-    dtypes: Mapping[str, torch.dtype]
+    seen: Mapping[str, Tensor]
     activation_bytes: Mapping[str, int]
     product_bytes: Mapping[str, int]
+
+    def n_rows(self, name: str) -> int:
+        """Return how many samples one image gives."""
+        return len(self.seen[name])
 
 
 def _measure(
     reader: Reader, state: State, families: Sequence[ObservedFamily], images: Tensor, published_batch: int | None
 ) -> _Sizes:
     seen = _read(reader, state, images[:1], families)
-    image_bytes = {name: values.numel() * values.element_size() for name, values in seen.items()}
-    n_rows = {name: len(values) for name, values in seen.items()}
-    most, n_bytes = (MAP_BATCH_SIZE, MAP_BYTES) if max(n_rows.values()) > 1 else (BATCH_SIZE, BATCH_BYTES)
-    # Weights are read once per pass, whatever its size.
-    weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    n_bytes = max(n_bytes, min(weight_bytes, WEIGHT_BYTES))
-    most = min(most, len(images), published_batch or len(images))
-    batch_size = int(np.clip(n_bytes // sum(image_bytes.values()), 1, most))
+    of_maps = max(len(values) for values in seen.values()) > 1
+    weight_bytes = sum(tensor.nbytes for tensor in state.values())
+    n_bytes = max(BATCH_BYTES, min(weight_bytes, WEIGHT_BYTES))
+    n_together = published_batch or len(images)
+    most = min(MAP_BATCH_SIZE if of_maps else VECTOR_BATCH_SIZE, len(images), n_together)
+    batch_size = int(np.clip(n_bytes // sum(values.nbytes for values in seen.values()), 1, most))
     product_bytes: dict[str, int] = {}
     for family in families:
-        itemsize = seen[family.name].element_size()
-        if published_batch or n_rows[family.name] * len(images) > ROWS:
-            itemsize += 8
-        product_bytes[family.name] = family.n_units**2 * family.n_each * itemsize
-    return _Sizes(
-        batch_size,
-        n_rows,
-        {name: values.dtype for name, values in seen.items()},
-        {name: n_bytes * batch_size for name, n_bytes in image_bytes.items()},
-        product_bytes,
-    )
+        values = seen[family.name]
+        n_float64 = (len(values) * n_together > LONGEST_SUM) + (published_batch is not None)
+        product_bytes[family.name] = family.n_units**2 * family.n_each * (values.element_size() + 8 * n_float64)
+    activation_bytes = {name: values.nbytes * batch_size for name, values in seen.items()}
+    return _Sizes(batch_size, seen, activation_bytes, product_bytes)
 
 
 def _passes(
@@ -299,173 +304,113 @@ def _wanted(families: Sequence[ObservedFamily]) -> list[tuple[Key, Reading]]:
     return [((family.name, i), reading) for family in families for i, reading in enumerate(family.readings)]
 
 
-class _Tap:
-    """What one reading gives in one endpoint: the activations of the batch at hand, and sums over all batches.
+class _Pass:
+    """One pass for `jobs`: the endpoints' weights as they are read, and room for their activations of one batch."""
 
-    Activations are less the means of the first batch. They are written to `into` (n_samples, n_channels). `sums`
-    (2, n_channels) float64 are of these and of their squares. `scratch` is room for work.
-    """
-
-    def __init__(self, into: Tensor, scratch: Tensor, *, published: bool) -> None:
-        n_rows = min(max(1, len(scratch) // into.shape[1]), len(into))
-        self.into, self.scratch = into, scratch[: n_rows * into.shape[1]].view(n_rows, -1)
-        self.published = published
-        self.shift: Tensor | None = None
-        # Of the batch at hand: a unit that stays silent in it has no deviation, which its distance from the means of
-        # another batch must not blur.
-        self.local: Tensor | None = None
-        self.sums = torch.zeros(2, into.shape[1], dtype=torch.float64)
-        self.of_chunk = into.new_empty(2, into.shape[1])
-        self.total_of_chunk, self.square_of_chunk = self.of_chunk
-        self.n_rows = 0
-        # Of the published estimator: the sums over finished batches of their means and deviations.
-        self.finished = torch.zeros(2, into.shape[1], dtype=torch.float64)
-
-    def take(self, values: Tensor) -> None:
-        """Takes over and counts in `values` (n_samples, n_channels)."""
-        if self.shift is None:
-            self.shift = values.mean(0)
-        if self.published and self.local is None:
-            self.local = values.mean(0) - self.shift
-        step = len(self.scratch)
-        for first in range(0, len(values), step):
-            rows = values[first : first + step]
-            shifted, scratch = self.into[first : first + len(rows)], self.scratch[: len(rows)]
-            counted = torch.sub(rows, self.shift, out=shifted)
-            if self.local is not None:
-                counted = torch.sub(shifted, self.local, out=scratch)
-            torch.sum(counted, 0, out=self.total_of_chunk)
-            torch.sum(torch.square(counted, out=scratch), 0, out=self.square_of_chunk)
-            self.sums.add_(self.of_chunk)
-        self.n_rows += len(values)
-
-    def close_batch(self) -> None:
-        """Turns the sums of one published batch into its mean and unbiased deviation, and begins the next."""
-        if self.n_rows < 2:
-            raise ValueError("a batch of a single sample has no deviation; choose another size of batch")
-        mean = self.sums[0] / self.n_rows
-        variance = (self.sums[1] - self.n_rows * mean.square()) / (self.n_rows - 1)
-        self.finished[0] += mean + (0.0 if self.local is None else self.local)
-        self.finished[1] += variance.clamp_min(0).sqrt()
-        self.sums.zero_()
-        self.n_rows, self.local = 0, None
-
-    def moments(self, n_batches: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean (still shifted), deviation and shift; over `n_batches` published ones, or exact where that is 0."""
-        shift = torch.as_tensor(self.shift)
-        if n_batches:
-            return self.finished[0] / n_batches, self.finished[1] / n_batches, shift
-        mean = self.sums[0] / self.n_rows
-        return mean, (self.sums[1] / self.n_rows - mean.square()).clamp_min(0).sqrt(), shift
-
-
-class _Products:
-    """Sums over samples of the products of A's and B's units, (n_each, n_units, n_units): up to ROWS samples in the
-    type of the activations, beyond that in float64."""
-
-    def __init__(self, n_each: int) -> None:
-        self.n_each = n_each
-        self.near: Tensor | None = None
-        self.far: Tensor | None = None
-        self.n_rows = 0
-
-    def add(self, left: Tensor, right: Tensor, divisor: int) -> None:
-        """Counts in samples of both, (n_samples, n_units * n_each); in the end their products are divided."""
-        if self.near is None:
-            n_units = left.shape[1] // self.n_each
-            self.near = left.new_zeros(self.n_each, n_units, n_units)
-        for rows_a, rows_b in zip(left.split(ROWS), right.split(ROWS), strict=True):
-            if self.n_rows + len(rows_a) > ROWS:
-                self.fold(divisor)
-            for channel, near in enumerate(self.near):
-                near.addmm_(rows_a[:, channel :: self.n_each].T, rows_b[:, channel :: self.n_each])
-            self.n_rows += len(rows_a)
-
-    def fold(self, divisor: int) -> None:
-        """Adds what is not in the float64 sums yet to them, divided."""
-        near = torch.as_tensor(self.near)
-        if self.far is None:
-            self.far = torch.zeros(near.shape, dtype=torch.float64)
-        # A few rows at a time: in one piece, torch would make a float64 copy of all of them.
-        for channel in range(self.n_each):
-            for into, added in zip(self.far[channel].split(BLOCK_ROWS), near[channel].split(BLOCK_ROWS), strict=True):
-                into += added if divisor == 1 else added.double().div_(divisor)
-        near.zero_()
-        self.n_rows = 0
-
-    def total(self) -> Tensor:
-        """The sums in float64; nothing is kept."""
-        if self.far is not None and self.n_rows:
-            self.fold(1)
-        near, far, self.near, self.far = self.near, self.far, None, None
-        return torch.as_tensor(near).double() if far is None else far
-
-
-def _one_pass(
-    reader: Reader,
-    states: States,
-    jobs: Sequence[_Job],
-    images: Tensor,
-    sizes: _Sizes,
-    published_batch: int | None,
-) -> Iterator[UnitCorrelations]:
-    of_member: dict[int, dict[str, ObservedFamily]] = {}
-    for family, pair in jobs:
-        for k in pair:
-            of_member.setdefault(k, {})[family.name] = family
-    families = {family.name: family for family, _ in jobs}
-    prepared = {k: reader.prepare(states[k]) for k in of_member}
-    values = {(name, k): _samples(family, sizes) for k, of in of_member.items() for name, family in of.items()}
-    widest = max(family.n_units * family.n_each for family, _ in jobs)
-    scratch = {dtype: torch.empty(max(CHUNK, widest), dtype=dtype) for dtype in sizes.dtypes.values()}
-    taps: dict[int, dict[Key, _Tap]] = {}
-    for k, of in of_member.items():
-        taps[k] = {
-            (name, i): _Tap(values[name, k][:, channels], scratch[sizes.dtypes[name]], published=bool(published_batch))
-            for name, family in of.items()
-            for i, channels in enumerate(family.channels)
+    def __init__(self, reader: Reader, states: States, jobs: Sequence[_Job], sizes: _Sizes) -> None:
+        self.jobs = jobs
+        self._reader, self._sizes = reader, sizes
+        self._read_in: dict[int, dict[str, ObservedFamily]] = {}
+        for family, pair in jobs:
+            for k in pair:
+                self._read_in.setdefault(k, {})[family.name] = family
+        self._states = {k: reader.prepare(states[k]) for k in self._read_in}
+        self._room = {
+            (name, k): sizes.seen[name].new_empty(sizes.n_rows(name) * sizes.batch_size, family.n_channels)
+            for k, families in self._read_in.items()
+            for name, family in families.items()
         }
-    products = {(family.name, pair): _Products(family.n_each) for family, pair in jobs}
+        widest = max(family.n_channels for family, _ in jobs)
+        self._scratch = {seen.dtype: seen.new_empty(max(ROWS_IN_CACHE, widest)) for seen in sizes.seen.values()}
 
-    outer = published_batch or len(images)
-    for begin in range(0, len(images), outer):
-        end = min(begin + outer, len(images))
-        # In the published estimator batches weigh the same, however many samples they have.
-        divisors = {name: n * (end - begin) if published_batch else 1 for name, n in sizes.n_rows.items()}
-        for start in range(begin, end, sizes.batch_size):
-            batch = images[start : min(start + sizes.batch_size, end)]
-            for k, of in of_member.items():
+    def add_up(self, images: Tensor) -> _Sums:
+        """Return the sums of all jobs over all of `images`."""
+        sums = _Sums(
+            {member: [RunningMoments() for _ in self._family(*member).readings] for member in self._room},
+            {(family.name, pair): RunningProducts(family.n_each) for family, pair in self.jobs},
+        )
+        for batch in images.split(self._sizes.batch_size):
+            for k in self._read_in:
+                self._read(k, batch, sums)
+            for family, (a, b) in self.jobs:
+                n_samples = self._sizes.n_rows(family.name) * len(batch)
+                left, right = (self._room[family.name, k][:n_samples] for k in (a, b))
+                sums.products[family.name, (a, b)].add(left, right)
+        return sums
 
-                def take(key: Key, seen: Tensor, of: Mapping[Key, _Tap] = taps[k], n_images: int = len(batch)) -> None:
-                    name, i = key
-                    _check_rows(families[name].readings[i], len(seen), sizes.n_rows[name], n_images)
-                    of[key].take(seen)
+    def _read(self, k: int, batch: Tensor, sums: _Sums) -> None:
+        """Run endpoint `k`: count in its activations, and leave them in its room, less their origins."""
 
-                reader.visit(prepared[k], batch, _wanted(list(of.values())), take)
-            for family, (a, b) in jobs:
-                n_samples = sizes.n_rows[family.name] * len(batch)
-                left, right = (values[family.name, k][:n_samples] for k in (a, b))
-                products[family.name, (a, b)].add(left, right, divisors[family.name])
-        if published_batch:
-            for of_one in taps.values():
-                for tap in of_one.values():
-                    tap.close_batch()
-            for family, pair in jobs:
-                products[family.name, pair].fold(divisors[family.name])
+        def receive(key: Key, values: Tensor) -> None:
+            name, i = key
+            family = self._family(name, k)
+            _check_rows(family.readings[i], len(values), self._sizes.n_rows(name), len(batch))
+            into = self._room[name, k][: len(values), family.channels[i]]
+            sums.moments[name, k][i].center(values, into, self._scratch[values.dtype])
 
-    n_batches = -(-len(images) // outer) if published_batch else 0
-    moments = {
-        (name, k): _Moments.of(family, [taps[k][name, i].moments(n_batches) for i in range(len(family.readings))])
-        for k, of in of_member.items()
-        for name, family in of.items()
-    }
+        self._reader.visit(self._states[k], batch, _wanted(list(self._read_in[k].values())), receive)
+
+    def _family(self, name: str, k: int) -> ObservedFamily:
+        return self._read_in[k][name]
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over some images: `moments` of every reading, by family and endpoint, `products` by family and pair."""
+
+    moments: dict[tuple[str, int], list[RunningMoments]]
+    products: dict[tuple[str, tuple[int, int]], RunningProducts]
+
+    def of(self, name: str, k: int) -> RunningMoments:
+        """Return the moments of a whole family in endpoint `k`."""
+        return RunningMoments.joined(self.moments[name, k])
+
+    def covariances(self, name: str, pair: tuple[int, int]) -> Tensor:
+        """Return those of a family in A and B; their products are not kept."""
+        return self.products.pop((name, pair)).covariances(*(self.of(name, k) for k in pair))
+
+
+def _exact(one_pass: _Pass, images: Tensor) -> Iterator[UnitCorrelations]:
+    """Yields the correlations of all samples."""
+    jobs, sums = one_pass.jobs, one_pass.add_up(images)
     # What comes next, the assignment above all, needs the memory.
-    del prepared, values, scratch, taps
-    for family, (a, b) in jobs:
-        n_added = n_batches or len(images) * sizes.n_rows[family.name]
-        product = products.pop((family.name, (a, b))).total().div_(n_added)
-        of_pair = moments[family.name, a], moments[family.name, b]
-        yield _correlate(family, (a, b), product, *of_pair, published=published_batch is not None)
+    del one_pass
+    for family, pair in jobs:
+        covariances = sums.covariances(family.name, pair)
+        yield _correlate(family, pair, covariances, *(sums.of(family.name, k).result() for k in pair))
+
+
+def _published(one_pass: _Pass, images: Tensor, batch_size: int) -> Iterator[UnitCorrelations]:
+    """Yields correlations by the authors' estimator: over batches, the mean of their products, less the product of the
+    means of their means, over the product of the means of their unbiased standard deviations and 1e-4.
+
+    Batches weigh the same, however many images they have.
+    """
+    jobs, batches = one_pass.jobs, images.split(batch_size)
+    covariances: dict[tuple[str, tuple[int, int]], Tensor] = {}
+    moments: dict[tuple[str, int], list[Moments]] = {}
+    for batch in batches:
+        sums = one_pass.add_up(batch)
+        for name, k in sums.moments:
+            moments.setdefault((name, k), []).append(sums.of(name, k).unbiased())
+        for family, pair in jobs:
+            found = sums.covariances(family.name, pair)
+            key = family.name, pair
+            covariances[key] = covariances[key].add_(found) if key in covariances else found
+    del one_pass
+    for family, pair in jobs:
+        covariance = covariances.pop((family.name, pair)).div_(len(batches))
+        of_both = [moments[family.name, k] for k in pair]
+        means_a, means_b = (torch.stack([one.mean for one in of_one]) for of_one in of_both)
+        # The mean of products is the mean of covariances and what lies between the means of the batches.
+        for channel, between in enumerate(covariance):
+            left, right = ((means - means.mean(0))[:, channel :: family.n_each] for means in (means_a, means_b))
+            between.addmm_(left.T, right, alpha=1 / len(batches))
+        averages = (
+            Moments(means.mean(0), torch.stack([one.sd for one in of_one]).mean(0))
+            for means, of_one in zip((means_a, means_b), of_both, strict=True)
+        )
+        yield _correlate(family, pair, covariance, *averages, epsilon=PUBLISHED_EPSILON)
 
 
 def _check_rows(reading: Reading, n_rows: int, n_each: int, n_images: int) -> None:
@@ -478,56 +423,35 @@ def _check_rows(reading: Reading, n_rows: int, n_each: int, n_images: int) -> No
         )
 
 
-def _samples(family: ObservedFamily, sizes: _Sizes) -> Tensor:
-    """Room for the activations of a family in one batch."""
-    n_samples = sizes.n_rows[family.name] * sizes.batch_size
-    return torch.empty(n_samples, family.n_units * family.n_each, dtype=sizes.dtypes[family.name])
-
-
-@dataclass(frozen=True)
-class _Moments:
-    """Of one family in one endpoint, each (n_units, n_each); `mean` is less `shift`."""
-
-    mean: Tensor
-    deviation: Tensor
-    shift: Tensor
-
-    @classmethod
-    def of(cls, family: ObservedFamily, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]) -> _Moments:
-        """From those of its readings."""
-        mean, deviation, shift = (torch.cat(of_all).view(-1, family.n_each) for of_all in zip(*pieces, strict=True))
-        return cls(mean, deviation, shift)
-
-    @property
-    def dead(self) -> Tensor:
-        """Channels (n_units, n_each) bool whose spread float32 cannot tell from none, beside the scale of their
-        axis."""
-        scale = (self.deviation.square() + (self.mean + self.shift).square()).mean().sqrt()
-        return self.deviation <= DEAD_SHARE * scale
-
-
 def _correlate(
-    family: ObservedFamily, pair: tuple[int, int], product: Tensor, a: _Moments, b: _Moments, *, published: bool
+    family: ObservedFamily,
+    pair: tuple[int, int],
+    covariances: Tensor,
+    a: Moments,
+    b: Moments,
+    epsilon: float | None = None,
 ) -> UnitCorrelations:
-    """From mean products to correlations; `product` is overwritten."""
-    dead_a, dead_b = a.dead, b.dead
-    for channel in range(family.n_each):
+    """Return correlations from `covariances` (n_each, n_units, n_units), which are overwritten; `epsilon` is added to
+    the product of standard deviations."""
+    (dead_a, dead_b), (sds_a, sds_b) = (
+        [of_one.view(-1, family.n_each) for of_one in of_both] for of_both in ((a.dead(), b.dead()), (a.sd, b.sd))
+    )
+    for channel, of_channel in enumerate(covariances):
+        off_b, sd_b = dead_b[:, channel], sds_b[:, channel]
         # A few rows at a time: an outer product of a wide axis takes as much memory as its correlations.
-        for rows in torch.arange(family.n_units).split(BLOCK_ROWS):
-            block = product[channel, rows[0] : rows[-1] + 1]
-            off_a, off_b = dead_a[rows, channel], dead_b[:, channel]
-            block.sub_(torch.outer(a.mean[rows, channel], b.mean[:, channel]))
-            if published:
-                block /= torch.outer(a.deviation[rows, channel], b.deviation[:, channel]).add_(PUBLISHED_EPSILON)
-            else:
+        for block, off_a, sd_a in zip(
+            *(part.split(BLOCK_ROWS) for part in (of_channel, dead_a[:, channel], sds_a[:, channel])), strict=True
+        ):
+            if epsilon is None:
                 # Dividing a dead unit's row by 1 leaves it finite; it is then set to 0.
-                block /= torch.where(off_a, 1.0, a.deviation[rows, channel])[:, None]
-                block /= torch.where(off_b, 1.0, b.deviation[:, channel])[None, :]
+                block /= torch.where(off_a, 1.0, sd_a)[:, None]
+                block /= torch.where(off_b, 1.0, sd_b)[None, :]
+            else:
+                block /= torch.outer(sd_a, sd_b).add_(epsilon)
             block[off_a, :] = 0
             block[:, off_b] = 0
         if channel:
-            product[0] += product[channel]
-    correlation = product[0]
-    if family.n_each > 1:
-        correlation = correlation.div_(family.n_each)
-    return UnitCorrelations(family, pair, correlation.numpy(), dead_a.all(1).numpy(), dead_b.all(1).numpy())
+            covariances[0] += of_channel
+    correlations = covariances[0].div_(family.n_each)
+    dead = (off.all(1).cpu().numpy() for off in (dead_a, dead_b))
+    return UnitCorrelations(family, pair, correlations.cpu().numpy(), *dead)
