@@ -15,6 +15,7 @@ A batch is summed in its own type, by the kernel that is fastest for its layout 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ DEAD_SHARE = 1e-6
 """A unit is dead where its standard deviation is below this share of the root mean square of its layer's, or axis',
 values: float32 cannot tell it from a constant."""
 
-ROWS_IN_CACHE = 2**18
+CENTERED_VALUES = 2**18
 """Values centered at a time: few enough to stay in a cache."""
 
 LONGEST_SUM = 2**14
@@ -101,7 +102,7 @@ class RunningMoments:
         caller keeps, with `scratch` (any length of at least n_units) as room for work."""
         n_units = values.shape[1]
         into = torch.empty_like(values) if into is None else into
-        scratch = values.new_empty(max(ROWS_IN_CACHE, n_units)) if scratch is None else scratch
+        scratch = values.new_empty(max(CENTERED_VALUES, n_units)) if scratch is None else scratch
         if not self.n_samples:
             self._begin(values.mean(0))
         step = len(scratch) // n_units
@@ -129,6 +130,13 @@ class RunningMoments:
         offset = self.offset
         variance = (self._sums[1] / self.n_samples - offset.square()).clamp_min(0)
         return Moments(offset + self._origin, variance.sqrt())
+
+    def unbiased(self) -> Moments:
+        """Return the same with the unbiased standard deviation. ValueError for a single sample, which has none."""
+        if self.n_samples < 2:
+            raise ValueError("a batch of a single sample has no deviation; choose another size of batch")
+        found = self.result()
+        return Moments(found.mean, found.sd * math.sqrt(self.n_samples / (self.n_samples - 1)))
 
 
 class RunningProducts:
