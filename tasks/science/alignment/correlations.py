@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.science.alignment.reading import Key, ObservedFamily, Reader, keyed_readings
-from tasks.science.evaluation.moments import BLOCK_ROWS, CENTERED_VALUES, Moments, RunningMoments, RunningProducts
+from tasks.science.evaluation.moments import (
+    BLOCK_ROWS,
+    CENTERED_VALUES,
+    Moments,
+    RunningMoments,
+    RunningProducts,
+    covariances,
+)
 from tasks.science.specs.state import State
 from tasks.science.symmetry.permutation import Reading
 
@@ -77,11 +84,6 @@ class Sums:
         """Return the moments of all units of a family."""
         return RunningMoments.joined(self.moments[member])
 
-    def covariances(self, name: str, pair: tuple[int, int]) -> Tensor:
-        """Return the covariances (n_each, n_units, n_units) of a family, whose products are handed over."""
-        a, b = (self.of((name, k)) for k in pair)
-        return self.products.pop((name, pair)).covariances(a, b)
-
 
 class OnePass:
     """A pass for `jobs`: the weights of its endpoints, and room for their activations of one batch."""
@@ -103,12 +105,16 @@ class OnePass:
         widest = max(seen.shape[1] for seen in sizes.seen.values())
         self._scratch = {seen.dtype: seen.new_empty(max(CENTERED_VALUES, widest)) for seen in sizes.seen.values()}
 
-    def add_up(self, images: Tensor) -> Sums:
-        """Return the sums of all jobs over all of `images`."""
-        sums = Sums(
-            {(name, k): [RunningMoments() for _ in self._families[k][name].readings] for name, k in self._room},
-            {(family.name, pair): RunningProducts(family.n_each) for family, pair in self.jobs},
-        )
+    def add_up(self, images: Tensor, like: Sums | None = None) -> Sums:
+        """Return the sums of all jobs over all of `images`, about the same origins as those `like` them."""
+        moments = {
+            (name, k): [
+                RunningMoments(like and like.moments[name, k][i].origin)
+                for i in range(len(self._families[k][name].readings))
+            ]
+            for name, k in self._room
+        }
+        sums = Sums(moments, {(family.name, pair): RunningProducts(family.n_each) for family, pair in self.jobs})
         for batch in images.split(self._sizes.batch_size):
             for k in self._families:
                 self._read(k, batch, sums)
@@ -147,58 +153,50 @@ def exact_correlations(one_pass: OnePass, images: Tensor) -> Iterator[UnitCorrel
     # What comes next, the assignment above all, needs the memory.
     del one_pass
     for family, pair in jobs:
-        covariances = sums.covariances(family.name, pair)
-        a, b = (sums.of((family.name, k)).result() for k in pair)
-        yield _correlate(family, pair, covariances, a, b)
+        a, b = (sums.of((family.name, k)) for k in pair)
+        found = covariances(sums.products.pop((family.name, pair)).mean(), a.offset, b.offset)
+        yield _correlate(family, pair, found, a.result(), b.result())
 
 
 def published_correlations(one_pass: OnePass, images: Tensor, batch_size: int) -> Iterator[UnitCorrelations]:
     """Yield the correlations of every job by the authors' estimator, over batches of so many images.
 
-    It averages over batches, which weigh the same: (E[ab] - E[a] E[b]) / (sd_a sd_b + 1e-4), from the means of their
+    It averages over batches, which weigh the same: (E[ab] - E[a] E[b]) / (sd_a sd_b + 1e-4), from the averages of their
     mean products, of their means, and of their unbiased standard deviations.
     """
     jobs, batches = one_pass.jobs, images.split(batch_size)
-    covariances: dict[tuple[str, tuple[int, int]], Tensor] = {}
-    moments: dict[Member, list[Moments]] = {}
+    products: dict[tuple[str, tuple[int, int]], Tensor] = {}
+    averages: dict[Member, Tensor] = {}
+    sums = None
     for batch in batches:
-        sums = one_pass.add_up(batch)
+        sums = one_pass.add_up(batch, like=sums)
         for member in sums.moments:
-            moments.setdefault(member, []).append(sums.of(member).unbiased())
-        for family, pair in jobs:
-            job = family.name, pair
-            covariances[job] = sums.covariances(*job).add_(covariances.get(job, 0.0))
+            found = sums.of(member)
+            added = torch.stack([found.offset, found.result().mean, found.unbiased_sd()])
+            averages[member] = added + averages.get(member, 0.0)
+        for job, product in sums.products.items():
+            products[job] = product.mean().add_(products.get(job, 0.0))
     del one_pass
-    by_batch = {
-        member: Moments(torch.stack([one.mean for one in found]), torch.stack([one.sd for one in found]))
-        for member, found in moments.items()
-    }
     for family, pair in jobs:
-        covariance = covariances.pop((family.name, pair)).div_(len(batches))
-        of_both = [by_batch[family.name, k] for k in pair]
-        a, b = (Moments(one.mean.mean(0), one.sd.mean(0)) for one in of_both)
-        drift_a, drift_b = (one.mean - one.mean.mean(0) for one in of_both)
-        # The mean product is the mean covariance and what lies between the means of the batches.
-        for channel, of_channel in enumerate(covariance):
-            left, right = (drift[:, channel :: family.n_each] for drift in (drift_a, drift_b))
-            of_channel.addmm_(left.T, right, alpha=1 / len(batches))
-        yield _correlate(family, pair, covariance, a, b, epsilon=PUBLISHED_EPSILON)
+        (offset_a, *a), (offset_b, *b) = (averages[family.name, k] / len(batches) for k in pair)
+        found = covariances(products.pop((family.name, pair)).div_(len(batches)), offset_a, offset_b)
+        yield _correlate(family, pair, found, Moments(*a), Moments(*b), epsilon=PUBLISHED_EPSILON)
 
 
 def _correlate(
     family: ObservedFamily,
     pair: tuple[int, int],
-    covariances: Tensor,
+    found: Tensor,
     a: Moments,
     b: Moments,
     epsilon: float | None = None,
 ) -> UnitCorrelations:
-    """Return correlations from `covariances` (n_each, n_units, n_units), which are overwritten; `epsilon` is added to
-    the product of standard deviations."""
+    """Return correlations, written over the covariances `found` (n_each, n_units, n_units); `epsilon` is added to the
+    product of standard deviations."""
     (dead_a, dead_b), (sds_a, sds_b) = (
         [of_one.view(-1, family.n_each) for of_one in of_both] for of_both in ((a.dead(), b.dead()), (a.sd, b.sd))
     )
-    for channel, of_channel in enumerate(covariances):
+    for channel, of_channel in enumerate(found):
         off_b, sd_b = dead_b[:, channel], sds_b[:, channel]
         # A few rows at a time: an outer product of a wide axis takes as much memory as its correlations.
         for block, off_a, sd_a in zip(
@@ -213,7 +211,7 @@ def _correlate(
             block[off_a, :] = 0
             block[:, off_b] = 0
         if channel:
-            covariances[0] += of_channel
-    correlations = covariances[0].div_(family.n_each)
+            found[0] += of_channel
+    correlations = found[0].div_(family.n_each)
     dead = (off.all(1).cpu().numpy() for off in (dead_a, dead_b))
     return UnitCorrelations(family, pair, correlations.cpu().numpy(), *dead)

@@ -58,20 +58,34 @@ class Moments:
 
 
 class RunningMoments:
-    """Sums of units' values and of their squares over the samples shown so far, about an origin."""
+    """Sums of units' values and of their squares over the samples shown so far.
 
-    def __init__(self) -> None:
+    `origin` is the mean of the first values, or that of earlier samples where it is given: then sums are about the mean
+    of the first values all the same, so that a unit which is constant in these samples has no spread in them.
+    """
+
+    def __init__(self, origin: Tensor | None = None) -> None:
         self.n_samples = 0
-        self._origin = self._sums = torch.zeros(())
+        self._origin = origin
+        self._start: Tensor | None = None
+        self._sums = torch.zeros(())
 
     @staticmethod
     def joined(parts: Sequence[RunningMoments]) -> RunningMoments:
         """Return the moments of the units of all `parts`, one part after the other, over the same samples."""
-        whole = RunningMoments()
-        whole.n_samples = parts[0].n_samples
-        whole._origin = torch.cat([part._origin for part in parts])
+        whole = RunningMoments(torch.cat([part.origin for part in parts]))
+        starts = [part._start for part in parts if part._start is not None]
+        whole._start = torch.cat(starts) if starts else None
         whole._sums = torch.cat([part._sums for part in parts], dim=1)
+        whole.n_samples = parts[0].n_samples
         return whole
+
+    @property
+    def origin(self) -> Tensor:
+        """Values (n_units,) that `center` takes off. ValueError before there is a sample."""
+        if self._origin is None:
+            raise ValueError("there are no samples to take moments of")
+        return self._origin
 
     def add(self, values: Tensor, dim: int) -> Moments:
         """Count in `values`, whose units lie along `dim`, and return the moments of these values alone."""
@@ -92,7 +106,7 @@ class RunningMoments:
         if not self.n_samples:
             self._begin(means[0])
         weights = torch.tensor(counts, dtype=torch.float64, device=means.device)[:, None]
-        drifts = means - self._origin
+        drifts = means - self.origin if self._start is None else means - self.origin - self._start
         self._sums[0] += (weights * drifts).sum(0)
         self._sums[1] += (weights * (variances + drifts.square())).sum(0)
         self.n_samples += sum(counts)
@@ -105,38 +119,45 @@ class RunningMoments:
         scratch = values.new_empty(max(CENTERED_VALUES, n_units)) if scratch is None else scratch
         if not self.n_samples:
             self._begin(values.mean(0))
+        origin = self.origin
         step = len(scratch) // n_units
         room = scratch[: step * n_units].view(step, n_units)
         sums = values.new_empty(2, n_units)
         for rows, centered in zip(values.split(step), into.split(step), strict=True):
-            torch.sub(rows, self._origin, out=centered)
-            torch.sum(centered, 0, out=sums[0])
-            torch.sum(torch.square(centered, out=room[: len(rows)]), 0, out=sums[1])
+            counted, spare = torch.sub(rows, origin, out=centered), room[: len(rows)]
+            if self._start is not None:
+                counted = torch.sub(centered, self._start, out=spare)
+            torch.sum(counted, 0, out=sums[0])
+            torch.sum(torch.square(counted, out=spare), 0, out=sums[1])
             self._sums += sums
         self.n_samples += len(values)
         return into
 
-    def _begin(self, origin: Tensor) -> None:
-        self._origin = origin
-        self._sums = torch.zeros(2, len(origin), dtype=torch.float64, device=origin.device)
+    def _begin(self, mean: Tensor) -> None:
+        """Begin sums about the `mean` of the first values."""
+        self._sums = torch.zeros(2, len(mean), dtype=torch.float64, device=mean.device)
+        if self._origin is None:
+            self._origin = mean
+        else:
+            self._start = mean - self._origin
 
     @property
     def offset(self) -> Tensor:
         """Mean less the origin (n_units,) float64."""
-        return self._sums[0] / self.n_samples
+        offset = self._sums[0] / self.n_samples
+        return offset if self._start is None else offset + self._start
 
     def result(self) -> Moments:
         """Return the moments (n_units,) float64 of all samples."""
-        offset = self.offset
-        variance = (self._sums[1] / self.n_samples - offset.square()).clamp_min(0)
-        return Moments(offset + self._origin, variance.sqrt())
+        origin = self.origin
+        mean, square = self._sums / self.n_samples
+        return Moments(self.offset + origin, (square - mean.square()).clamp_min(0).sqrt())
 
-    def unbiased(self) -> Moments:
-        """Return the same with the unbiased standard deviation. ValueError for a single sample, which has none."""
+    def unbiased_sd(self) -> Tensor:
+        """Return the unbiased standard deviation (n_units,). ValueError for a single sample, which has none."""
         if self.n_samples < 2:
             raise ValueError("a batch of a single sample has no deviation; choose another size of batch")
-        found = self.result()
-        return Moments(found.mean, found.sd * math.sqrt(self.n_samples / (self.n_samples - 1)))
+        return self.result().sd * math.sqrt(self.n_samples / (self.n_samples - 1))
 
 
 class RunningProducts:
@@ -176,19 +197,23 @@ class RunningProducts:
         near.zero_()
         self._n_near = 0
 
-    def covariances(self, a: RunningMoments, b: RunningMoments) -> Tensor:
-        """Return the covariances (n_each, n_units, n_units) float64 of the units whose moments are `a` and `b`; the
-        sums are handed over and not kept."""
+    def mean(self) -> Tensor:
+        """Return the mean products in float64; the sums are handed over and not kept."""
         if self._near is None:
-            raise ValueError("there are no samples to take covariances of")
+            raise ValueError("there are no samples to take products of")
         if self._far is not None and self._n_near:
             self._fold(self._near)
-        products = self._near.double() if self._far is None else self._far
+        sums = self._near.double() if self._far is None else self._far
         self._near = self._far = None
-        products.div_(self.n_samples)
-        offsets_a, offsets_b = (moments.offset.view(-1, self._n_each) for moments in (a, b))
-        for channel, product in enumerate(products):
-            # An outer product of a wide axis in one piece takes as much memory as its covariances.
-            for rows, offsets in zip(product.split(BLOCK_ROWS), offsets_a[:, channel].split(BLOCK_ROWS), strict=True):
-                rows -= torch.outer(offsets, offsets_b[:, channel])
-        return products
+        return sums.div_(self.n_samples)
+
+
+def covariances(products: Tensor, offset_a: Tensor, offset_b: Tensor) -> Tensor:
+    """Return the covariances of A's units with B's, written over their mean `products` (n_each, n_units, n_units), from
+    the offsets (n_units * n_each,) of their means."""
+    offsets_a, offsets_b = (offset.view(-1, len(products)) for offset in (offset_a, offset_b))
+    for channel, product in enumerate(products):
+        # An outer product of a wide axis in one piece takes as much memory as its covariances.
+        for rows, offsets in zip(product.split(BLOCK_ROWS), offsets_a[:, channel].split(BLOCK_ROWS), strict=True):
+            rows -= torch.outer(offsets, offsets_b[:, channel])
+    return products

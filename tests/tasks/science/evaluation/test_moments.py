@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.science.evaluation import moments as module
-from tasks.science.evaluation.moments import Moments, RunningMoments, RunningProducts
+from tasks.science.evaluation.moments import Moments, RunningMoments, RunningProducts, covariances
 
 
 def moments_plainly(rows: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -116,6 +116,23 @@ def test_centered_values_are_less_the_mean_of_the_first_batch_and_land_where_the
     assert into[:, [0, 7]].isnan().all()
 
 
+def test_batches_about_one_origin_keep_it_and_have_their_own_moments():
+    """A unit that is silent in a batch alone has no spread in it, however far its values are from the origin."""
+    rows = draw(900, 6)
+    first = RunningMoments()
+    first.center(rows[600:])
+    batch = RunningMoments(first.origin)
+    for part in rows[:300].split(90):
+        assert torch.equal(batch.center(part), part - rows[600:].mean(0))
+    mean, sd = moments_plainly(rows[:300].numpy())
+    assert np.allclose(batch.result().mean.numpy(), mean, atol=1e-5)
+    assert np.allclose(batch.result().sd.numpy(), sd, atol=1e-6)
+    assert torch.allclose(batch.offset, batch.result().mean - first.origin)
+    assert batch.result().dead().tolist() == [False, True, True, False, False, False]
+    joined = RunningMoments.joined([batch, batch])
+    assert torch.equal(joined.offset, torch.cat([batch.offset] * 2))
+
+
 def test_joined_moments_are_those_of_each_part():
     one, other = draw(300, 6), draw(300, 4, seed=1)
     parts = [RunningMoments() for _ in range(2)]
@@ -132,10 +149,10 @@ def test_the_unbiased_deviation_needs_two_samples():
     running = RunningMoments()
     running.center(draw(50, 6)[20:21])
     with pytest.raises(ValueError, match="single sample"):
-        running.unbiased()
+        running.unbiased_sd()
     running.center(draw(50, 6)[21:])
     expected = draw(50, 6)[20:].double().std(0, correction=1)
-    assert torch.allclose(running.unbiased().sd, expected, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(running.unbiased_sd(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("n_each", [1, 2])
@@ -147,7 +164,7 @@ def test_covariances_are_those_of_two_passes(n_each: int, longest: int, monkeypa
     moments, products = [RunningMoments() for _ in range(2)], RunningProducts(n_each)
     for batch in zip(a.split(300), b.split(300), strict=True):
         products.add(*(one.center(values) for one, values in zip(moments, batch, strict=True)))
-    found = products.covariances(*moments)
+    found = covariances(products.mean(), *(one.offset for one in moments))
     assert found.dtype == torch.float64
     assert found.shape == (n_each, 6 // n_each, 6 // n_each)
     expected = covariances_plainly(a.numpy(), b.numpy())
@@ -156,15 +173,16 @@ def test_covariances_are_those_of_two_passes(n_each: int, longest: int, monkeypa
         assert (np.abs(found[channel].numpy() - expected[channel::n_each, channel::n_each]) / scale).max() < 1e-6
 
 
-def test_products_are_handed_over_once():
+def test_without_samples_there_is_no_result():
     moments, products = RunningMoments(), RunningProducts()
-    with pytest.raises(ValueError, match="no samples"):
-        products.covariances(moments, moments)
+    for result in (moments.result, products.mean):
+        with pytest.raises(ValueError, match="no samples"):
+            result()
     centered = moments.center(draw(50, 6))
     products.add(centered, centered)
-    products.covariances(moments, moments)
+    products.mean()
     with pytest.raises(ValueError, match="no samples"):
-        products.covariances(moments, moments)
+        products.mean()
 
 
 def test_sums_stay_on_the_device_of_the_values():
@@ -177,8 +195,9 @@ def test_sums_stay_on_the_device_of_the_values():
         for left, right in zip(a.to(device).split(300), b.to(device).split(300), strict=True):
             added.add(left, 1)
             products.add(one.center(left), other.center(right))
-        results = [added.result(), one.unbiased(), RunningMoments.joined([one, other]).result()]
-        return [*(part for one in results for part in (one.mean, one.sd, one.dead())), products.covariances(one, other)]
+        results = [added.result(), RunningMoments.joined([one, other]).result()]
+        found = covariances(products.mean(), one.offset, other.offset)
+        return [*(part for one in results for part in (one.mean, one.sd, one.dead())), one.unbiased_sd(), found]
 
     expected = add_up(torch.device("cpu"))
     with pretend_device.PretendDevice() as seen:
