@@ -272,7 +272,7 @@ def _one_pass(
     working = {name: value.clone() if name.rpartition(".")[0] in norms else value for name, value in state.items()}
 
     def see(site: Site, values: Tensor) -> Tensor | None:
-        batch = seen[site.name].add(values, site.dim)
+        batch = seen[site.name].add(values, site.dim).result()
         if site.kind == "norm":
             _tell(working, site.name, batch.mean, batch.sd.square())
             return None
