@@ -160,7 +160,7 @@ class _Walk:
             self._chunks[i], self._spare[n] = made, values
 
     def _measure(self, values: Tensor, scratch: Tensor) -> None:
-        """In two passes: the deviation of what is left after the mean is taken off, in `scratch`."""
+        """Measure the moments of a chunk while it is in the caches, in two passes, with `scratch` as room for work."""
         mean = values.mean(1)
         left = torch.sub(values, mean[:, None], out=scratch)
         self._moments.append((mean, torch.linalg.vector_norm(left, dim=1)))

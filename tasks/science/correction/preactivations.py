@@ -1,4 +1,4 @@
-"""Mean and deviation of every unit of a network over the statistics samples: measured, interpolated, compared."""
+"""Mean and standard deviation of every unit over the statistics samples: measured, interpolated, compared."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tasks.science.evaluation.moments import Moments, RunningMoments
 from tasks.science.specs.state import State
 
 _PAIRED_BYTES = 2**28
-"""What one network's layers may take while another's are compared with them."""
+"""Bytes of one network's pre-activations, at most, while another's are compared with them."""
 
 
 LayerMoments = dict[str, Moments]
@@ -28,9 +28,9 @@ LayerMoments = dict[str, Moments]
 def measure(
     network: nn.Module, state: State, sites: Sequence[Site], images: Tensor, *, stop: bool = False
 ) -> LayerMoments:
-    """Exact moments (float64) of `sites` over all of `images`, from one pass in evaluation mode.
+    """Return exact moments (float64) of `sites` over all of `images`, from one pass in evaluation mode.
 
-    With `stop`, what lies behind the last of `sites` is not run.
+    With `stop`, the pass ends with the last of `sites`.
     """
     seen = {site.name: RunningMoments() for site in sites}
     convolutional = any(isinstance(module, nn.Conv2d) for module in network.modules())
@@ -46,10 +46,10 @@ def measure(
 
 @torch.no_grad()
 def matched_covariances(network: nn.Module, layout: Layout, a: State, b: State, images: Tensor) -> dict[str, Tensor]:
-    """For every layer the covariances (n_units,) float64 of A's pre-activations with those of B at the same position,
-    over all of `images`, from one pass of both; B is already permuted into alignment.
+    """Return for every layer the covariances (n_units,) float64 of A's pre-activations with B's at the same position.
 
-    Batches are such that what all layers of one network put out stays below 256 MB, where one image allows it.
+    They are over all of `images`, from one pass of both; B is already permuted into alignment. The outputs of all
+    layers of one network for a batch stay below 256 MB, where one image allows it.
     """
     moments_a, moments_b = ({site.name: RunningMoments() for site in layout.layers} for _ in range(2))
     products = dict.fromkeys(moments_a, torch.zeros((), dtype=torch.float64))
@@ -79,7 +79,7 @@ def _as_rows(values: Tensor, dim: int) -> Tensor:
 
 
 def goal_moments(a: LayerMoments, b: LayerMoments, alpha: float) -> LayerMoments:
-    """What every unit should have at `alpha`: means and *deviations* (not variances) of the endpoints, interpolated."""
+    """Return the goal at `alpha`: means and *standard deviations* (not variances) of the endpoints, interpolated."""
     return {
         name: Moments((1 - alpha) * a[name].mean + alpha * b[name].mean, (1 - alpha) * a[name].sd + alpha * b[name].sd)
         for name in a
@@ -89,9 +89,9 @@ def goal_moments(a: LayerMoments, b: LayerMoments, alpha: float) -> LayerMoments
 def predicted_moments(
     a: LayerMoments, b: LayerMoments, covariances: Mapping[str, Tensor], alpha: float
 ) -> LayerMoments:
-    """The interpolated network's moments in closed form: those of (1 - alpha) x_A + alpha x_B, unit by unit.
+    """Return the interpolated network's moments in closed form: those of (1 - alpha) x_A + alpha x_B, unit by unit.
 
-    That is what the first layer puts out; behind it the true ones differ, for what a layer reads is not interpolated.
+    They are exact in the first layer. Behind it the true ones differ, for the input of a layer is not interpolated.
     Source: REPAIR's closed form (arXiv 2211.08403).
     """
     predicted: LayerMoments = {}
