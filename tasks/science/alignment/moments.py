@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from tasks.science.alignment.correlations import (
-    Job,
     EndpointFamily,
+    Job,
     OnePass,
     Sizes,
     States,
