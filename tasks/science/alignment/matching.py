@@ -21,15 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tasks.science.alignment.assignment import SOLVERS, Solver
-from tasks.science.alignment.moments import (
-    ObservedFamily,
-    States,
-    UnitCorrelations,
-    read_activations,
-    readable_families,
-    unit_correlations,
-)
+from tasks.science.alignment.correlations import States, UnitCorrelations
+from tasks.science.alignment.moments import read_activations, readable_families, unit_correlations
 from tasks.science.alignment.nested_assignment import Paired, assign_tree
+from tasks.science.alignment.reading import ObservedFamily
 from tasks.science.alignment.weight_matching import match_weights, unit_cosines
 from tasks.science.specs.matchers import MatcherChoice, parse_matcher
 from tasks.science.specs.state import State

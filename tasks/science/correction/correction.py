@@ -38,8 +38,6 @@ from tasks.science.correction.observing import observe
 from tasks.science.correction.preactivations import (
     LayerMoments,
     LayerReport,
-    Moments,
-    RunningMoments,
     goal_moments,
     measure,
     reorder_layers,
@@ -47,6 +45,7 @@ from tasks.science.correction.preactivations import (
     unit_orders,
 )
 from tasks.science.correction.unit_entries import UnitEntries
+from tasks.science.evaluation.moments import Moments, RunningMoments
 from tasks.science.specs.corrections import Correction, Part, find_correction
 from tasks.science.specs.state import State
 
@@ -273,7 +272,7 @@ def _one_pass(
     working = {name: value.clone() if name.rpartition(".")[0] in norms else value for name, value in state.items()}
 
     def see(site: Site, values: Tensor) -> Tensor | None:
-        batch = seen[site.name].add(values, site.dim)
+        batch = seen[site.name].add(values, site.dim).result()
         if site.kind == "norm":
             _tell(working, site.name, batch.mean, batch.sd.square())
             return None
