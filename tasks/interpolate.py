@@ -30,7 +30,6 @@ def interpolate(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
             store,
             path,
             measure_path(
-                bench.network,
                 bench.aligned(pair),
                 "none",
                 alphas,

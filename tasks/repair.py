@@ -26,7 +26,6 @@ def repair(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
         alphas = path.measurement.grid.tolist()
         sides = bench.aligned(path.pairing)
         points = measure_path(
-            bench.network,
             sides,
             path.correction,
             alphas,

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from tasks.science.alignment.matching import FUNCTION_TOLERANCE, Match, function_error, match
-from tasks.science.correction.correction import check_layout, extra_tensors
-from tasks.science.correction.layout import Layout, LeftOut, find_layout
+from tasks.science.correction.correction import check_sites, extra_tensors
+from tasks.science.correction.sites import CorrectionSites, LeftOut, find_sites
 from tasks.science.evaluation.functional import compute, mode
 from tasks.science.evaluation.modes import NetworkError, check_modes
 from tasks.science.evaluation.outputs import logits_in, way_to_logits
@@ -124,7 +124,7 @@ def merge_networks(
         if spec is None:
             spec = trace_permutation_spec(working, (images[:TRACE_EXAMPLES],))
         _check_spec(working, spec, state_b, images)
-        layout = None if correction == "none" else _layout_for(correction, working, state_a, images, allow_extra_layers)
+        sites = None if correction == "none" else _sites_for(correction, working, state_a, images, allow_extra_layers)
         with _explained():
             (found,) = match(working, spec, [state_a, state_b], [(0, 1)], matcher, images)
         error, casts = _prove(working, spec, state_b, found.permutation, images, "the permutation that was found")
@@ -135,10 +135,10 @@ def merge_networks(
                 for end in (given_b, permuted)
             )
         averaged = averaged_buffers(working, given_a, permuted)
-        if layout is None:
+        if sites is None:
             return Merged(alpha, direct, aligned, aligned, network, (), spec, found, error, 0, (), averaged, casts)
         side_a, side_b = (measure_side(working, state, images, blocks=chosen.blocks) for state in (state_a, state_b))
-        path = CorrectedPath(working, (side_a, side_b.permuted(spec, found.permutation)), correction, images)
+        path = CorrectedPath((side_a, side_b.permuted(spec, found.permutation)), correction, images)
         result = path.at(alpha)
     if result.extra:
         # What the class lacks has no type of its own there.
@@ -154,24 +154,29 @@ def merge_networks(
         spec=spec,
         match=found,
         function_error=error,
-        n_layers=len(layout.layers) if chosen.layers else 0,
-        left_out=layout.left_out if chosen.layers else (),
+        n_layers=len(sites.layers) if chosen.layers else 0,
+        left_out=sites.left_out if chosen.layers else (),
         averaged=averaged,
         casts=casts,
     )
 
 
-def _layout_for(correction: str, network: nn.Module, state: State, images: Tensor, allow_extra_layers: bool) -> Layout:
-    """Where `network` is corrected. MergeError where it cannot be, or where that takes tensors that its class lacks."""
+def _sites_for(
+    correction: str, network: nn.Module, state: State, images: Tensor, allow_extra_layers: bool
+) -> CorrectionSites:
+    """Return where `network` is corrected.
+
+    Raises MergeError where it cannot be, or where that takes tensors that its class lacks.
+    """
     with _explained():
-        layout = find_layout(network, state, images)
-        check_layout(layout, correction)
-    if not allow_extra_layers and (extra := extra_tensors(layout, correction)):
+        sites = find_sites(network, state, images)
+        check_sites(sites, correction)
+    if not allow_extra_layers and (extra := extra_tensors(sites, correction)):
         raise MergeError(
             f"correction {correction} needs tensors that the network's own class lacks ({some(extra)}): take "
             "another correction, or allow extra layers and load the result into a class that has them"
         )
-    return layout
+    return sites
 
 
 @contextmanager

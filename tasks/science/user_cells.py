@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
 
-from tasks.science.correction.layout import find_layout
+from tasks.science.correction.sites import find_sites
 from tasks.science.merging import check_classes
 from tasks.science.networks.fitting import shared_tensors
 from tasks.science.networks.user_defined import build_at, factors_of
@@ -70,7 +70,7 @@ def describe_own(
         raise ValueError(
             f"{place} makes a network whose normalization is {has}, not {word}; known: {', '.join(NORMALIZATIONS)}"
         )
-    n_hidden = len(find_layout(network, state, images).layers)
+    n_hidden = len(find_sites(network, state, images).layers)
     return {
         "architecture": place,
         "normalization": word,

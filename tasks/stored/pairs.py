@@ -16,7 +16,7 @@ from tasks.science.data.augmentation import statistics_images
 from tasks.science.data.examples import Dataset
 from tasks.science.networks import build_network
 from tasks.science.networks.permutation_spec import cell_permutation_spec
-from tasks.science.paths.curves import Point, Side, Splits, evaluate_splits, measure_side
+from tasks.science.paths.curves import PathPoint, Side, Splits, evaluate_splits, measure_side
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.corrections import CORRECTIONS
 from tasks.science.specs.measurement import Measurement
@@ -76,7 +76,7 @@ def ends_of(path: Path) -> tuple[Member, ...]:
 def save_ends(ends: Ends, seen: Mapping[Member, Splits]) -> None:
     """Stores what was `seen` at both ends of every path."""
     for path in ends.paths:
-        points = [Point(float(alpha), seen[member], []) for alpha, member in enumerate(ends_of(path))]
+        points = [PathPoint(float(alpha), seen[member], []) for alpha, member in enumerate(ends_of(path))]
         save_points(ends.store, path, points)
 
 
@@ -128,7 +128,7 @@ class PairBench:
         return self.endpoints[pairing.a], b
 
 
-def save_points(store: Store, path: Path, points: Sequence[Point]) -> None:
+def save_points(store: Store, path: Path, points: Sequence[PathPoint]) -> None:
     """Stores what was seen along `path`: its curve last, which says that the path is done."""
     layers: list[dict[str, Any]] = []
     curve: list[dict[str, Any]] = []

@@ -21,10 +21,10 @@ from tasks.align import align
 from tasks.gather import gather
 from tasks.interpolate import interpolate
 from tasks.repair import repair
-from tasks.science.correction.layout import LeftOut
+from tasks.science.correction.sites import LeftOut
 from tasks.science.evaluation.metrics import Evaluation
 from tasks.science.networks.permutation_spec import cell_permutation_spec
-from tasks.science.paths.curves import Point
+from tasks.science.paths.curves import PathPoint
 from tasks.science.specs.cell import Cell, Endpoint
 from tasks.science.specs.corrections import CORRECTIONS
 from tasks.science.specs.measurement import Measurement
@@ -326,7 +326,7 @@ def test_a_layer_that_a_correction_does_not_reach_has_a_row_with_its_reason(tmp_
     seen = Evaluation(1.0, 0.5, 10)
     left_out = (LeftOut("gru.weight_hh_l0", 6, "it runs more than once"),)
     path = SimpleNamespace(id="p", pairing=SimpleNamespace(id="m"), correction="repair", method="weights")
-    save_points(store, path, [Point(0.5, {"test": seen}, [], left_out)])  # type: ignore[arg-type]
+    save_points(store, path, [PathPoint(0.5, {"test": seen}, [], left_out)])  # type: ignore[arg-type]
     rows, _ = read_rows(store, [row_key("layers", "p")], LAYER_ROWS)
     (row,) = rows.to_pylist()
     assert (row["layer"], row["n_units"], row["left_out"]) == ("gru.weight_hh_l0", 6, "it runs more than once")

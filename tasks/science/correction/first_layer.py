@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-CHUNK = 2000
+CHUNK_IMAGES = 2000
 """Images whose values are worked on together: those of 128 units stay in a core's second cache, 1 MB."""
 
-KEPT_BYTES = 2**26
+KEPT_LAYER_BYTES = 2**26
 """What an endpoint keeps of one set of images, at most: 60,000 images at 279 units. Where it would be more nothing is
 kept: the first layer of a network so wide is a small part of its work."""
 
 
 def chunks_of(examples: Tensor) -> tuple[Tensor, ...]:
     """What is worked on together of `examples` (n_examples, ...): always the same, whatever else is computed."""
-    return examples.split(CHUNK)
+    return examples.split(CHUNK_IMAGES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +48,10 @@ class FirstLayer:
     def keeps(self, images: Tensor) -> bool:
         """Whether values of these images are kept; it depends on sizes alone, so that no result depends on what else
         was computed."""
-        return len(images) * self.weight.shape[0] * self.weight.element_size() <= KEPT_BYTES
+        return len(images) * self.weight.shape[0] * self.weight.element_size() <= KEPT_LAYER_BYTES
 
     def values(self, images: Tensor) -> Iterator[Tensor]:
-        """Pre-activations (n_units, at most `CHUNK`) of `images`, chunk by chunk, the caller's own to change."""
+        """Pre-activations (n_units, at most `CHUNK_IMAGES`) of `images`, chunk by chunk, the caller's own to change."""
         return (values.clone() if self.order is None else values for values in self.read(images))
 
     def read(self, images: Tensor) -> Iterator[Tensor]:
@@ -75,6 +75,10 @@ class Between:
     a: FirstLayer
     b: FirstLayer
     alpha: float
+
+    def keeps(self, images: Tensor) -> bool:
+        """Return whether both endpoints keep values of these images; they are of one size."""
+        return self.a.keeps(images)
 
     def values(self, images: Tensor) -> Iterator[Tensor]:
         """As those of an endpoint; at alpha 0 and 1 they are the endpoints', to the bit."""

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from tasks.science.correction.layout import Layout
+from tasks.science.correction.sites import CorrectionSites
 from tasks.science.specs.state import State
 
 
-def fold_norms(network: nn.Module, state: State, layout: Layout) -> tuple[nn.Module, State]:
+def fold_norms(network: nn.Module, state: State, sites: CorrectionSites) -> tuple[nn.Module, State]:
     """A network, with its weights, that computes in evaluation mode what `network` computes with `state`, without the
     BatchNorms that alone read what a convolution puts out.
 
@@ -21,7 +21,7 @@ def fold_norms(network: nn.Module, state: State, layout: Layout) -> tuple[nn.Mod
     """
     followed = [
         (site.name, site.norm)
-        for site in layout.layers
+        for site in sites.layers
         if site.norm is not None and f"{site.name}.weight" in state
         if type(network.get_submodule(site.module or "")) is nn.Conv2d
         if isinstance(network.get_submodule(site.norm), _BatchNorm)

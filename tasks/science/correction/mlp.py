@@ -10,29 +10,85 @@ corrected, for it was moved by one scale and one shift per unit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeGuard
+from typing import Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from tasks.science.correction.first_layer import Between, FirstLayer
+from tasks.science.correction.first_layer import Between, FirstLayer, chunks_of
+from tasks.science.correction.models import Corrected, Estimation, Model, Target
 from tasks.science.correction.preactivations import LayerMoments, Moments
+from tasks.science.correction.sites import CorrectionSites
+from tasks.science.data.examples import Examples
+from tasks.science.evaluation.calibration import Halves
+from tasks.science.evaluation.metrics import Evaluation, evaluate_batches
 from tasks.science.networks.mlp import MLP
-from tasks.science.specs.corrections import Part
+from tasks.science.specs.corrections import Correction, GoalPart
+from tasks.science.specs.measurement import PLAINLY, Viewing
 from tasks.science.specs.state import State
 
 
 def is_plain_mlp(network: nn.Module) -> TypeGuard[MLP]:
-    """Whether this module handles `network`."""
+    """Return whether `network` is an MLP without norms."""
     return isinstance(network, MLP) and network.normalization == "none"
 
 
 def first_layer(network: MLP, state: State) -> FirstLayer:
-    """The first layer of the network `state`, which no other one's values are kept for."""
+    """Return the first layer of the network `state`, which as yet keeps no values."""
     name = network.hidden_linears[0]
     return FirstLayer(name, state[f"{name}.weight"], state[f"{name}.bias"])
+
+
+@dataclass(frozen=True, eq=False)
+class MLPModel(Model):
+    """A plain MLP, which is measured and corrected exactly, layer by layer.
+
+    `first`: its first layer before any correction, where endpoints keep its values; `ramp`: what the correction made of
+    these values.
+    """
+
+    network: MLP
+    first: FirstLayer | Between | None = None
+    ramp: Ramp | None = None
+
+    @staticmethod
+    def endpoint(network: MLP, state: State, sites: CorrectionSites) -> MLPModel:
+        """Return the model of an endpoint, which keeps the values of its first layer for all paths that end in it."""
+        return MLPModel(network, state, sites, first_layer(network, state))
+
+    def moments(self, images: Tensor, *, blocks: bool = False) -> LayerMoments:  # noqa: ARG002 - an MLP has no blocks
+        return mlp_moments(self.network, self.state, images, self._kept(images))
+
+    def permuted(self, state: State, orders: Mapping[str, Tensor]) -> Self:
+        assert isinstance(self.first, FirstLayer)
+        return replace(self, state=state, first=self.first.reordered(orders[self.first.name]))
+
+    def between(self, other: Model, alpha: float, state: State) -> Self:
+        assert isinstance(other, MLPModel)
+        assert isinstance(self.first, FirstLayer)
+        assert isinstance(other.first, FirstLayer)
+        return replace(self, state=state, first=Between(self.first, other.first, alpha))
+
+    def corrected(self, chosen: Correction, target: Target, estimation: Estimation) -> Corrected:  # noqa: ARG002 - exact
+        """Return this model brought to `target`, exactly whatever the `estimation`."""
+        first = self._kept(target.statistics)
+        repaired = repair(self.network, self.state, target.goal, target.statistics, chosen.part, first)
+        return Corrected(replace(self, state=repaired.state, ramp=repaired.first), (), repaired.moments)
+
+    @torch.no_grad()
+    def evaluate(self, examples: Examples, halves: Halves | None = None, *, viewing: Viewing = PLAINLY) -> Evaluation:
+        """Return loss and accuracy over all of `examples`; endpoints' values are read where they keep them."""
+        first = self._kept(examples.images)
+        if first is None or examples.scaling is not None or viewing != PLAINLY:
+            return super().evaluate(examples, halves, viewing=viewing)
+        logits = logits_between(self.network, self.state, first, examples.images, self.ramp)
+        return evaluate_batches(zip(logits, chunks_of(examples.labels), strict=True), halves)
+
+    def _kept(self, images: Tensor) -> FirstLayer | Between | None:
+        """Return the first layer where its values on `images` are kept."""
+        return self.first if self.first is not None and self.first.keeps(images) else None
 
 
 @dataclass(frozen=True)
@@ -87,7 +143,7 @@ def repair(
     state: State,
     goal: LayerMoments,
     images: Tensor,
-    part: Part = "both",
+    part: GoalPart = "both",
     first: FirstLayer | Between | None = None,
 ) -> Repaired:
     """`state` rescaled so that every hidden layer reaches that `part` of `goal` on `images`.
@@ -117,11 +173,13 @@ def repair(
 
 
 def logits_between(
-    network: MLP, state: State, first: Between, images: Tensor, ramp: Ramp | None = None
+    network: MLP, state: State, first: FirstLayer | Between, images: Tensor, ramp: Ramp | None = None
 ) -> Iterator[Tensor]:
-    """What the network `state` puts out for `images`: (at most `CHUNK`, n_out), chunk by chunk, classes outermost in
-    memory. `first` is its first layer, or, where that was corrected since, the one before, and `ramp` what was made of
-    its values."""
+    """Yield the logits (at most `CHUNK_IMAGES`, n_out) of the network `state` by chunk, classes outermost in memory.
+
+    `first` is its first layer, or, where that was corrected since, the one before, and `ramp` what was made of its
+    values.
+    """
     _, *inner = network.hidden_linears
     layers = [(state[f"{name}.weight"], state[f"{name}.bias"]) for name in (*inner, "output")]
     if ramp is not None:
@@ -136,8 +194,10 @@ def logits_between(
 
 
 class _Walk:
-    """All images at one hidden layer of an MLP: its pre-activations (n_units, at most `CHUNK`), chunk by chunk, and
-    their moments. Units are rows, so that every reduction runs along contiguous memory."""
+    """All images at one hidden layer of an MLP: pre-activations (n_units, at most `CHUNK_IMAGES`), and moments.
+
+    Units are rows, so that every reduction runs along contiguous memory.
+    """
 
     def __init__(self, first: FirstLayer | Between, images: Tensor) -> None:
         self._chunks: list[Tensor] = []

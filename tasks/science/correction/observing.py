@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Node
 
-from tasks.science.correction.layout import Site, site_values
+from tasks.science.correction.sites import Site, site_values
 from tasks.science.evaluation.functional import lay_out, mode, within
 from tasks.science.specs.state import State
 from tasks.science.symmetry.tracing.execution import graph_for, run_graph
 
-See = Callable[[Site, Tensor], Tensor | None]
+SeeSite = Callable[[Site, Tensor], Tensor | None]
 """Receives a site and its values; what it returns, if anything, takes their place (not those that a norm reads)."""
 
 
@@ -30,7 +30,7 @@ def observe(
     state: State,
     sites: Sequence[Site],
     batches: Iterable[Tensor],
-    see: See,
+    see: SeeSite,
     *,
     writes: bool = False,
 ) -> None:
@@ -53,7 +53,7 @@ def observe(
         within(network, state, run, writes=writes)
 
 
-def _run(network: nn.Module, state: State, sites: Sequence[Site], batch: Tensor, see: See) -> None:
+def _run(network: nn.Module, state: State, sites: Sequence[Site], batch: Tensor, see: SeeSite) -> None:
     graph = graph_for(network, batch)
     of_node = site_values(graph, network, sites)
 
@@ -68,7 +68,7 @@ def _run(network: nn.Module, state: State, sites: Sequence[Site], batch: Tensor,
 
 
 @contextmanager
-def _hooked(network: nn.Module, sites: Sequence[Site], see: See) -> Generator[None]:
+def _hooked(network: nn.Module, sites: Sequence[Site], see: SeeSite) -> Generator[None]:
     def reading(site: Site) -> Callable[[nn.Module, Any], None]:
         def hook(_module: nn.Module, inputs: Any) -> None:
             see(site, inputs[0])

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from tasks.science.correction.layout import Layout, Site
 from tasks.science.correction.observing import PassEnded, observe
+from tasks.science.correction.sites import CorrectionSites, Site
 from tasks.science.evaluation.metrics import BATCH_SIZE, CONV_BATCH_SIZE
 from tasks.science.specs.state import State
 
@@ -104,15 +104,17 @@ def measure(
 
 
 @torch.no_grad()
-def matched_covariances(network: nn.Module, layout: Layout, a: State, b: State, images: Tensor) -> dict[str, Tensor]:
+def matched_covariances(
+    network: nn.Module, sites: CorrectionSites, a: State, b: State, images: Tensor
+) -> dict[str, Tensor]:
     """For every layer the covariances (n_units,) float64 of A's pre-activations with those of B at the same position,
     over all of `images`, from one pass of both; B is already permuted into alignment.
 
     Batches are such that what all layers of one network put out stays below 256 MB, where one image allows it.
     """
     n_seen = 0
-    means = {site.name: (torch.zeros(()), torch.zeros(())) for site in layout.layers}
-    products = {site.name: torch.zeros((), dtype=torch.float64) for site in layout.layers}
+    means = {site.name: (torch.zeros(()), torch.zeros(())) for site in sites.layers}
+    products = {site.name: torch.zeros((), dtype=torch.float64) for site in sites.layers}
     outputs: dict[str, Tensor] = {}
 
     def keep(site: Site, values: Tensor) -> None:
@@ -131,10 +133,10 @@ def matched_covariances(network: nn.Module, layout: Layout, a: State, b: State, 
         means[site.name] = old_a + drift_a * (n / total), old_b + drift_b * (n / total)
         products[site.name] = products[site.name] + product / per_image + drift_a * drift_b * (n_seen * n / total)
 
-    per_image_bytes = max(1, layout.n_values * images.element_size())
+    per_image_bytes = max(1, sites.n_values * images.element_size())
     for batch in images.split(max(1, min(500, _PAIRED_BYTES // per_image_bytes))):
         for state, see in ((a, keep), (b, compare)):
-            observe(network, state, layout.layers, [batch], see)
+            observe(network, state, sites.layers, [batch], see)
         n_seen += len(batch)
     return {name: product / n_seen for name, product in products.items()}
 

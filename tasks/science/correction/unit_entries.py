@@ -21,15 +21,22 @@ from tasks.science.symmetry.tracing.execution import evaluate_nodes
 from tasks.science.symmetry.tracing.graph import Graph, operation_name
 from tasks.science.symmetry.tracing.linear_maps import VIEWS, LinearMap
 
-TOLERANCE = 1e-9
+_TOLERANCE = 1e-9
 """Relative error below which float64 is held to have computed the same weight."""
 
-NOISE = (0.1, 1.0, 10.0)
+_NOISE = (0.1, 1.0, 10.0)
 """Sizes of the parameters that a computed weight is tried with, beside their own: what holds for some need not hold for
 others, such as an update of low rank that is still 0, or a norm below its bound."""
 
-MAX_TRIALS = 64
+_MAX_TRIALS = 64
 """Ways to scale a computed weight that are tried; few parameters make it, so that there are seldom more than four."""
+
+
+def along(units: Tensor, like: Tensor, dim: int) -> Tensor:
+    """Return a view of `units` (n_units,) that broadcasts with `like`, whose units lie along `dim`."""
+    shape = [1] * like.ndim
+    shape[dim] = -1
+    return units.view(shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +132,7 @@ class _Trial:
         for node in needed:
             value = (state[self.keys[node]] if node in self.keys else graph.constants[node.name]).detach().cpu()
             own[node] = value.double() if value.is_floating_point() else value
-        self.inputs = [own, *({node: self._noise(node, value, size) for node, value in own.items()} for size in NOISE)]
+        self.inputs = [own, *({node: self._noise(node, value, size) for node, value in own.items()} for size in _NOISE)]
         self.weights = [self._weight(inputs) for inputs in self.inputs]
 
     def _noise(self, node: Node, value: Tensor, size: float) -> Tensor:
@@ -146,7 +153,7 @@ class _Trial:
             if weight is None or found is None or found.shape != weight.shape:
                 return False
             expected = on_weight(weight)
-            if not bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max()):
+            if not bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max()):
                 return False
         return True
 
@@ -158,7 +165,7 @@ class _Trial:
             if value.is_floating_point() and (keys is None or key in keys):
                 options.append([None, *((node, d) for d, n in enumerate(value.shape) if n == self.one.n_units)])
         every = [[c for c in combination if c] for combination in itertools.product(*options)]
-        for chosen in itertools.islice(sorted(filter(None, every), key=len), MAX_TRIALS):
+        for chosen in itertools.islice(sorted(filter(None, every), key=len), _MAX_TRIALS):
             yield dict(chosen)
 
     def scalings(self) -> Iterator[tuple[UnitEntries, ...]]:
@@ -168,7 +175,7 @@ class _Trial:
         for chosen in self._choices(self.parameters):
 
             def scale(node: Node, value: Tensor, chosen: dict[Node, int] = chosen) -> Tensor:
-                return value * _along(factors, value, chosen[node]) if node in chosen else value
+                return value * along(factors, value, chosen[node]) if node in chosen else value
 
             if self._holds(scale, lambda weight: weight * factors[self.one.units]):
                 yield tuple(self._entries(node, d) for node, d in chosen.items())
@@ -190,7 +197,7 @@ class _Trial:
 
     def _entries(self, node: Node, dim: int) -> UnitEntries:
         like = self.inputs[0][node]
-        return UnitEntries(self.keys[node], _along(torch.arange(self.one.n_units), like, dim))
+        return UnitEntries(self.keys[node], along(torch.arange(self.one.n_units), like, dim))
 
 
 def _placeholders(node: Node) -> list[Node]:
@@ -205,9 +212,3 @@ def _placeholders(node: Node) -> list[Node]:
             found[one] = None
         waiting += one.all_input_nodes
     return list(found)
-
-
-def _along(units: Tensor, like: Tensor, dim: int) -> Tensor:
-    view = [1] * like.ndim
-    view[dim] = -1
-    return units.view(view)

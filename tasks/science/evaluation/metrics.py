@@ -53,7 +53,7 @@ def evaluate(
     bfloat16, as autocast has them; losses are in float32 whatever it is.
     Always in evaluation mode: BatchNorm takes its running statistics from `state`, which is left as it was.
     """
-    return within(network, state, lambda loaded: judge(_batches(loaded, examples, viewing), halves))
+    return within(network, state, lambda loaded: evaluate_batches(_batches(loaded, examples, viewing), halves))
 
 
 @torch.no_grad()
@@ -69,7 +69,7 @@ def logits_of(network: nn.Module, state: State, examples: Examples, *, viewing: 
 
 def evaluate_logits(logits: Tensor, labels: Tensor, halves: Halves | None = None) -> Evaluation:
     """As `evaluate`, of outputs (n_examples, n_out) that were made elsewhere."""
-    return judge([(logits, labels)], halves)
+    return evaluate_batches([(logits, labels)], halves)
 
 
 def _batches(network: nn.Module, examples: Examples, viewing: Viewing) -> Iterator[tuple[Tensor, Tensor]]:
@@ -92,7 +92,7 @@ def _batches(network: nn.Module, examples: Examples, viewing: Viewing) -> Iterat
             yield logits, labels
 
 
-def judge(batches: Iterable[tuple[Tensor, Tensor]], halves: Halves | None) -> Evaluation:
+def evaluate_batches(batches: Iterable[tuple[Tensor, Tensor]], halves: Halves | None) -> Evaluation:
     """As `evaluate`, of outputs (n, n_out) and labels (n,), batch by batch."""
     loss, n_correct = 0.0, 0
     kept: list[Tensor] = []

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tasks.science.data.examples import Dataset
 from tasks.science.evaluation.calibration import Halves, calibration_halves
 from tasks.science.evaluation.metrics import Evaluation, evaluate_logits, logits_of
-from tasks.science.paths.curves import Point
+from tasks.science.paths.curves import PathPoint
 from tasks.science.specs.measurement import PLAINLY, Viewing
 from tasks.science.specs.state import State
 
@@ -36,7 +36,7 @@ def mix(a: Tensor, b: Tensor, alpha: float) -> Tensor:
     return torch.logsumexp(torch.stack([a + weights[0], b + weights[1]]), dim=0)
 
 
-def measure_ensemble(a: Outputs, b: Outputs, alphas: Sequence[float], dataset: Dataset) -> list[Point]:
+def measure_ensemble(a: Outputs, b: Outputs, alphas: Sequence[float], dataset: Dataset) -> list[PathPoint]:
     """Loss and accuracy of the mixture of two endpoints' probabilities at every one of `alphas`; alpha weights B."""
     halves = calibration_halves(dataset.spec.fingerprint, len(dataset.test))
 
@@ -44,7 +44,7 @@ def measure_ensemble(a: Outputs, b: Outputs, alphas: Sequence[float], dataset: D
         return evaluate_logits(mix(a[split], b[split], alpha), labels, across)
 
     return [
-        Point(
+        PathPoint(
             alpha,
             {
                 "train": judge("train", alpha, dataset.train.labels, None),

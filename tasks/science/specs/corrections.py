@@ -20,7 +20,7 @@ NORMALIZATIONS = ("none", "batch", "layer", "fixup", "batch-fused")
 
 RESIDUAL_ARCHITECTURES = ("resnet20", "resnet18", "resnet50", "wide-resnet50-2")
 
-Part = Literal["both", "deviation", "mean"]
+GoalPart = Literal["both", "deviation", "mean"]
 """Which of a goal's two moments a unit is given; the other one stays as it is found."""
 
 
@@ -39,7 +39,7 @@ class Correction:
     extra_layers: tuple[str, ...] = ("fixup",)
     layers: bool = True
     """Whether layers are brought to a goal at all."""
-    part: Part = "both"
+    part: GoalPart = "both"
     frozen: bool = False
     """Whether BatchNorm keeps its interpolated statistics; else they become those of what it then reads."""
     closed_form: bool = False

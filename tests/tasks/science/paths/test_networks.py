@@ -87,7 +87,7 @@ def test_the_middle_of_a_path_of_spectral_norms_is_measured_with_norms_of_1():
     network = network_of(NEW)
     a, b = trained(NEW, 0), trained(NEW, 1)
     sides = measure_side(network, a, IMAGES), measure_side(network, b, IMAGES)
-    path = CorrectedPath(network, sides, "none", IMAGES)
+    path = CorrectedPath(sides, "none", IMAGES)
     assert np.allclose(norms(network, path.at(0.5).state), 1, atol=1e-5)
     data = Dataset(DataSpec("test", "0" * 64, 240, 240, 4, (6, 1, 1)), EXAMPLES, EXAMPLES, black=(0.0,) * 6)
     seen: Evaluation = path.evaluate(0.5, None, data, viewing=PLAINLY)["test"]
