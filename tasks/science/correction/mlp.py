@@ -1,11 +1,10 @@
 """REPAIR of a plain MLP, exact: the whole statistics set goes through one layer at a time.
 
-What is folded into a layer's weights is also done to its values on the way, so the next layer is measured on corrected
-input without a second pass. Of that only the bend at 0 costs a pass over the values (`Ramp`). In memory are the values
-of one layer, in chunks of images that stay in a core's caches while they are made and measured.
+The scale and shift that are folded into a layer's weights are also applied to its values, so that the next layer is
+measured on corrected input without a second pass. Only the bend at 0 costs a pass over the values (`Ramp`). The values
+of one layer are in memory, in chunks of images that stay in a core's caches while they are computed and measured.
 
-A corrected layer's own moments are not measured again: they follow from those that were measured before it was
-corrected, for it was moved by one scale and one shift per unit.
+The moments of a corrected layer are not measured again: they follow from those before and its scale and shift.
 """
 
 from __future__ import annotations
@@ -93,32 +92,37 @@ class MLPModel(Model):
 
 @dataclass(frozen=True)
 class Ramp:
-    """relu(scale z + shift) of values z, scale and shift (n_units,), as scale (max(z, start) - start): the maximum is
-    taken of the values, the rest goes into the weights that read them. Scales are above 0."""
+    """A ReLU of scaled and shifted values, relu(scale z + shift) = scale (max(z, start) - start).
+
+    `scale` (n_units,), above 0, and `start` (n_units,). The maximum is taken of the values, the rest goes into the
+    weights that read them.
+    """
 
     scale: Tensor
     start: Tensor
 
     @staticmethod
     def plain(like: Tensor) -> Ramp:
-        """The ReLU alone, of as many units as `like` has and in its type."""
+        """Return the ReLU alone, for the units of `like` and in its type."""
         return Ramp(torch.ones_like(like), torch.zeros_like(like))
 
     def bend(self, values: Tensor) -> Tensor:
-        """`values` (n_units, n_examples), in place."""
+        """Bend `values` (n_units, n_examples) in place and return them."""
         return torch.maximum(values, self.start[:, None], out=values)
 
     def read(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the layer behind, as they read what `bend` leaves."""
+        """Return weight and bias of the next layer for values that `bend` returned."""
         weight = weight * self.scale
-        # As a product of a matrix and a vector it would be no faster, and in MKL slower at these sizes.
+        # A product of a matrix and a vector is no faster, and in MKL slower at these sizes.
         return weight, bias - (weight * self.start).sum(1)
 
 
 @dataclass(frozen=True)
 class Repaired:
-    """`state`: the corrected weights. `moments`: what every hidden layer then has on the statistics samples. `first`:
-    what the correction and the ReLU made of the first layer's values."""
+    """Corrected weights `state`, and the `moments` that every hidden layer then has on the statistics samples.
+
+    `first`: what the correction and the ReLU made of the first layer's values.
+    """
 
     state: State
     moments: LayerMoments
@@ -127,7 +131,7 @@ class Repaired:
 
 @torch.no_grad()
 def mlp_moments(network: MLP, state: State, images: Tensor, first: FirstLayer | Between | None = None) -> LayerMoments:
-    """Moments of every hidden layer over all of `images`; `first` as in `repair`."""
+    """Return the moments of every hidden layer over all of `images`; `first` as in `repair`."""
     walk = _Walk(first or first_layer(network, state), images)
     moments: LayerMoments = {}
     for position, name in enumerate(network.hidden_linears):
@@ -146,10 +150,10 @@ def repair(
     part: GoalPart = "both",
     first: FirstLayer | Between | None = None,
 ) -> Repaired:
-    """`state` rescaled so that every hidden layer reaches that `part` of `goal` on `images`.
+    """Return `state` rescaled so that every hidden layer reaches that `part` of `goal` on `images`.
 
     A unit without spread, here or in the goal, keeps its scale and has only its mean set. `first` is the first layer of
-    `state` where it is known as that of a network between two endpoints, whose values are kept.
+    `state` where its values, or those of its two endpoints, are kept.
     """
     walk = _Walk(first or first_layer(network, state), images)
     repaired, moments = dict(state), dict[str, Moments]()
@@ -209,7 +213,7 @@ class _Walk:
             self._measure(values, self._spare.setdefault(values.shape[1], torch.empty_like(values)))
 
     def go_on(self, ramp: Ramp, weight: Tensor, bias: Tensor) -> None:
-        """To the layer of this `weight` and `bias`, through the `ramp` of the layer where it stands."""
+        """Go on to the layer of this `weight` and `bias`, through the `ramp` of the current layer."""
         weight, bias = ramp.read(weight, bias)
         self._moments.clear()
         for i, values in enumerate(self._chunks):
@@ -219,7 +223,7 @@ class _Walk:
             self._chunks[i], self._spare[n] = made, values
 
     def _measure(self, values: Tensor, scratch: Tensor) -> None:
-        """In two passes: the deviation of what is left after the mean is taken off, in `scratch`."""
+        """Measure `values` in two passes, the second over their distance from the mean, in `scratch`."""
         mean = values.mean(1)
         left = torch.sub(values, mean[:, None], out=scratch)
         self._moments.append((mean, torch.linalg.vector_norm(left, dim=1)))

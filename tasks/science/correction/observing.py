@@ -1,6 +1,6 @@
-"""Shows what passes the sites of a network to a function that may replace it.
+"""Passes through a network that show the values at its sites to a function, which may replace them.
 
-Where all sites are modules, forward hooks take their values from the network itself; else the traced graph is run.
+Where all sites are modules, forward hooks take the values from the network itself; else the traced graph is run.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from tasks.science.specs.state import State
 from tasks.science.symmetry.tracing.execution import graph_for, run_graph
 
 SeeSite = Callable[[Site, Tensor], Tensor | None]
-"""Receives a site and its values; what it returns, if anything, takes their place (not those that a norm reads)."""
+"""A function of a site and its values; a tensor that it returns takes their place, except where a norm reads them."""
 
 
 class PassEnded(Exception):  # noqa: N818 - no error
-    """Raised by what sees values to end the pass of this batch."""
+    """The signal of an observing function that ends the pass of this batch."""
 
 
 def observe(
@@ -36,8 +36,8 @@ def observe(
 ) -> None:
     """Pass `batches` through `network` with the weights `state`, in evaluation mode, and show `sites` to `see`.
 
-    `writes` says that `see` writes into `state` on the way, for later modules to read.
-    Raises TraceError where some site is no module and the network cannot be traced at the size of a batch.
+    `writes` allows `see` to write into `state` for later modules to read.
+    Raises TraceError where some site is not a module and the network cannot be traced at the size of a batch.
     """
     if any(site.module is None for site in sites):
         for batch in batches:

@@ -1,8 +1,8 @@
-"""Keeps a forward pass in float64 where it would cast what it computes to fewer digits.
+"""Forward passes kept in float64 where a network would cast its values to fewer digits.
 
-Many networks normalise in float32 whatever their input is. Permuting units changes the order of sums, hence the last
-digits of float32: a proof in float64 would take that rounding for a change of function. What the network computes is
-the same function without the casts, so a proof leaves them out, and its tolerance stays strict.
+Many networks normalise in float32 whatever the type of their input. Permuting units changes the order of sums and hence
+the last digits of float32, which a proof in float64 would take for a change of function. Without its casts a network
+computes the same function, so a proof leaves them out and keeps its strict tolerance.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from torch.utils._pytree import tree_map_only
 
 
 class CastsKept(TorchDispatchMode):
-    """Every floating value that an operation makes is in float64, whatever type it asks for; casts to whole numbers
-    are as they are. `places`: the modules whose casts were left out, by path, in the order in which they ran."""
+    """A mode in which every operation makes floating values in float64, whatever type it asks for.
+
+    Casts to whole numbers are kept. `places`: paths of the modules whose casts were left out, in the order in which
+    they ran.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -45,7 +48,7 @@ class CastsKept(TorchDispatchMode):
         return tree_map_only(Tensor, _widened, func(*arguments[0], **arguments[1]))
 
     def _place(self) -> str:
-        """The innermost module whose forward pass is running."""
+        """Return the path of the innermost module whose forward pass is running."""
         frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
         while frame is not None:
             path = self._paths.get(id(frame.f_locals.get("self")))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tasks.science.data.examples import Dataset, Examples
-from tasks.science.evaluation.calibration import MAX_TEMPERATURE, Halves, calibrate, calibration_halves, fit_temperature
+from tasks.science.evaluation.calibration import MAX_TEMPERATURE, Halves, calibrate, calibration_halves
 from tasks.science.evaluation.metrics import evaluate
 from tasks.science.paths.curves import evaluate_splits
 
@@ -25,6 +25,14 @@ def draw(n: int, n_out: int, temperature: float, seed: int = 0) -> tuple[NDArray
 def mean_loss(logits: NDArray[np.float64], labels: NDArray[np.int64], temperature: float) -> float:
     scaled = torch.from_numpy(logits / temperature)
     return float(nn.functional.cross_entropy(scaled, torch.from_numpy(labels)))
+
+
+def fit_temperature(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """The temperature that is fitted on all of `logits`: that of two halves which both hold all of them."""
+    every = np.arange(len(labels))
+    found = calibrate(logits, labels, (every, every))
+    assert found is not None
+    return found.temperature
 
 
 def halves_of(n: int) -> Halves:
