@@ -42,6 +42,22 @@ def check_modes(network: nn.Module) -> None:
     """
     if network in _STEADY:
         return
+    _check_kinds(network)
+    switching = [(path, module) for path, module in network.named_modules() if _has_own_switch(module)]
+    if switching and _rewritten(network, network):
+        # Innermost first: a module is switched with all that it holds.
+        guilty = next(((p, m) for p, m in reversed(switching) if _rewritten(network, m)), ("", network))
+        path, module = guilty
+        raise NetworkError(
+            f"train() and eval() of {path or 'the network'} ({type(module).__name__}) rewrite its weights, so weights "
+            "would mean something else in each mode: merge the update into the weights first and give a plain network, "
+            "or let train() and eval() leave them alone"
+        )
+    _STEADY.add(network)
+
+
+def _check_kinds(network: nn.Module) -> None:
+    """Raise NetworkError where `network` holds TorchScript or quantized modules."""
     for path, module in network.named_modules():
         where = f"{path} of the network" if path else "the network"
         if type(module).__module__.startswith(_QUANTIZED):
@@ -54,17 +70,6 @@ def check_modes(network: nn.Module) -> None:
                 f"{where} is TorchScript, whose weights cannot be exchanged: give the nn.Module that was scripted or "
                 "traced"
             )
-    switching = [(path, module) for path, module in network.named_modules() if _has_own_switch(module)]
-    if switching and _rewritten(network, network):
-        # Innermost first: a module is switched with all that it holds.
-        guilty = next(((p, m) for p, m in reversed(switching) if _rewritten(network, m)), ("", network))
-        path, module = guilty
-        raise NetworkError(
-            f"train() and eval() of {path or 'the network'} ({type(module).__name__}) rewrite its weights, so weights "
-            "would mean something else in each mode: merge the update into the weights first and give a plain network, "
-            "or let train() and eval() leave them alone"
-        )
-    _STEADY.add(network)
 
 
 @contextmanager
@@ -83,26 +88,13 @@ def watched(network: nn.Module, state: Mapping[str, Tensor]) -> Generator[Callab
         before = {key: tensor.clone() for key, tensor in state.items()}
     shown: list[tuple[Any, ...]] = []
     changed: list[str] = []
-
-    def look() -> None:
-        with _plainly():
-            changed.extend(k for k, t in network.named_parameters() if k in before and not _same(before[k], t.detach()))
-            floats = [(k, t) for k, t in network.named_buffers() if k in before and t.is_floating_point()]
-            found = [k for k, t in floats if not _same(before[k], t.detach())]
-            if found and _reads(network, {key: before[key] for key in found}, shown[:1]):
-                changed.extend(found)
-
-    handle = network.register_forward_pre_hook(lambda _, inputs: shown.append(inputs) if not shown else None)
     written: list[str] = []
+    handle = network.register_forward_pre_hook(lambda _, inputs: shown.append(inputs) if not shown else None)
     try:
-        yield look
+        yield lambda: changed.extend(_changed(network, before, shown))
     finally:
         handle.remove()
-        with _plainly(), torch.no_grad():
-            for key, tensor in before.items():
-                if not _same(tensor, state[key]):
-                    written.append(key)
-                    state[key].copy_(tensor)
+        written += _restore(state, before)
     changed += [key for key in written if key in dict(network.named_parameters(remove_duplicate=False))]
     if changed:
         path, _, name = changed[0].rpartition(".")
@@ -112,6 +104,26 @@ def watched(network: nn.Module, state: Mapping[str, Tensor]) -> Generator[Callab
         )
     if not written:
         _READING.add(network)
+
+
+def _changed(network: nn.Module, before: Mapping[str, Tensor], shown: Sequence[tuple[Any, ...]]) -> list[str]:
+    """Return the parameters of `network` that differ from `before`, and the floating buffers where it reads them."""
+    with _plainly():
+        changed = [k for k, t in network.named_parameters() if k in before and not _same(before[k], t.detach())]
+        floats = [(k, t) for k, t in network.named_buffers() if k in before and t.is_floating_point()]
+        found = [k for k, t in floats if not _same(before[k], t.detach())]
+        if found and _reads(network, {key: before[key] for key in found}, shown):
+            changed += found
+    return changed
+
+
+def _restore(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> list[str]:
+    """Write the values `before` back into `state` where they changed, and return the keys of these."""
+    with _plainly(), torch.no_grad():
+        written = [key for key, tensor in before.items() if not _same(tensor, state[key])]
+        for key in written:
+            state[key].copy_(before[key])
+    return written
 
 
 @torch.no_grad()

@@ -18,7 +18,9 @@ the train split that the endpoint was not trained on, instead of on the test ima
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import optimize
 from scipy.special import expit, logit
 from torch import Tensor, nn
@@ -63,7 +65,11 @@ def choose_shift(logits: Tensor, labels: Tensor, shares: Tensor) -> float:
     weights /= weights.sum()
     wide = logits.double()
     log_odds = (torch.logsumexp(wide[:, n_lower:], 1) - torch.logsumexp(wide[:, :n_lower], 1)).numpy()
-    share = float(weights[(labels >= n_lower).numpy()].sum())
+    return _balancing_shift(log_odds, weights, float(weights[(labels >= n_lower).numpy()].sum()))
+
+
+def _balancing_shift(log_odds: NDArray[np.float64], weights: NDArray[np.float64], share: float) -> float:
+    """Return the shift of `log_odds` (n_examples,) at which the `weights`-weighted sum of probabilities is `share`."""
 
     def slope(shift: float) -> float:
         return float(weights @ expit(log_odds + shift)) - share
