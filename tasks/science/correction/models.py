@@ -87,8 +87,7 @@ class Model:
         return measure(self.network, self.state, self.sites.layers + (self.sites.blocks if blocks else ()), images)
 
     def permuted(self, state: State, orders: Mapping[str, Tensor]) -> Self:  # noqa: ARG002 - for classes that keep values
-        """Return this model with its units reordered: `state` is permuted, and position i of a layer holds unit
-        orders[layer][i]."""
+        """Return this model with the permuted weights `state`, where unit orders[layer][i] stands at position i."""
         return replace(self, state=state)
 
     def between(self, other: Model, alpha: float, state: State) -> Self:  # noqa: ARG002 - for classes that keep values
