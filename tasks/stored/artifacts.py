@@ -14,8 +14,9 @@ from infra.paths import endpoint_key, moments_key, permutation_key, row_key
 from infra.storage import Store
 from infra.tables import Table, pack_rows, read_rows
 from tasks.science.alignment.matching import Match
-from tasks.science.correction.preactivations import LayerMoments, Moments
+from tasks.science.correction.preactivations import LayerMoments
 from tasks.science.evaluation.metrics import Evaluation
+from tasks.science.evaluation.moments import Moments
 from tasks.science.networks import build_network
 from tasks.science.paths.curves import Splits
 from tasks.science.specs.bounds import MAX_DRAW

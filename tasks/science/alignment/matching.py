@@ -23,14 +23,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from tasks.science.alignment.assignment import SOLVERS, Solver, assign
-from tasks.science.alignment.moments import (
-    ObservedFamily,
-    States,
-    UnitCorrelations,
-    read_activations,
-    readable_families,
-    unit_correlations,
-)
+from tasks.science.alignment.correlations import States, UnitCorrelations
+from tasks.science.alignment.moments import read_activations, readable_families, unit_correlations
+from tasks.science.alignment.reading import ObservedFamily
 from tasks.science.alignment.weight_matching import match_weights, unit_cosines
 from tasks.science.evaluation.functional import compute, mode
 from tasks.science.evaluation.outputs import logits_in

@@ -1,14 +1,17 @@
-"""Activations where a permutation spec says that they are read.
+"""Activations at the readings of a permutation spec.
 
-Where every reading is the output of a module, forward hooks take them from the network itself. Where one is not (a
-functional nonlinearity, a sum in a forward method), the traced graph is run instead, operation by operation: the names
-of its operations are those in the spec.
+Where every reading is the output of a module, forward hooks take activations from the network itself. Where one is not
+(a functional nonlinearity, a sum in a forward method), the traced graph is run instead, operation by operation: its
+operations have the names that the spec gives them.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,16 +21,53 @@ from torch.fx import Node
 
 from tasks.science.evaluation.functional import compute, lay_out, lay_out_weights
 from tasks.science.specs.state import State
-from tasks.science.symmetry.permutation import Reading
+from tasks.science.symmetry.permutation import Axis, Reading
 from tasks.science.symmetry.tracing.execution import graph_for, run_graph
 
+
+@dataclass(frozen=True)
+class ObservedFamily:
+    """The axes of one family (one axis, where nothing is nested) and where their activations are read.
+
+    The units of all axes count one after the other. `readings` have ascending units: several where the axes do not
+    lie in one tensor.
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+    readings: tuple[Reading, ...]
+
+    @property
+    def n_units(self) -> int:
+        """Units of all axes."""
+        return sum(axis.size for axis in self.axes)
+
+    @property
+    def n_each(self) -> int:
+        """Channels per unit."""
+        return self.readings[0].positions.shape[1]
+
+    @cached_property
+    def channels(self) -> list[slice]:
+        """Channels of each reading, among those of all units side by side."""
+        ends = np.cumsum([0, *(reading.positions.size for reading in self.readings)]).tolist()
+        return [slice(first, last) for first, last in itertools.pairwise(ends)]
+
+
 Key = tuple[str, int]
+"""A reading: the name of its family, and its number there."""
+
 Receive = Callable[[Key, Tensor], None]
 
 
+def keyed_readings(families: Iterable[ObservedFamily]) -> list[tuple[Key, Reading]]:
+    """Return the readings of `families`, each under its key."""
+    return [((family.name, i), reading) for family in families for i, reading in enumerate(family.readings)]
+
+
 class MisreadError(ValueError):
-    """What `reading` names is not what it says, in a batch of another size than the traced one, or is complex: no
-    correlations are defined of that here."""
+    """A tensor that lacks the units of `reading`, in a batch of another size than the traced one, or is complex, for
+    which no correlation is defined here."""
 
     def __init__(self, reading: Reading) -> None:
         super().__init__(f"{reading.node} does not carry the units that were traced there, as real numbers")
@@ -35,35 +75,36 @@ class MisreadError(ValueError):
 
 
 class Reader(Protocol):
-    """Runs a network and hands out what is read on the way."""
+    """A network that hands out what is read as it runs."""
 
     def prepare(self, state: State) -> State:
-        """`state` as visits read it fastest: the same values."""
+        """Return the same values, laid out as visits read them fastest."""
         ...
 
     def visit(self, state: State, batch: Tensor, wanted: Sequence[tuple[Key, Reading]], receive: Receive) -> None:
-        """Calls `receive` with each key and its activations (n_samples, n_channels), those of a unit side by side,
-        valid during the call only: the network may overwrite them later. The pass ends with the last of them.
+        """Call `receive` with each key and its activations (n_samples, n_channels), those of a unit side by side.
 
-        Raises ValueError where the pass does not come to one, MisreadError where one is not what was traced."""
+        They are valid during the call only: the network may overwrite them later. The pass ends with the last of them.
+        Raises ValueError where the pass does not come to one, MisreadError where one is not what was traced.
+        """
         ...
 
 
 def make_reader(network: nn.Module, readings: Sequence[Reading]) -> Reader:
-    """What can read all of `readings` from `network`."""
+    """Return a reader of `network` that can read all of `readings`."""
     if all(reading.module is not None for reading in readings):
         return HookReader(network)
     return GraphReader(network)
 
 
 class Selection:
-    """Takes activations out of the tensors that readings name; what there is to know of each is found out once."""
+    """Activations taken out of the tensors that readings name; the channels of each reading are worked out once."""
 
     def __init__(self) -> None:
         self._channels: dict[Reading, tuple[Tensor, int, bool]] = {}
 
     def __call__(self, tensor: Tensor, reading: Reading) -> Tensor:
-        """The activations (n_samples, n_channels), those of a unit side by side; a view where that can be.
+        """Return the activations (n_samples, n_channels), those of a unit side by side; a view where that can be.
 
         Raises MisreadError where `tensor` has no such positions, or is complex.
         """
@@ -80,7 +121,7 @@ class Selection:
 
 
 class HookReader:
-    """Reads the outputs of modules, by path and number of the call."""
+    """A reader of the outputs of modules, by path and number of the call."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
@@ -132,7 +173,7 @@ def _missed(readings: Iterable[Reading]) -> ValueError:
 
 
 class GraphReader:
-    """Reads the results of operations, by their names in the graph; traces once per size of batch."""
+    """A reader of the results of operations, by their names in the graph, traced once per size of batch."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network

@@ -8,10 +8,11 @@ from typing import Literal
 from torch import Tensor
 
 from tasks.science.correction.observing import observe
-from tasks.science.correction.preactivations import LayerMoments, Moments, RunningMoments, measure
+from tasks.science.correction.preactivations import LayerMoments, measure
 from tasks.science.correction.rewriting import Rewriting, scale_and_shift
 from tasks.science.correction.sites import Site
 from tasks.science.correction.unit_entries import along
+from tasks.science.evaluation.moments import Moments, RunningMoments
 from tasks.science.specs.state import State
 
 Estimator = Literal["one-pass", "layerwise"]

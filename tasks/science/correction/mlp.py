@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from tasks.science.correction.first_layer import Between, FirstLayer, chunks_of
 from tasks.science.correction.models import Corrected, Estimation, Model, Target
-from tasks.science.correction.preactivations import LayerMoments, Moments
+from tasks.science.correction.preactivations import LayerMoments
 from tasks.science.correction.sites import CorrectionSites
 from tasks.science.data.examples import Examples
 from tasks.science.evaluation.calibration import Halves
 from tasks.science.evaluation.metrics import Evaluation, evaluate_batches
+from tasks.science.evaluation.moments import Moments, RunningMoments
 from tasks.science.networks.mlp import MLP
 from tasks.science.specs.corrections import Correction, GoalPart
 from tasks.science.specs.measurement import PLAINLY, Viewing
@@ -229,11 +230,10 @@ class _Walk:
         self._moments.append((mean, torch.linalg.vector_norm(left, dim=1)))
 
     def moments(self) -> Moments:
-        """Over all images, chunks merged as `RunningMoments` merges batches."""
-        counts = torch.tensor([values.shape[1] for values in self._chunks], dtype=torch.float64)[:, None]
+        """Return the moments over all images."""
+        counts = [values.shape[1] for values in self._chunks]
         means, norms = (torch.stack(parts).double() for parts in zip(*self._moments, strict=True))
-        shares = (counts / counts.sum()).to(means.device)
-        mean = (shares * means).sum(0)
-        variance = (norms.square().sum(0) / counts.sum()) + (shares * (means - mean).square()).sum(0)
-        like = self._chunks[0].dtype
-        return Moments(mean.to(like), variance.sqrt().to(like))
+        running = RunningMoments()
+        running.add_parts(counts, means, norms.square() / torch.tensor(counts, device=norms.device)[:, None])
+        found, like = running.result(), self._chunks[0].dtype
+        return Moments(found.mean.to(like), found.sd.to(like))

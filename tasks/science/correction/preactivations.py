@@ -13,74 +13,15 @@ from torch import Tensor, nn
 from tasks.science.correction.observing import PassEnded, observe
 from tasks.science.correction.sites import CorrectionSites, Site
 from tasks.science.evaluation.metrics import BATCH_SIZE, CONV_BATCH_SIZE
+from tasks.science.evaluation.moments import Moments, RunningMoments
 from tasks.science.specs.state import State
-
-DEAD_SHARE = 1e-6
-"""A unit is dead where its deviation is below this share of the root mean square of its layer's, or axis', values:
-float32 cannot tell it from a constant."""
-
-_CHUNK = 4096
-"""Values per unit that are added up in their own type. With channels innermost torch adds them one after another: sums
-of 500,000 float32 values near 1000 are off by .4 %, those of 4,096 by 2e-6."""
 
 _PAIRED_BYTES = 2**28
 """Most bytes that the values of one network's layers take while another's are compared with them."""
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Mean and standard deviation (n_units,) of a site's values over the statistics samples."""
-
-    mean: Tensor
-    sd: Tensor
-
-    def reorder(self, indices: Tensor) -> Moments:
-        """The moments of the permuted network, without measuring it: position i takes unit indices[i]."""
-        return Moments(self.mean[indices], self.sd[indices])
-
-    def dead(self) -> Tensor:
-        """Units (n_units,) bool whose spread float32 cannot tell from none, beside the scale of their layer."""
-        scale = (self.mean.square() + self.sd.square()).mean().sqrt()
-        return self.sd <= DEAD_SHARE * scale
-
-
 LayerMoments = dict[str, Moments]
 """Moments by the name of the layer whose output they describe, front to back."""
-
-
-class RunningMoments:
-    """Moments (n_units,) float64 of all values shown so far, by the merging of means and squared deviations (Chan,
-    Golub and LeVeque 1979): exact over any batches, without the cancellation of E[x^2] - E[x]^2."""
-
-    def __init__(self) -> None:
-        self._n = 0
-        self._mean = self._squares = torch.zeros(())
-
-    def add(self, values: Tensor, dim: int) -> Moments:
-        """Adds `values`, whose units lie along `dim`; returns the moments of these values alone."""
-        if dim % values.ndim != 1:
-            values = values.movedim(dim, -1).reshape(-1, values.shape[dim])
-        per_row = values[0, 0].numel()
-        # The statistics of BatchNorm's own kernel: 4 to 10 times as fast as torch.var_mean.
-        parts = [
-            (*torch.batch_norm_update_stats(rows, None, None, 0.0), len(rows) * per_row)
-            for rows in values.split(max(1, _CHUNK // per_row))
-        ]
-        counts = torch.tensor([n for *_, n in parts], dtype=torch.float64, device=values.device)[:, None]
-        means = torch.stack([mean for mean, *_ in parts]).double()
-        variances = torch.stack([variance for _, variance, _ in parts]).double()
-        n = len(values) * per_row
-        mean = (counts * means).sum(0) / n
-        squares = (counts * (variances + (means - mean).square())).sum(0)
-        total = self._n + n
-        drift = mean - self._mean
-        self._mean = self._mean + drift * (n / total)
-        self._squares = self._squares + squares + drift.square() * (self._n * n / total)
-        self._n = total
-        return Moments(mean, (squares / n).sqrt())
-
-    def result(self) -> Moments:
-        return Moments(self._mean, (self._squares / self._n).sqrt())
 
 
 @torch.no_grad()
@@ -107,38 +48,36 @@ def measure(
 def matched_covariances(
     network: nn.Module, sites: CorrectionSites, a: State, b: State, images: Tensor
 ) -> dict[str, Tensor]:
-    """For every layer the covariances (n_units,) float64 of A's pre-activations with those of B at the same position,
-    over all of `images`, from one pass of both; B is already permuted into alignment.
+    """Return, by layer, the covariances (n_units,) float64 of A's pre-activations with B's at the same position.
 
-    Batches are such that what all layers of one network put out stays below 256 MB, where one image allows it.
+    They are over all of `images`, from one pass of both networks; B is already permuted into alignment. Batches are so
+    small that the values of all layers of one network stay below 256 MB, where one image does.
     """
-    n_seen = 0
-    means = {site.name: (torch.zeros(()), torch.zeros(())) for site in sites.layers}
-    products = {site.name: torch.zeros((), dtype=torch.float64) for site in sites.layers}
-    outputs: dict[str, Tensor] = {}
+    moments_a, moments_b = ({site.name: RunningMoments() for site in sites.layers} for _ in range(2))
+    products = dict.fromkeys(moments_a, torch.zeros((), dtype=torch.float64))
+    centered: dict[str, Tensor] = {}
 
     def keep(site: Site, values: Tensor) -> None:
-        # A copy: an activation in place may overwrite the values before the other network's are seen.
-        outputs[site.name] = values.movedim(site.dim, -1).clone()
+        centered[site.name] = moments_a[site.name].center(_as_rows(values, site.dim))
 
     def compare(site: Site, values: Tensor) -> None:
-        one = outputs.pop(site.name).reshape(-1, values.shape[site.dim])
-        other = values.movedim(site.dim, -1).reshape(one.shape)
-        mean_a, mean_b = one.double().mean(0), other.double().mean(0)
-        product = ((one - mean_a.to(one.dtype)) * (other - mean_b.to(one.dtype))).sum(0, dtype=torch.float64)
-        old_a, old_b = means[site.name]
-        n, total = len(batch), n_seen + len(batch)
-        per_image = len(one) / n
-        drift_a, drift_b = mean_a - old_a, mean_b - old_b
-        means[site.name] = old_a + drift_a * (n / total), old_b + drift_b * (n / total)
-        products[site.name] = products[site.name] + product / per_image + drift_a * drift_b * (n_seen * n / total)
+        left = centered.pop(site.name)
+        right = moments_b[site.name].center(_as_rows(values, site.dim))
+        products[site.name] = products[site.name] + right.mul_(left).sum(0, dtype=torch.float64)
 
     per_image_bytes = max(1, sites.n_values * images.element_size())
     for batch in images.split(max(1, min(500, _PAIRED_BYTES // per_image_bytes))):
         for state, see in ((a, keep), (b, compare)):
             observe(network, state, sites.layers, [batch], see)
-        n_seen += len(batch)
-    return {name: product / n_seen for name, product in products.items()}
+    return {
+        name: product / moments_a[name].n_samples - moments_a[name].offset * moments_b[name].offset
+        for name, product in products.items()
+    }
+
+
+def _as_rows(values: Tensor, dim: int) -> Tensor:
+    """Return `values` as (n_samples, n_units), given the dimension along which their units lie."""
+    return values.movedim(dim, -1).reshape(-1, values.shape[dim])
 
 
 def goal_moments(a: LayerMoments, b: LayerMoments, alpha: float) -> LayerMoments:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.science.correction.preactivations import LayerMoments, Moments
+from tasks.science.correction.preactivations import LayerMoments
 from tasks.science.correction.sites import CorrectionSites, Site
 from tasks.science.correction.unit_entries import UnitEntries, along
+from tasks.science.evaluation.moments import Moments
 from tasks.science.specs.corrections import Correction, GoalPart
 from tasks.science.specs.state import State
 

@@ -14,7 +14,6 @@ from tasks.science.correction.correction import correct, load_model
 from tasks.science.correction.models import Corrected, Estimation, Target
 from tasks.science.correction.preactivations import (
     LayerMoments,
-    RunningMoments,
     goal_moments,
     matched_covariances,
     measure,
@@ -23,6 +22,7 @@ from tasks.science.correction.preactivations import (
 )
 from tasks.science.data.examples import Dataset, Examples
 from tasks.science.evaluation.metrics import Evaluation
+from tasks.science.evaluation.moments import RunningMoments
 from tasks.science.networks import build_network, initial_state
 from tasks.science.paths.curves import measure_path, measure_side
 from tasks.science.paths.interpolation import interpolate
