@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tasks.science.correction.mlp import MLPModel, is_plain_mlp, repair
+from tasks.science.correction.mlp import MLPModel, first_layer, is_plain_mlp, repair
 from tasks.science.correction.models import ONE_PASS, Corrected, Estimation, Model, Target
 from tasks.science.correction.preactivations import LayerMoments, goal_moments
 from tasks.science.correction.rewriting import lacking_sites
@@ -46,7 +46,7 @@ def load_model(network: nn.Module, state: State, images: Tensor) -> Model:
     """Return `network` with the weights `state`, as the class that does its kind best; it is traced on `images`."""
     sites = find_sites(network, state, images)
     if is_plain_mlp(network):
-        return MLPModel.endpoint(network, state, sites)
+        return MLPModel(network, state, sites, first_layer(network, state))
     return Model(network, state, sites)
 
 

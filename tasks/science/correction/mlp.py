@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from tasks.science.correction.first_layer import Between, FirstLayer, chunks_of
 from tasks.science.correction.models import Corrected, Estimation, Model, Target
 from tasks.science.correction.preactivations import LayerMoments
-from tasks.science.correction.sites import CorrectionSites
 from tasks.science.data.examples import Examples
 from tasks.science.evaluation.calibration import Halves
 from tasks.science.evaluation.metrics import Evaluation, evaluate_batches
@@ -52,11 +51,6 @@ class MLPModel(Model):
     network: MLP
     first: FirstLayer | Between | None = None
     ramp: Ramp | None = None
-
-    @staticmethod
-    def endpoint(network: MLP, state: State, sites: CorrectionSites) -> MLPModel:
-        """Return the model of an endpoint, which keeps the values of its first layer for all paths that end in it."""
-        return MLPModel(network, state, sites, first_layer(network, state))
 
     def moments(self, images: Tensor, *, blocks: bool = False) -> LayerMoments:  # noqa: ARG002 - an MLP has no blocks
         return mlp_moments(self.network, self.state, images, self._kept(images))
