@@ -183,7 +183,7 @@ class Preset:
         chosen_matchers = tuple(dict.fromkeys(matchers or self.matchers))
         published = any(parse_matcher(matcher).options.get("reading") == "published" for matcher in chosen_matchers)
         # Cells that differ in what they are trained on or how have the same network.
-        distinct = {(*cell.network.values(), cell.data.shape, cell.data.n_classes): cell for cell in cells}
+        distinct = {(cell.network, cell.data.shape, cell.data.n_classes): cell for cell in cells}
         for cell in distinct.values():
             network = build_network(cell)
             if published:

@@ -17,9 +17,9 @@ from flows.terminal import tell
 from infra.paths import report_key, table_key
 from infra.storage import Store
 from infra.text import one_line
-from tasks.gather import NOT_YET
 from tasks.science.specs.request import Request
 from tasks.tables import schema
+from tasks.tables.build import NOT_YET
 
 
 def asked_ablation(store: Store, request: Request) -> pd.DataFrame:

@@ -44,7 +44,7 @@ from infra.paths import figure_key, report_key
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.sealing import seal_page, seal_png
 from infra.storage import Store
-from tasks.gather import StudyTables, wait_until_still
+from tasks.stored.study_tables import StudyTables, wait_until_still
 
 METRICS = ("accuracy_barrier", "loss_barrier", "midpoint_accuracy")
 """What barriers are looked at by."""

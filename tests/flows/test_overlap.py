@@ -23,6 +23,10 @@ from tasks.gather import gather
 from tasks.science.data.examples import Dataset
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.request import Request
+from tasks.stored import study_tables
+
+MODULES = {"read_requests": gathering, "build_tables": gathering, "write_table": study_tables}
+"""The modules that call these functions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +103,7 @@ def test_a_run_that_finishes_while_another_gathers_loses_nothing(
     store: Store, slower: Run, faster: Run, monkeypatch: pytest.MonkeyPatch, name: str, at: int
 ):
     slower.arrive(store)
-    overtake(monkeypatch, gathering, name, lambda: faster.finish(store), at)
+    overtake(monkeypatch, MODULES[name], name, lambda: faster.finish(store), at)
     gather.fn("test", store, {})
     assert_all_of(store, faster)
 
@@ -113,7 +117,7 @@ def test_the_same_request_whose_rows_another_run_has_made_meanwhile_loses_none(
         if entry.key.startswith("rows/"):
             store.remove(entry.key)
     # No new request tells of the rows: only the tables that the other run has written do.
-    overtake(monkeypatch, gathering, name, lambda: faster.finish(store), 1)
+    overtake(monkeypatch, MODULES[name], name, lambda: faster.finish(store), 1)
     gather.fn("test", store, {})
     assert_all_of(store, faster)
 
@@ -250,7 +254,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
 @pytest.mark.xdist_group("faults")
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("tasks.gather", "build_tables"), ("tasks.gather", "write_table"), ("flows.report.page", "read_gathering")],
+    [
+        ("tasks.gather", "build_tables"),
+        ("tasks.stored.study_tables", "write_table"),
+        ("flows.report.page", "read_gathering"),
+    ],
     ids=["after reading rows", "after writing the first table", "before the page"],
 )
 def test_a_frozen_run_that_goes_on_replaces_nothing_newer(

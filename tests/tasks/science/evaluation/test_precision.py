@@ -251,7 +251,7 @@ def _cell(data: DataSpec) -> Callable[[Recipe], Cell]:
 def test_token_ids_are_never_augmented():
     spec = load_own_data(ids_data, "OWN:ids").spec
     recipe = Recipe("plain", 20, 5, 0.01, 0.05)
-    assert _cell(spec)(recipe.still).data.holds_ids
+    assert _cell(spec)(recipe).data.holds_ids
     with pytest.raises(ValueError, match=r"OWN:ids holds token ids: take a recipe with flip=False and translate"):
         _cell(spec)(dataclasses.replace(recipe, flip=True))
     with pytest.raises(ValueError, match="OWN:ids holds token ids, and studies flip, shift and train on images: merge"):
