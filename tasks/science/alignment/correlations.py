@@ -26,7 +26,7 @@ from tasks.science.symmetry.permutation import Reading
 PUBLISHED_EPSILON = 1e-4
 """The authors add it to the product of two standard deviations."""
 
-Member = tuple[str, int]
+EndpointFamily = tuple[str, int]
 """A family, by name, in an endpoint, by its position."""
 
 Job = tuple[ObservedFamily, tuple[int, int]]
@@ -68,7 +68,7 @@ class Sizes:
         """Return how many samples so many images give."""
         return len(self.seen[name]) * n_images
 
-    def of_activations(self, members: Collection[Member]) -> int:
+    def of_activations(self, members: Collection[EndpointFamily]) -> int:
         """Return the bytes of the activations of so many families and endpoints."""
         return sum(self.activation_bytes[name] for name, _ in members)
 
@@ -77,10 +77,10 @@ class Sizes:
 class Sums:
     """Sums over some images: moments of every reading of a family in an endpoint, and products of every job."""
 
-    moments: dict[Member, list[RunningMoments]]
+    moments: dict[EndpointFamily, list[RunningMoments]]
     products: dict[tuple[str, tuple[int, int]], RunningProducts]
 
-    def of(self, member: Member) -> RunningMoments:
+    def of(self, member: EndpointFamily) -> RunningMoments:
         """Return the moments of all units of a family."""
         return RunningMoments.joined(self.moments[member])
 
@@ -166,7 +166,7 @@ def published_correlations(one_pass: OnePass, images: Tensor, batch_size: int) -
     """
     jobs, batches = one_pass.jobs, images.split(batch_size)
     products: dict[tuple[str, tuple[int, int]], Tensor] = {}
-    averages: dict[Member, Tensor] = {}
+    averages: dict[EndpointFamily, Tensor] = {}
     sums = None
     for batch in batches:
         sums = one_pass.add_up(batch, like=sums)

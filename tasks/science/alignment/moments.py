@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from tasks.science.alignment.correlations import (
+    EndpointFamily,
     Job,
-    Member,
     OnePass,
     Sizes,
     States,
@@ -177,7 +177,7 @@ def _passes(
     # Of a square with this side, all products and both sides' activations fit.
     side = int((math.sqrt(per_member**2 + per_pair * memory_bytes) - per_member) / per_pair) or 1
     group: list[Job] = []
-    kept: set[Member] = set()
+    kept: set[EndpointFamily] = set()
     n_bytes = 0
     for pair in sorted(pairs, key=lambda pair: (pair[0] // side, pair[1] // side)):
         whole = per_pair + per_member * len(set(pair)) <= memory_bytes

@@ -70,7 +70,7 @@ class _Standardised:
         }
 
     def see(self, site: Site, values: Tensor) -> Tensor | None:
-        batch = self.seen[site.name].add(values, site.dim)
+        batch = self.seen[site.name].add(values, site.dim).result()
         if site.kind == "norm":
             self._normalise_by(site.name, batch.mean, batch.sd.square())
             return None

@@ -15,7 +15,6 @@ A batch is summed in its own type, by the kernel that is fastest for its layout 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +33,9 @@ LONGEST_SUM = 2**14
 
 BLOCK_ROWS = 512
 """Rows of a matrix of covariances worked on at a time, where a temporary copy of all of them would count."""
+
+_MOST_WAITING = 64
+"""Parts whose moments are counted in at a time."""
 
 _PART = 4096
 """Values per unit that BatchNorm's kernel sums in their own type. With channels innermost torch adds them one after
@@ -65,10 +67,11 @@ class RunningMoments:
     """
 
     def __init__(self, origin: Tensor | None = None) -> None:
-        self.n_samples = 0
+        self._n = 0
         self._origin = origin
         self._start: Tensor | None = None
         self._sums = torch.zeros(())
+        self._waiting: list[tuple[int, Tensor, Tensor]] = []
 
     @staticmethod
     def joined(parts: Sequence[RunningMoments]) -> RunningMoments:
@@ -77,39 +80,37 @@ class RunningMoments:
         starts = [part._start for part in parts if part._start is not None]
         whole._start = torch.cat(starts) if starts else None
         whole._sums = torch.cat([part._sums for part in parts], dim=1)
-        whole.n_samples = parts[0].n_samples
+        whole._n = parts[0].n_samples
         return whole
 
-    @property
-    def origin(self) -> Tensor:
-        """Values (n_units,) that `center` takes off. ValueError before there is a sample."""
-        if self._origin is None:
-            raise ValueError("there are no samples to take moments of")
-        return self._origin
-
-    def add(self, values: Tensor, dim: int) -> Moments:
+    def add(self, values: Tensor, dim: int) -> RunningMoments:
         """Count in `values`, whose units lie along `dim`, and return the moments of these values alone."""
         if dim % values.ndim != 1:
             values = values.movedim(dim, -1).reshape(-1, values.shape[dim])
         per_row = values[0, 0].numel()
-        parts = values.split(max(1, _PART // per_row))
-        means, variances = zip(*(torch.batch_norm_update_stats(rows, None, None, 0.0) for rows in parts), strict=True)
+        parts = [
+            (len(rows) * per_row, *torch.batch_norm_update_stats(rows, None, None, 0.0))
+            for rows in values.split(max(1, _PART // per_row))
+        ]
         batch = RunningMoments()
-        batch.add_parts([len(rows) * per_row for rows in parts], torch.stack(means), torch.stack(variances))
-        moments = batch.result()
-        self.add_parts([batch.n_samples], moments.mean[None], moments.sd.square()[None])
-        return moments
+        for running in (self, batch):
+            running._waiting += parts
+        if len(self._waiting) > _MOST_WAITING:
+            self._settle()
+        return batch
 
     def add_parts(self, counts: Sequence[int], means: Tensor, variances: Tensor) -> None:
         """Count in parts of so many samples each, by their means and biased variances (n_parts, n_units)."""
         means = means.double()
-        if not self.n_samples:
+        if not self._n:
             self._begin(means[0])
         weights = torch.tensor(counts, dtype=torch.float64, device=means.device)[:, None]
-        drifts = means - self.origin if self._start is None else means - self.origin - self._start
+        drifts = means - self.origin
+        if self._start is not None:
+            drifts -= self._start
         self._sums[0] += (weights * drifts).sum(0)
         self._sums[1] += (weights * (variances + drifts.square())).sum(0)
-        self.n_samples += sum(counts)
+        self._n += sum(counts)
 
     def center(self, values: Tensor, into: Tensor | None = None, scratch: Tensor | None = None) -> Tensor:
         """Count in `values` (n_samples, n_units) and return them less the origin, written `into` a tensor that the
@@ -119,18 +120,17 @@ class RunningMoments:
         scratch = values.new_empty(max(CENTERED_VALUES, n_units)) if scratch is None else scratch
         if not self.n_samples:
             self._begin(values.mean(0))
-        origin = self.origin
-        step = len(scratch) // n_units
-        room = scratch[: step * n_units].view(step, n_units)
+        origin, step = self.origin, len(scratch) // n_units
         sums = values.new_empty(2, n_units)
+        total, squares = sums
         for rows, centered in zip(values.split(step), into.split(step), strict=True):
-            counted, spare = torch.sub(rows, origin, out=centered), room[: len(rows)]
+            counted, spare = torch.sub(rows, origin, out=centered), scratch[: rows.numel()].view(rows.shape)
             if self._start is not None:
                 counted = torch.sub(centered, self._start, out=spare)
-            torch.sum(counted, 0, out=sums[0])
-            torch.sum(torch.square(counted, out=spare), 0, out=sums[1])
-            self._sums += sums
-        self.n_samples += len(values)
+            torch.sum(counted, 0, out=total)
+            torch.sum(torch.square(counted, out=spare), 0, out=squares)
+            self._sums.add_(sums)
+        self._n += len(values)
         return into
 
     def _begin(self, mean: Tensor) -> None:
@@ -141,6 +141,27 @@ class RunningMoments:
         else:
             self._start = mean - self._origin
 
+    def _settle(self) -> None:
+        """Count in the batches that wait: all at once, for each alone would cost more than its kernel."""
+        if self._waiting:
+            counts, means, variances = zip(*self._waiting, strict=True)
+            self._waiting = []
+            self.add_parts(counts, torch.stack(means), torch.stack(variances))
+
+    @property
+    def n_samples(self) -> int:
+        """Samples shown so far."""
+        self._settle()
+        return self._n
+
+    @property
+    def origin(self) -> Tensor:
+        """Values (n_units,) that `center` takes off. ValueError before there is a sample."""
+        self._settle()
+        if self._origin is None:
+            raise ValueError("there are no samples to take moments of")
+        return self._origin
+
     @property
     def offset(self) -> Tensor:
         """Mean less the origin (n_units,) float64."""
@@ -150,14 +171,17 @@ class RunningMoments:
     def result(self) -> Moments:
         """Return the moments (n_units,) float64 of all samples."""
         origin = self.origin
-        mean, square = self._sums / self.n_samples
-        return Moments(self.offset + origin, (square - mean.square()).clamp_min(0).sqrt())
+        mean, square = self._sums / self._n
+        offset = mean if self._start is None else mean + self._start
+        return Moments(offset + origin, (square - mean.square()).clamp_min(0).sqrt())
 
     def unbiased_sd(self) -> Tensor:
         """Return the unbiased standard deviation (n_units,). ValueError for a single sample, which has none."""
         if self.n_samples < 2:
             raise ValueError("a batch of a single sample has no deviation; choose another size of batch")
-        return self.result().sd * math.sqrt(self.n_samples / (self.n_samples - 1))
+        mean = self._sums[0] / self._n
+        squares = self._sums[1] - self._n * mean.square()
+        return (squares / (self._n - 1)).clamp_min(0).sqrt()
 
 
 class RunningProducts:

@@ -74,7 +74,7 @@ def test_moments_of_maps_are_those_of_all_their_positions(layout: str):
         maps, dim = maps.movedim(1, -1).contiguous(), -1
     running = RunningMoments()
     for batch, of_batch in zip(maps.split(32), rows.split(32 * 12 * 12), strict=True):
-        alone = running.add(batch, dim)
+        alone = running.add(batch, dim).result()
         mean, sd = moments_plainly(of_batch.numpy())
         assert np.allclose(alone.mean.numpy(), mean, rtol=1e-5, atol=1e-5)
         assert np.allclose(alone.sd.numpy(), sd, rtol=1e-5, atol=1e-5)
