@@ -157,7 +157,7 @@ class Paths:
         for (a, b), permutation in zip(self.pairs, self.permutations, strict=True):
             between = (sides[a], sides[b].permuted(self.bench.spec, permutation))
             points = measure_path(
-                self.bench.network, between, "none", ALPHAS, self.bench.dataset, self.bench.images,
+                between, "none", ALPHAS, self.bench.dataset, self.bench.images,
                 ends=(ends[a], ends[b]), viewing=viewing,
             )  # fmt: skip
             curves.append([(p.splits["train"].loss, p.splits["train"].accuracy) for p in points])
@@ -186,7 +186,7 @@ class Paths:
         middles = []
         for (a, b), permutation in zip(self.pairs, self.permutations, strict=True):
             between = (sides[a], sides[b].permuted(self.bench.spec, permutation))
-            path = CorrectedPath(self.bench.network, between, "repair", self.bench.images)
+            path = CorrectedPath(between, "repair", self.bench.images)
             corrected = [path.at(alpha).state for alpha in ALPHAS]
             middles.append(corrected[5])
         return middles

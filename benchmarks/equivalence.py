@@ -112,7 +112,7 @@ def measure_barriers(
     for (a, b), matched in zip(pairs, match(network, spec, states, pairs, "activation", statistics), strict=True):
         aligned = sides[b].permuted(spec, matched.permutation)
         for correction, barriers in found.items():
-            points = measure_path(network, (sides[a], aligned), correction, alphas.tolist(), few, statistics)
+            points = measure_path((sides[a], aligned), correction, alphas.tolist(), few, statistics)
             errors = np.array([100 * (1 - point.splits["test"].accuracy) for point in points])
             barriers.append(barrier(errors, alphas, (float(errors[0]), float(errors[-1]))))
     return found

@@ -280,7 +280,7 @@ class Analysis:
                 aligned = sides[b].permuted(spec, found.permutation)
                 for side, correction in ((sides[b], "none"), (aligned, "none"), (aligned, "repair")):
                     both = (ends[a], ends[b]) if correction == "none" else None
-                    measure_path(network, (sides[a], side), correction, alphas, shown, images, both)
+                    measure_path((sides[a], side), correction, alphas, shown, images, both)
                 n_done += 1
             return n_done
 

@@ -185,7 +185,7 @@ def path_works(sizes: Sizes) -> Iterator[Work]:
             f"path-resnet20-{word}",
             f"path of 11 alphas, ResNet20 x1, {word}, {n_images}, 1 pair",
             lambda p=paths, s=sides, v=viewing: p.walk(s, v),
-            lambda p=paths, s=sides: p.walk_plainly([site.name for site in s[0].layout.layers]),
+            lambda p=paths, s=sides: p.walk_plainly([site.name for site in s[0].sites.layers]),
             same_curves, best=2.7, least=2.3, floor=lambda p=paths: p.compute_path(),
         )  # fmt: skip
 
@@ -200,7 +200,7 @@ def repair_works(sizes: Sizes) -> Iterator[Work]:
             floor=lambda p=paths: p.bench.compute(p.bench.n_states + len(p.pairs) * len(ALPHAS)),
         )  # fmt: skip
     paths = Paths(Bench("resnet20", "batch", 1, 20, (3, 32, 32), sizes.resnet_path, 2), [(0, 1)])
-    convolutions = [site.name for site in paths.sides()[0].layout.layers]
+    convolutions = [site.name for site in paths.sides()[0].sites.layers]
     yield Work(
         "repair-resnet20", f"REPAIR at 11 alphas, ResNet20 x1, {sizes.resnet_path:,} images, 1 pair", paths.repair,
         lambda p=paths, names=convolutions: p.repair_plainly(names),

@@ -48,7 +48,7 @@ def repair_alphas(n_alphas: int, width: int = 64, depth: int = 4) -> Callable[[]
     sides = [measure_side(bench.network, state, bench.images) for state in bench.states]
     alphas = np.linspace(0, 1, n_alphas).tolist()
     return lambda: measure_path(
-        bench.network, (sides[0], sides[1]), "repair", alphas, bench.dataset, bench.images
+        (sides[0], sides[1]), "repair", alphas, bench.dataset, bench.images
     )  # fmt: skip
 
 

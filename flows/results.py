@@ -207,7 +207,7 @@ class StudyResults:
         if correction == "none":
             network, state = bench.network, interpolate_network(bench.network, sides[0].state, sides[1].state, alpha)
         else:
-            corrected = CorrectedPath(bench.network, sides, correction, bench.statistics).at(alpha)
+            corrected = CorrectedPath(sides, correction, bench.statistics).at(alpha)
             network, state = corrected.network, corrected.state
         module = copy.deepcopy(network).to_empty(device="cpu")
         module.load_state_dict(state)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from tasks.science.correction.layout import find_layout
+from tasks.science.correction.sites import find_sites
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.state import State
 from tasks.science.specs.user_code import find_function, names_code
@@ -42,4 +42,4 @@ def import_code(words: Mapping[str, str]) -> None:
 
 def count_layers(network: nn.Module, state: State, images: Tensor) -> int:
     """Return how many layers of a network corrections reach: the depth of a user-defined network that takes none."""
-    return len(find_layout(network, state, images).layers)
+    return len(find_sites(network, state, images).layers)

@@ -27,7 +27,7 @@ from infra.paths import table_key
 from infra.storage import Store
 from infra.tables import write_table
 from tasks.data.datasets import load_dataset
-from tasks.science.correction.layout import find_layout
+from tasks.science.correction.sites import find_sites
 from tasks.science.specs.corrections import CORRECTIONS
 from tasks.tables import schema
 from tasks.tables.columns import CELL
@@ -375,5 +375,5 @@ def test_the_page_of_merges_has_a_row_for_every_network_that_its_script_merges()
     assert rows == list(merges.NETWORKS)
     data = load_dataset("digits", Path())
     for build in merges.NETWORKS.values():
-        layout = find_layout(network := build().eval(), network.state_dict(), data.train.images)
-        assert layout.layers
+        sites = find_sites(network := build().eval(), network.state_dict(), data.train.images)
+        assert sites.layers

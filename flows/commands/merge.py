@@ -18,7 +18,7 @@ from flows.commands.merge_notes import explain, explain_correction
 from flows.terminal import tell
 from infra.weights import SUFFIX, WeightsFile, check_target, open_weights, write_weights
 from tasks.data.datasets import load_dataset
-from tasks.science.correction.layout import LeftOut
+from tasks.science.correction.sites import LeftOut
 from tasks.science.data.examples import Dataset, subset
 from tasks.science.evaluation.metrics import Evaluation, evaluate
 from tasks.science.merging import Merged, merge_networks

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from tasks.science.alignment.matching import Match, match
-from tasks.science.correction.correction import check_layout, extra_tensors
-from tasks.science.correction.layout import Layout, LeftOut, find_layout
+from tasks.science.correction.correction import check_sites, extra_tensors
+from tasks.science.correction.sites import CorrectionSites, LeftOut, find_sites
 from tasks.science.data.examples import are_ids
 from tasks.science.evaluation.functional import mode
 from tasks.science.evaluation.modes import check_modes
@@ -118,7 +118,7 @@ def merge_networks(
         if spec is None:
             spec = trace_permutation_spec(working, (images[:TRACE_EXAMPLES],))
         _check_spec(working, spec, ends.states[1], images)
-        layout = _layout_for(correction, working, ends.states[0], images, allow_extra_layers)
+        sites = _sites_for(correction, working, ends.states[0], images, allow_extra_layers)
         with _explained():
             (found,) = match(working, spec, ends.states, [(0, 1)], matcher, images)
         what = "the permutation that was found"
@@ -129,7 +129,7 @@ def merge_networks(
         merged = Merged(
             alpha, direct, aligned, aligned, network, (), spec, found, error, averaged=averaged, casts=casts
         )
-        return merged if layout is None else _correct(merged, working, ends, layout, correction, images)
+        return merged if sites is None else _correct(merged, working, ends, sites, correction, images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,12 +155,12 @@ def _interpolate(network: nn.Module, ends: _Endpoints, b: State, alpha: float) -
 
 
 def _correct(
-    merged: Merged, working: nn.Module, ends: _Endpoints, layout: Layout, correction: str, images: Tensor
+    merged: Merged, working: nn.Module, ends: _Endpoints, sites: CorrectionSites, correction: str, images: Tensor
 ) -> Merged:
     """Return `merged` with its aligned network corrected."""
     chosen = find_correction(correction)
     side_a, side_b = (measure_side(working, state, images, blocks=chosen.blocks) for state in ends.states)
-    path = CorrectedPath(working, (side_a, side_b.permuted(merged.spec, merged.permutation)), correction, images)
+    path = CorrectedPath((side_a, side_b.permuted(merged.spec, merged.permutation)), correction, images)
     result = path.at(merged.alpha)
     types = ends.types
     if result.extra:
@@ -172,14 +172,14 @@ def _correct(
         corrected=_stored(_agreed(merged.network, result.state), types),
         network=merged.network if result.network is working else result.network,
         extra=result.extra,
-        n_layers=len(layout.layers) if chosen.layers else 0,
-        left_out=layout.left_out if chosen.layers else (),
+        n_layers=len(sites.layers) if chosen.layers else 0,
+        left_out=sites.left_out if chosen.layers else (),
     )
 
 
-def _layout_for(
+def _sites_for(
     correction: str, network: nn.Module, state: State, images: Tensor, allow_extra_layers: bool
-) -> Layout | None:
+) -> CorrectionSites | None:
     """Return where `network` is corrected; None without a correction.
 
     Raises MergeError where it cannot be corrected, or where that takes tensors that its class lacks.
@@ -187,14 +187,14 @@ def _layout_for(
     if correction == "none":
         return None
     with _explained():
-        layout = find_layout(network, state, images)
-        check_layout(layout, correction)
-    if not allow_extra_layers and (extra := extra_tensors(layout, correction)):
+        sites = find_sites(network, state, images)
+        check_sites(sites, correction)
+    if not allow_extra_layers and (extra := extra_tensors(sites, correction)):
         raise MergeError(
             f"correction {correction} needs tensors that the network's own class lacks ({some(extra)}): take "
             "another correction, or allow extra layers and load the result into a class that has them"
         )
-    return layout
+    return sites
 
 
 @contextmanager

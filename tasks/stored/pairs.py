@@ -17,7 +17,7 @@ from tasks.science.data.augmentation import statistics_images
 from tasks.science.data.examples import Dataset
 from tasks.science.networks import build_network
 from tasks.science.networks.permutation_spec import cell_permutation_spec
-from tasks.science.paths.curves import Point, Side, Splits, evaluate_splits, measure_path, measure_side
+from tasks.science.paths.curves import PathPoint, Side, Splits, evaluate_splits, measure_path, measure_side
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.corrections import CORRECTIONS
 from tasks.science.specs.measurement import Measurement
@@ -88,7 +88,7 @@ def load_ends(paths: Sequence[UnmergedPath], store: Store, data_dir: Folder) -> 
 def save_ends(ends: Ends, seen: Mapping[Member, Splits]) -> None:
     """Store the evaluations in `seen` at both ends of every path."""
     for path in ends.paths:
-        points = [Point(float(alpha), seen[member], []) for alpha, member in enumerate(path.ends)]
+        points = [PathPoint(float(alpha), seen[member], []) for alpha, member in enumerate(path.ends)]
         save_points(ends.store, path, points)
 
 
@@ -142,10 +142,9 @@ class PairBench:
             b = b.permuted(self.spec, load_permutation(self.store, pairing, self.spec))
         return self.endpoints[pairing.a], b
 
-    def measure(self, path: WeightPath, ends: tuple[Splits, Splits] | None = None) -> list[Point]:
+    def measure(self, path: WeightPath, ends: tuple[Splits, Splits] | None = None) -> list[PathPoint]:
         """Return the points along `path`; `ends` are the evaluations of its endpoints, where they are its ends."""
         return measure_path(
-            self.network,
             self.aligned(path.pairing),
             path.correction,
             path.measurement.grid.tolist(),
@@ -156,7 +155,7 @@ class PairBench:
         )
 
 
-def save_points(store: Store, path: Path, points: Sequence[Point]) -> None:
+def save_points(store: Store, path: Path, points: Sequence[PathPoint]) -> None:
     """Store the points of `path`, its curve last: the path counts as measured once that is there."""
     layers: list[dict[str, Any]] = []
     curve: list[dict[str, Any]] = []

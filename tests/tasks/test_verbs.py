@@ -21,10 +21,10 @@ from tasks.align import align
 from tasks.gather import gather
 from tasks.interpolate import interpolate
 from tasks.repair import repair
-from tasks.science.correction.layout import LeftOut
+from tasks.science.correction.sites import LeftOut
 from tasks.science.evaluation.metrics import Evaluation
 from tasks.science.networks.permutation_spec import cell_permutation_spec
-from tasks.science.paths.curves import Point
+from tasks.science.paths.curves import PathPoint
 from tasks.science.specs.cell import Cell, Endpoint
 from tasks.science.specs.corrections import CORRECTIONS
 from tasks.science.specs.measurement import Measurement
@@ -121,7 +121,7 @@ def test_more_alphas_train_and_match_nothing(store: Store, cell: Cell):
 
 def test_another_correction_or_alpha_grid_costs_only_itself(store: Store, cell: Cell, monkeypatch):
     run_all(store, make_request(cell))
-    measuring = ("science.paths.curves.preactivation_moments", "stored.pairs.evaluate_splits")
+    measuring = ("stored.pairs.save_moments", "stored.pairs.evaluate_splits")
     for name in ("train.train_group", "align.match", *measuring):
         monkeypatch.setattr(f"tasks.{name}", lambda *_, **__: pytest.fail("what the store has is made again"))
     finer = make_request(cell, alphas=7)
@@ -327,7 +327,7 @@ def test_a_layer_that_a_correction_does_not_reach_has_a_row_with_its_reason(tmp_
     seen = Evaluation(1.0, 0.5, 10)
     left_out = (LeftOut("gru.weight_hh_l0", 6, "it runs more than once"),)
     path = SimpleNamespace(id="p", pairing=SimpleNamespace(id="m"), correction="repair", method="weights")
-    save_points(store, path, [Point(0.5, {"test": seen}, [], left_out)])  # type: ignore[arg-type]
+    save_points(store, path, [PathPoint(0.5, {"test": seen}, [], left_out)])  # type: ignore[arg-type]
     rows, _ = read_rows(store, [row_key("layers", "p")], LAYER_ROWS)
     (row,) = rows.to_pylist()
     assert (row["layer"], row["n_units"], row["left_out"]) == ("gru.weight_hh_l0", 6, "it runs more than once")

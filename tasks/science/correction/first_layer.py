@@ -1,8 +1,8 @@
-"""What the first layer of a plain MLP puts out, for every network on the line between two endpoints.
+"""Values of the first layer of a plain MLP for every network on the line between two endpoints.
 
 Images do not change along a path, so the first layer's pre-activations are linear in alpha: (1 - alpha) z_A +
-alpha z_B. Two products serve every alpha, and an endpoint's own are kept for all paths that it is an end of: those of
-its permuted self are the same rows in another order. At 28x28 and 64 units that layer is half of a network's work.
+alpha z_B. Two products serve every alpha. Those of an endpoint are kept for all paths that end in it; the permuted
+endpoint has the same rows in another order. At 28x28 and 64 units that layer is half of a network's work.
 """
 
 from __future__ import annotations
@@ -13,24 +13,26 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-CHUNK = 2000
-"""Images whose values are worked on together: those of 128 units stay in a core's second cache, 1 MB."""
+CHUNK_IMAGES = 2000
+"""Images whose values are computed together: those of 128 units stay in a core's second-level cache of 1 MB."""
 
-KEPT_BYTES = 2**26
-"""What an endpoint keeps of one set of images, at most: 60,000 images at 279 units. Where it would be more nothing is
-kept: the first layer of a network so wide is a small part of its work."""
+KEPT_LAYER_BYTES = 2**26
+"""Most bytes of values that an endpoint keeps of one set of images: 60,000 images at 279 units.
+
+Larger values are not kept: the first layer of a network so wide is a small part of its work.
+"""
 
 
 def chunks_of(examples: Tensor) -> tuple[Tensor, ...]:
-    """What is worked on together of `examples` (n_examples, ...): always the same, whatever else is computed."""
-    return examples.split(CHUNK)
+    """Return `examples` (n_examples, ...) in the chunks that are computed together, whatever else is computed."""
+    return examples.split(CHUNK_IMAGES)
 
 
 @dataclass(frozen=True, eq=False)
 class FirstLayer:
-    """The first layer of one endpoint, its units in the order `order` (n_units,) where that is given.
+    """The first layer of one endpoint, with its units in the order `order` (n_units,) where that is given.
 
-    What it keeps is shared by all of its reordered selves.
+    Its reordered copies share the values that it keeps.
     """
 
     name: str
@@ -38,24 +40,23 @@ class FirstLayer:
     bias: Tensor
     order: Tensor | None = None
     _kept: dict[int, tuple[Tensor, list[Tensor]]] = field(default_factory=dict)
-    """By the id of the images, which are held so that it stays theirs."""
+    """Values by the id of their images, which are held so that no others get that id."""
 
     def reordered(self, order: Tensor) -> FirstLayer:
-        """With unit order[i] at position i."""
+        """Return this layer with unit order[i] at position i."""
         chained = order if self.order is None else self.order[order]
         return FirstLayer(self.name, self.weight, self.bias, chained, self._kept)
 
     def keeps(self, images: Tensor) -> bool:
-        """Whether values of these images are kept; it depends on sizes alone, so that no result depends on what else
-        was computed."""
-        return len(images) * self.weight.shape[0] * self.weight.element_size() <= KEPT_BYTES
+        """Return whether values of these images are kept, by size alone: no result depends on earlier computations."""
+        return len(images) * self.weight.shape[0] * self.weight.element_size() <= KEPT_LAYER_BYTES
 
     def values(self, images: Tensor) -> Iterator[Tensor]:
-        """Pre-activations (n_units, at most `CHUNK`) of `images`, chunk by chunk, the caller's own to change."""
+        """Yield pre-activations (n_units, at most `CHUNK_IMAGES`) of `images` by chunk; the caller may change them."""
         return (values.clone() if self.order is None else values for values in self.read(images))
 
     def read(self, images: Tensor) -> Iterator[Tensor]:
-        """As `values`, perhaps what is kept itself, which is not to be changed."""
+        """Yield the same as `values`, in tensors that may be the kept ones: they must not be changed."""
         if self.keeps(images):
             if id(images) not in self._kept:
                 self._kept[id(images)] = images, [self._make(chunk) for chunk in chunks_of(images)]
@@ -76,8 +77,12 @@ class Between:
     b: FirstLayer
     alpha: float
 
+    def keeps(self, images: Tensor) -> bool:
+        """Return whether both endpoints keep values of these images; they are of one size."""
+        return self.a.keeps(images)
+
     def values(self, images: Tensor) -> Iterator[Tensor]:
-        """As those of an endpoint; at alpha 0 and 1 they are the endpoints', to the bit."""
+        """Yield pre-activations as endpoints do; at alpha 0 and 1 they are those of the endpoints, to the bit."""
         if self.alpha in (0, 1):
             yield from (self.b if self.alpha else self.a).values(images)
             return

@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolution before it, in any network: what is evaluated often runs faster without it."""
+"""BatchNorm folded into the convolution before it, so that networks that are evaluated often run faster."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from tasks.science.correction.layout import Layout
+from tasks.science.correction.sites import CorrectionSites
 from tasks.science.specs.state import State
 
 
-def fold_norms(network: nn.Module, state: State, layout: Layout) -> tuple[nn.Module, State]:
-    """A network, with its weights, that computes in evaluation mode what `network` computes with `state`, without the
-    BatchNorms that alone read what a convolution puts out.
+def fold_norms(network: nn.Module, state: State, sites: CorrectionSites) -> tuple[nn.Module, State]:
+    """Return a network and weights without the BatchNorms that alone read the output of a convolution.
 
-    Filters are scaled by gamma / sqrt(running_var + eps), and biases become what is left; computed in float64, in the
-    type of `state`. `network` itself is returned where it has no such BatchNorm; it is left alone.
+    In evaluation mode it computes the same as `network` with `state`. Filters are scaled by gamma / sqrt(running_var +
+    eps) and biases take the rest, computed in float64 and stored in the type of `state`. `network` is left alone, and
+    is returned itself where it has no such BatchNorm.
     """
     followed = [
         (site.name, site.norm)
-        for site in layout.layers
+        for site in sites.layers
         if site.norm is not None and f"{site.name}.weight" in state
         if type(network.get_submodule(site.module or "")) is nn.Conv2d
         if isinstance(network.get_submodule(site.norm), _BatchNorm)
@@ -43,7 +43,7 @@ def fold_norms(network: nn.Module, state: State, layout: Layout) -> tuple[nn.Mod
 
 
 def _affine(module: nn.Module, norm: str, state: State) -> tuple[Tensor, Tensor]:
-    """Scale and shift (n_units,) float64 of what a BatchNorm does in evaluation mode."""
+    """Return the scale and shift (n_units,) float64 that a BatchNorm applies in evaluation mode."""
     assert isinstance(module, _BatchNorm)
     mean, variance = (state[f"{norm}.{name}"].double() for name in ("running_mean", "running_var"))
     scale = (variance + module.eps).rsqrt()

@@ -1,69 +1,123 @@
 """REPAIR of a plain MLP, exact: the whole statistics set goes through one layer at a time.
 
-What is folded into a layer's weights is also done to its values on the way, so the next layer is measured on corrected
-input without a second pass. Of that only the bend at 0 costs a pass over the values (`Ramp`). In memory are the values
-of one layer, in chunks of images that stay in a core's caches while they are made and measured.
+The scale and shift that are folded into a layer's weights are also applied to its values, so that the next layer is
+measured on corrected input without a second pass. Only the bend at 0 costs a pass over the values (`Ramp`). The values
+of one layer are in memory, in chunks of images that stay in a core's caches while they are computed and measured.
 
-A corrected layer's own moments are not measured again: they follow from those that were measured before it was
-corrected, for it was moved by one scale and one shift per unit.
+The moments of a corrected layer are not measured again: they follow from those before and its scale and shift.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeGuard
+from typing import Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from tasks.science.correction.first_layer import Between, FirstLayer
+from tasks.science.correction.first_layer import Between, FirstLayer, chunks_of
+from tasks.science.correction.models import Corrected, Estimation, Model, Target
 from tasks.science.correction.preactivations import LayerMoments
+from tasks.science.data.examples import Examples
+from tasks.science.evaluation.calibration import Halves
+from tasks.science.evaluation.metrics import Evaluation, evaluate_batches
 from tasks.science.evaluation.moments import Moments, RunningMoments
 from tasks.science.networks.mlp import MLP
-from tasks.science.specs.corrections import Part
+from tasks.science.specs.corrections import Correction, GoalPart
+from tasks.science.specs.measurement import PLAINLY, Viewing
 from tasks.science.specs.state import State
 
 
 def is_plain_mlp(network: nn.Module) -> TypeGuard[MLP]:
-    """Whether this module handles `network`."""
+    """Return whether `network` is an MLP without norms."""
     return isinstance(network, MLP) and network.normalization == "none"
 
 
 def first_layer(network: MLP, state: State) -> FirstLayer:
-    """The first layer of the network `state`, which no other one's values are kept for."""
+    """Return the first layer of the network `state`, which as yet keeps no values."""
     name = network.hidden_linears[0]
     return FirstLayer(name, state[f"{name}.weight"], state[f"{name}.bias"])
 
 
+@dataclass(frozen=True, eq=False)
+class MLPModel(Model):
+    """A plain MLP, which is measured and corrected exactly, layer by layer.
+
+    `first`: its first layer before any correction, where endpoints keep its values; `ramp`: what the correction made of
+    these values.
+    """
+
+    network: MLP
+    first: FirstLayer | Between | None = None
+    ramp: Ramp | None = None
+
+    def moments(self, images: Tensor, *, blocks: bool = False) -> LayerMoments:  # noqa: ARG002 - an MLP has no blocks
+        return mlp_moments(self.network, self.state, images, self._kept(images))
+
+    def permuted(self, state: State, orders: Mapping[str, Tensor]) -> Self:
+        assert isinstance(self.first, FirstLayer)
+        return replace(self, state=state, first=self.first.reordered(orders[self.first.name]))
+
+    def between(self, other: Model, alpha: float, state: State) -> Self:
+        assert isinstance(other, MLPModel)
+        assert isinstance(self.first, FirstLayer)
+        assert isinstance(other.first, FirstLayer)
+        return replace(self, state=state, first=Between(self.first, other.first, alpha))
+
+    def corrected(self, chosen: Correction, target: Target, estimation: Estimation) -> Corrected:  # noqa: ARG002 - exact
+        """Return this model brought to `target`, exactly whatever the `estimation`."""
+        first = self._kept(target.statistics)
+        repaired = repair(self.network, self.state, target.goal, target.statistics, chosen.part, first)
+        return Corrected(replace(self, state=repaired.state, ramp=repaired.first), (), repaired.moments)
+
+    @torch.no_grad()
+    def evaluate(self, examples: Examples, halves: Halves | None = None, *, viewing: Viewing = PLAINLY) -> Evaluation:
+        """Return loss and accuracy over all of `examples`; endpoints' values are read where they keep them."""
+        first = self._kept(examples.images)
+        if first is None or examples.scaling is not None or viewing != PLAINLY:
+            return super().evaluate(examples, halves, viewing=viewing)
+        logits = logits_between(self.network, self.state, first, examples.images, self.ramp)
+        return evaluate_batches(zip(logits, chunks_of(examples.labels), strict=True), halves)
+
+    def _kept(self, images: Tensor) -> FirstLayer | Between | None:
+        """Return the first layer where its values on `images` are kept."""
+        return self.first if self.first is not None and self.first.keeps(images) else None
+
+
 @dataclass(frozen=True)
 class Ramp:
-    """relu(scale z + shift) of values z, scale and shift (n_units,), as scale (max(z, start) - start): the maximum is
-    taken of the values, the rest goes into the weights that read them. Scales are above 0."""
+    """A ReLU of scaled and shifted values, relu(scale z + shift) = scale (max(z, start) - start).
+
+    `scale` (n_units,), above 0, and `start` (n_units,). The maximum is taken of the values, the rest goes into the
+    weights that read them.
+    """
 
     scale: Tensor
     start: Tensor
 
     @staticmethod
     def plain(like: Tensor) -> Ramp:
-        """The ReLU alone, of as many units as `like` has and in its type."""
+        """Return the ReLU alone, for the units of `like` and in its type."""
         return Ramp(torch.ones_like(like), torch.zeros_like(like))
 
     def bend(self, values: Tensor) -> Tensor:
-        """`values` (n_units, n_examples), in place."""
+        """Bend `values` (n_units, n_examples) in place and return them."""
         return torch.maximum(values, self.start[:, None], out=values)
 
     def read(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the layer behind, as they read what `bend` leaves."""
+        """Return weight and bias of the next layer for values that `bend` returned."""
         weight = weight * self.scale
-        # As a product of a matrix and a vector it would be no faster, and in MKL slower at these sizes.
+        # A product of a matrix and a vector is no faster, and in MKL slower at these sizes.
         return weight, bias - (weight * self.start).sum(1)
 
 
 @dataclass(frozen=True)
 class Repaired:
-    """`state`: the corrected weights. `moments`: what every hidden layer then has on the statistics samples. `first`:
-    what the correction and the ReLU made of the first layer's values."""
+    """Corrected weights `state`, and the `moments` that every hidden layer then has on the statistics samples.
+
+    `first`: what the correction and the ReLU made of the first layer's values.
+    """
 
     state: State
     moments: LayerMoments
@@ -72,7 +126,7 @@ class Repaired:
 
 @torch.no_grad()
 def mlp_moments(network: MLP, state: State, images: Tensor, first: FirstLayer | Between | None = None) -> LayerMoments:
-    """Moments of every hidden layer over all of `images`; `first` as in `repair`."""
+    """Return the moments of every hidden layer over all of `images`; `first` as in `repair`."""
     walk = _Walk(first or first_layer(network, state), images)
     moments: LayerMoments = {}
     for position, name in enumerate(network.hidden_linears):
@@ -88,13 +142,13 @@ def repair(
     state: State,
     goal: LayerMoments,
     images: Tensor,
-    part: Part = "both",
+    part: GoalPart = "both",
     first: FirstLayer | Between | None = None,
 ) -> Repaired:
-    """`state` rescaled so that every hidden layer reaches that `part` of `goal` on `images`.
+    """Return `state` rescaled so that every hidden layer reaches that `part` of `goal` on `images`.
 
     A unit without spread, here or in the goal, keeps its scale and has only its mean set. `first` is the first layer of
-    `state` where it is known as that of a network between two endpoints, whose values are kept.
+    `state` where its values, or those of its two endpoints, are kept.
     """
     walk = _Walk(first or first_layer(network, state), images)
     repaired, moments = dict(state), dict[str, Moments]()
@@ -118,11 +172,13 @@ def repair(
 
 
 def logits_between(
-    network: MLP, state: State, first: Between, images: Tensor, ramp: Ramp | None = None
+    network: MLP, state: State, first: FirstLayer | Between, images: Tensor, ramp: Ramp | None = None
 ) -> Iterator[Tensor]:
-    """What the network `state` puts out for `images`: (at most `CHUNK`, n_out), chunk by chunk, classes outermost in
-    memory. `first` is its first layer, or, where that was corrected since, the one before, and `ramp` what was made of
-    its values."""
+    """Yield the logits (at most `CHUNK_IMAGES`, n_out) of the network `state` by chunk, classes outermost in memory.
+
+    `first` is its first layer, or, where that was corrected since, the one before, and `ramp` what was made of its
+    values.
+    """
     _, *inner = network.hidden_linears
     layers = [(state[f"{name}.weight"], state[f"{name}.bias"]) for name in (*inner, "output")]
     if ramp is not None:
@@ -137,8 +193,10 @@ def logits_between(
 
 
 class _Walk:
-    """All images at one hidden layer of an MLP: its pre-activations (n_units, at most `CHUNK`), chunk by chunk, and
-    their moments. Units are rows, so that every reduction runs along contiguous memory."""
+    """All images at one hidden layer of an MLP: pre-activations (n_units, at most `CHUNK_IMAGES`), and moments.
+
+    Units are rows, so that every reduction runs along contiguous memory.
+    """
 
     def __init__(self, first: FirstLayer | Between, images: Tensor) -> None:
         self._chunks: list[Tensor] = []
@@ -150,7 +208,7 @@ class _Walk:
             self._measure(values, self._spare.setdefault(values.shape[1], torch.empty_like(values)))
 
     def go_on(self, ramp: Ramp, weight: Tensor, bias: Tensor) -> None:
-        """To the layer of this `weight` and `bias`, through the `ramp` of the layer where it stands."""
+        """Go on to the layer of this `weight` and `bias`, through the `ramp` of the current layer."""
         weight, bias = ramp.read(weight, bias)
         self._moments.clear()
         for i, values in enumerate(self._chunks):
@@ -160,7 +218,7 @@ class _Walk:
             self._chunks[i], self._spare[n] = made, values
 
     def _measure(self, values: Tensor, scratch: Tensor) -> None:
-        """Measure the moments of a chunk while it is in the caches, in two passes, with `scratch` as room for work."""
+        """Measure `values` in two passes, the second over their distance from the mean, in `scratch`."""
         mean = values.mean(1)
         left = torch.sub(values, mean[:, None], out=scratch)
         self._moments.append((mean, torch.linalg.vector_norm(left, dim=1)))

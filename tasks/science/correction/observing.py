@@ -1,6 +1,6 @@
-"""Shows what passes the sites of a network to a function that may replace it.
+"""Passes through a network that show the values at its sites to a function, which may replace them.
 
-Where all sites are modules, forward hooks take their values from the network itself; else the traced graph is run.
+Where all sites are modules, forward hooks take the values from the network itself; else the traced graph is run.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Node
 
-from tasks.science.correction.layout import Site, site_values
+from tasks.science.correction.sites import Site, site_values
 from tasks.science.evaluation.functional import lay_out, mode, within
 from tasks.science.specs.state import State
 from tasks.science.symmetry.tracing.execution import graph_for, run_graph
 
-See = Callable[[Site, Tensor], Tensor | None]
-"""Receives a site and its values; what it returns, if anything, takes their place (not those that a norm reads)."""
+SeeSite = Callable[[Site, Tensor], Tensor | None]
+"""A function of a site and its values; a tensor that it returns takes their place, except where a norm reads them."""
 
 
 class PassEnded(Exception):  # noqa: N818 - no error
-    """Raised by what sees values to end the pass of this batch."""
+    """The signal of an observing function that ends the pass of this batch."""
 
 
 def observe(
@@ -30,14 +30,14 @@ def observe(
     state: State,
     sites: Sequence[Site],
     batches: Iterable[Tensor],
-    see: See,
+    see: SeeSite,
     *,
     writes: bool = False,
 ) -> None:
     """Pass `batches` through `network` with the weights `state`, in evaluation mode, and show `sites` to `see`.
 
-    `writes` says that `see` writes into `state` on the way, for later modules to read.
-    Raises TraceError where some site is no module and the network cannot be traced at the size of a batch.
+    `writes` allows `see` to write into `state` for later modules to read.
+    Raises TraceError where some site is not a module and the network cannot be traced at the size of a batch.
     """
     if any(site.module is None for site in sites):
         for batch in batches:
@@ -53,7 +53,7 @@ def observe(
         within(network, state, run, writes=writes)
 
 
-def _run(network: nn.Module, state: State, sites: Sequence[Site], batch: Tensor, see: See) -> None:
+def _run(network: nn.Module, state: State, sites: Sequence[Site], batch: Tensor, see: SeeSite) -> None:
     graph = graph_for(network, batch)
     of_node = site_values(graph, network, sites)
 
@@ -68,7 +68,7 @@ def _run(network: nn.Module, state: State, sites: Sequence[Site], batch: Tensor,
 
 
 @contextmanager
-def _hooked(network: nn.Module, sites: Sequence[Site], see: See) -> Generator[None]:
+def _hooked(network: nn.Module, sites: Sequence[Site], see: SeeSite) -> Generator[None]:
     def reading(site: Site) -> Callable[[nn.Module, Any], None]:
         def hook(_module: nn.Module, inputs: Any) -> None:
             see(site, inputs[0])

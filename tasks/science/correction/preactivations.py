@@ -10,14 +10,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from tasks.science.correction.layout import Layout, Site
 from tasks.science.correction.observing import PassEnded, observe
+from tasks.science.correction.sites import CorrectionSites, Site
 from tasks.science.evaluation.metrics import BATCH_SIZE, CONV_BATCH_SIZE
 from tasks.science.evaluation.moments import Moments, RunningMoments
 from tasks.science.specs.state import State
 
 _PAIRED_BYTES = 2**28
-"""Bytes of one network's pre-activations, at most, while another's are compared with them."""
+"""Most bytes that the values of one network's layers take while another's are compared with them."""
 
 
 LayerMoments = dict[str, Moments]
@@ -28,9 +28,9 @@ LayerMoments = dict[str, Moments]
 def measure(
     network: nn.Module, state: State, sites: Sequence[Site], images: Tensor, *, stop: bool = False
 ) -> LayerMoments:
-    """Return exact moments (float64) of `sites` over all of `images`, from one pass in evaluation mode.
+    """Return the exact moments (float64) of `sites` over all of `images`, from one pass in evaluation mode.
 
-    With `stop`, the pass ends with the last of `sites`.
+    With `stop`, the pass ends at the last of `sites`.
     """
     seen = {site.name: RunningMoments() for site in sites}
     convolutional = any(isinstance(module, nn.Conv2d) for module in network.modules())
@@ -45,13 +45,15 @@ def measure(
 
 
 @torch.no_grad()
-def matched_covariances(network: nn.Module, layout: Layout, a: State, b: State, images: Tensor) -> dict[str, Tensor]:
-    """Return for every layer the covariances (n_units,) float64 of A's pre-activations with B's at the same position.
+def matched_covariances(
+    network: nn.Module, sites: CorrectionSites, a: State, b: State, images: Tensor
+) -> dict[str, Tensor]:
+    """Return, by layer, the covariances (n_units,) float64 of A's pre-activations with B's at the same position.
 
-    They are over all of `images`, from one pass of both; B is already permuted into alignment. The outputs of all
-    layers of one network for a batch stay below 256 MB, where one image allows it.
+    They are over all of `images`, from one pass of both networks; B is already permuted into alignment. Batches are so
+    small that the values of all layers of one network stay below 256 MB, where one image does.
     """
-    moments_a, moments_b = ({site.name: RunningMoments() for site in layout.layers} for _ in range(2))
+    moments_a, moments_b = ({site.name: RunningMoments() for site in sites.layers} for _ in range(2))
     products = dict.fromkeys(moments_a, torch.zeros((), dtype=torch.float64))
     centered: dict[str, Tensor] = {}
 
@@ -63,10 +65,10 @@ def matched_covariances(network: nn.Module, layout: Layout, a: State, b: State, 
         right = moments_b[site.name].center(_as_rows(values, site.dim))
         products[site.name] = products[site.name] + right.mul_(left).sum(0, dtype=torch.float64)
 
-    per_image_bytes = max(1, layout.n_values * images.element_size())
+    per_image_bytes = max(1, sites.n_values * images.element_size())
     for batch in images.split(max(1, min(500, _PAIRED_BYTES // per_image_bytes))):
         for state, see in ((a, keep), (b, compare)):
-            observe(network, state, layout.layers, [batch], see)
+            observe(network, state, sites.layers, [batch], see)
     return {
         name: product / moments_a[name].n_samples - moments_a[name].offset * moments_b[name].offset
         for name, product in products.items()
@@ -91,7 +93,7 @@ def predicted_moments(
 ) -> LayerMoments:
     """Return the interpolated network's moments in closed form: those of (1 - alpha) x_A + alpha x_B, unit by unit.
 
-    They are exact in the first layer. Behind it the true ones differ, for the input of a layer is not interpolated.
+    They are exact for the first layer; later layers differ, since their inputs are not interpolated.
     Source: REPAIR's closed form (arXiv 2211.08403).
     """
     predicted: LayerMoments = {}
@@ -102,22 +104,22 @@ def predicted_moments(
             + 2 * alpha * (1 - alpha) * covariance
         )
         mean = (1 - alpha) * a[name].mean + alpha * b[name].mean
-        # Rounding alone can take a variance of next to nothing below 0.
+        # Rounding can take a variance near 0 below it.
         predicted[name] = Moments(mean, variance.clamp_min(0).sqrt())
     return predicted
 
 
 class PermutesStates(Protocol):
-    """All that is asked of a permutation spec here."""
+    """The part of a permutation spec that reorders an endpoint."""
 
     def apply(self, state: State, permutation: Any, /) -> State: ...
 
 
 def unit_orders(spec: PermutesStates, permutation: Any, sites: Sequence[Site], state: State) -> dict[str, Tensor]:
-    """For every one of `sites` which unit (n_units,) int64 stands at each position once `permutation` is applied.
+    """Return, for every one of `sites`, the unit (n_units,) int64 at each position once `permutation` is applied.
 
-    Asked of `spec` itself, whatever it is: the entries that tell a site's order are filled with the numbers of their
-    units, permuted, and read back.
+    `spec` itself answers, whatever it is: the entries in the order of a site's units are filled with the numbers of
+    these units, permuted, and read back.
     """
     orders: dict[str, Tensor] = {}
     waiting = [(site.name, site.order) for site in sites if site.order is not None]
@@ -135,21 +137,21 @@ def unit_orders(spec: PermutesStates, permutation: Any, sites: Sequence[Site], s
 
 
 def reorder_layers(moments: LayerMoments, orders: Mapping[str, Tensor]) -> LayerMoments:
-    """An endpoint's moments as its permuted self has them; `orders` as `unit_orders` gives them, by the same names."""
+    """Return the `moments` of an endpoint in the order of its permuted self; `orders` as `unit_orders` gives them."""
     return {name: layer.reorder(orders[name]) for name, layer in moments.items()}
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What became of one layer of an interpolated network.
+    """The moments of one layer of an interpolated network beside its goal and its endpoints.
 
-    `variance_ratio`: mean over units of the pre-activation variance, over the mean of the two endpoints' such means;
+    `variance_ratio`: mean over units of the pre-activation variance, divided by the mean of both endpoints' such means;
     `variance_ratio_target`: the same for the goal. `mean_error` and `sd_error`: root mean square over units of the
-    distance to the goal's mean and deviation, in units of the root mean square of the goal's deviation. `n_dead`:
-    units without spread, in the goal or in the interpolated network, which are shifted but not rescaled.
+    distance to the goal's mean and standard deviation, in units of the root mean square of the goal's standard
+    deviation. `n_dead`: units without spread, in the goal or in the interpolated network, which are not rescaled.
     A correction of residual blocks has a report for each block's output too, under the block's name.
     `mean_correlation` and `sd_correlation`: where moments were predicted, the correlation over live units of predicted
-    means and deviations with those that the layer has before it is corrected, behind layers that are; NaN elsewhere.
+    means and standard deviations with those of the layer before its own correction; NaN elsewhere.
     """
 
     layer: str
@@ -171,8 +173,10 @@ def report_layers(
     b: LayerMoments,
     predicted: LayerMoments | None = None,
 ) -> list[LayerReport]:
-    """One report per layer, of a network at some alpha beside its goal and its endpoints; `predicted` are the moments
-    that its correction took for those it found."""
+    """Return a report per layer, from the moments `achieved` at some alpha, their goal and those of both endpoints.
+
+    `predicted` are the moments that a correction in closed form took in place of measured ones.
+    """
     reports: list[LayerReport] = []
     for position, name in enumerate(achieved):
         spread = (a[name].sd.square().mean() + b[name].sd.square().mean()) / 2
@@ -187,15 +191,18 @@ def report_layers(
                 variance_ratio_target=float(goal_spread / spread),
                 mean_error=float(((achieved[name].mean - goal[name].mean).square().mean() / goal_spread).sqrt()),
                 sd_error=float(((achieved[name].sd - goal[name].sd).square().mean() / goal_spread).sqrt()),
-                **({} if predicted is None else _judge_prediction(achieved[name], goal[name], predicted[name])),
+                **({} if predicted is None else _prediction_correlations(achieved[name], goal[name], predicted[name])),
             )
         )
     return reports
 
 
-def _judge_prediction(achieved: Moments, goal: Moments, predicted: Moments) -> dict[str, float]:
-    """How well `predicted` goes along with the moments before the correction, which are worked out from those that the
-    correction `achieved`: it took a unit's value x to goal.mean + (x - predicted.mean) goal.sd / predicted.sd."""
+def _prediction_correlations(achieved: Moments, goal: Moments, predicted: Moments) -> dict[str, float]:
+    """Return the correlations of `predicted` moments with those that the layer had before its correction.
+
+    These follow from the `achieved` ones: the correction took a unit's value x to goal.mean + (x - predicted.mean)
+    goal.sd / predicted.sd.
+    """
     live = ~(predicted.dead() | goal.dead() | achieved.dead())
     scale = goal.sd[live] / predicted.sd[live]
     mean = predicted.mean[live] + (achieved.mean[live] - goal.mean[live]) / scale
@@ -206,7 +213,7 @@ def _judge_prediction(achieved: Moments, goal: Moments, predicted: Moments) -> d
 
 
 def _correlation(x: Tensor, y: Tensor) -> float:
-    """Pearson's, of (n_units,); NaN where either is all one value, or not finite."""
+    """Return Pearson's correlation of two (n_units,); NaN where either is constant or not finite."""
     x, y = x - x.mean(), y - y.mean()
     size = x.norm() * y.norm()
     return float((x * y).sum() / size) if size > 0 else math.nan

@@ -1,9 +1,9 @@
-"""Which entries of a network's parameters belong to the units of a linear map.
+"""Entries of a network's parameters that belong to the units of a linear map.
 
-A weight is often a parameter itself, or a view of one: then every entry belongs to the unit whose row it is in. Else it
-is computed (weight norm, pruning, low-rank updates): then entries are looked for that, scaled unit by unit, scale the
-computed weight so, and others that tell in which order the units are. Both are tried out in float64 and hold exactly or
-not at all.
+A weight is often a parameter itself, or a view of one: then every entry belongs to the unit whose row it is in. Other
+weights are computed (weight norm, pruning, low-rank updates): then the entries are sought that scale the computed
+weight unit by unit when they are scaled so, and those that are in the order of the units. Candidates are tried out in
+float64, where they hold exactly or not at all.
 """
 
 from __future__ import annotations
@@ -21,34 +21,45 @@ from tasks.science.symmetry.tracing.execution import evaluate_nodes
 from tasks.science.symmetry.tracing.graph import Graph, operation_name
 from tasks.science.symmetry.tracing.linear_maps import VIEWS, LinearMap
 
-TOLERANCE = 1e-9
-"""Relative error below which float64 is held to have computed the same weight."""
+_TOLERANCE = 1e-9
+"""Relative error below which two weights computed in float64 count as the same."""
 
-NOISE = (0.1, 1.0, 10.0)
-"""Sizes of the parameters that a computed weight is tried with, beside their own: what holds for some need not hold for
-others, such as an update of low rank that is still 0, or a norm below its bound."""
+_NOISE = (0.1, 1.0, 10.0)
+"""Standard deviations of the noise that a computed weight is tried with, beside its own parameters.
 
-MAX_TRIALS = 64
-"""Ways to scale a computed weight that are tried; few parameters make it, so that there are seldom more than four."""
+A scaling may hold for some values alone, as with an update of low rank that is still 0, or a norm below its bound.
+"""
+
+_MAX_TRIALS = 64
+"""Most ways to scale a computed weight that are tried; it has few parameters, and seldom more than four ways."""
+
+
+def along(units: Tensor, like: Tensor, dim: int) -> Tensor:
+    """Return a view of `units` (n_units,) that broadcasts with `like`, whose units lie along `dim`."""
+    shape = [1] * like.ndim
+    shape[dim] = -1
+    return units.view(shape)
 
 
 @dataclass(frozen=True, eq=False)
 class UnitEntries:
-    """The entries of one tensor of a state dict that belong to units: `owner`, int64 and broadcastable to the tensor's
-    shape, is the unit of each entry, -1 for those of none."""
+    """The entries of one tensor of a state dict that belong to units.
+
+    `owner`, int64 and broadcastable to the tensor's shape, is the unit of each entry, -1 for those of none.
+    """
 
     key: str
     owner: Tensor
 
     def spread(self, units: Tensor, others: float) -> Tensor:
-        """Return `units` (n_units,) as a tensor that broadcasts with the entries; `others` where they have no unit."""
+        """Return `units` (n_units,) as a tensor that broadcasts with the entries, `others` where they have no unit."""
         owner = self.owner.to(units.device)
         if not bool((owner < 0).any()):
             return units[owner]
         return torch.where(owner < 0, others, units[owner.clamp_min(0)])
 
     def order_in(self, marked: Tensor) -> Tensor:
-        """Return the unit (n_units,) int64 that stands at each place, from entries that hold the number of theirs."""
+        """Return the unit (n_units,) int64 at each position, from entries that hold the numbers of their units."""
         owner = self.owner.expand(marked.shape).flatten()
         first = torch.full((int(owner.max()) + 1,), len(owner)).scatter_reduce(
             0, owner.clamp_min(0), torch.where(owner < 0, len(owner), torch.arange(len(owner))), "amin"
@@ -58,8 +69,11 @@ class UnitEntries:
 
 @dataclass(frozen=True, eq=False)
 class Entries:
-    """Entries of one linear map. `scaled`: those that are multiplied together to scale its units, empty where no
-    entries do that. `order`: those that tell the order of the units. `shift`: its bias. None where there are none."""
+    """The entries of one linear map.
+
+    `scaled`: those that are multiplied together to scale its units, empty where no entries do that. `order`: those that
+    are in the order of its units; `shift`: those of its bias; None where there are none.
+    """
 
     scaled: tuple[UnitEntries, ...]
     order: UnitEntries | None
@@ -67,8 +81,10 @@ class Entries:
 
 
 def find_entries(graph: Graph, one: LinearMap, parameters: set[str], state: State) -> Entries:
-    """Return the entries of `one`, a map of `graph`; only `parameters` are scaled and shifted. `state` gives the values
-    that computed weights are tried out with."""
+    """Return the entries of `one`, a map of `graph`; only `parameters` are scaled and shifted.
+
+    `state` has the values that computed weights are tried out with.
+    """
     shift = None if one.bias is None else _viewed(graph, one.bias, torch.arange(one.n_units), parameters)
     weight = _viewed(graph, one.weight, one.units, parameters)
     if weight is not None:
@@ -80,8 +96,7 @@ def find_entries(graph: Graph, one: LinearMap, parameters: set[str], state: Stat
 
 
 def _viewed(graph: Graph, node: Node, units: Tensor, parameters: set[str]) -> UnitEntries | None:
-    """The entries of the one parameter that `node` is a view of; None where it is of none, or where units share
-    entries."""
+    """Return the entries of the parameter that `node` is a view of; None for no such view, or shared entries."""
     chain = [node]
     while chain[-1].op == "call_function":
         if operation_name(chain[-1]) not in VIEWS or len(chain[-1].all_input_nodes) != 1:
@@ -105,7 +120,7 @@ def _viewed(graph: Graph, node: Node, units: Tensor, parameters: set[str]) -> Un
 
 
 def _narrowed(owner: Tensor) -> Tensor:
-    """`owner` with size 1 in every dimension along which it does not change."""
+    """Return `owner` with size 1 in every dimension along which it does not change."""
     for dim, n in enumerate(owner.shape):
         first = owner.narrow(dim, 0, 1)
         if n > 1 and bool((owner == first).all()):
@@ -114,7 +129,7 @@ def _narrowed(owner: Tensor) -> Tensor:
 
 
 class _Trial:
-    """A computed weight, and what becomes of it when the tensors that it is made of are changed."""
+    """A computed weight that is computed anew from changed parameters."""
 
     def __init__(self, graph: Graph, one: LinearMap, parameters: set[str], state: State) -> None:
         self.graph, self.one, self.parameters = graph, one, parameters
@@ -125,7 +140,7 @@ class _Trial:
         for node in needed:
             value = (state[self.keys[node]] if node in self.keys else graph.constants[node.name]).detach().cpu()
             own[node] = value.double() if value.is_floating_point() else value
-        self.inputs = [own, *({node: self._noise(node, value, size) for node, value in own.items()} for size in NOISE)]
+        self.inputs = [own, *({node: self._noise(node, value, size) for node, value in own.items()} for size in _NOISE)]
         self.weights = [self._weight(inputs) for inputs in self.inputs]
 
     def _noise(self, node: Node, value: Tensor, size: float) -> Tensor:
@@ -140,41 +155,41 @@ class _Trial:
             return None
 
     def _holds(self, change: Callable[[Node, Tensor], Tensor], on_weight: Callable[[Tensor], Tensor]) -> bool:
-        """Whether changing the inputs changes the weight as `on_weight` does, whatever their values."""
+        """Return whether changing the inputs changes the weight as `on_weight` does, for all values tried."""
         for inputs, weight in zip(self.inputs, self.weights, strict=True):
             found = self._weight({node: change(node, value) for node, value in inputs.items()})
             if weight is None or found is None or found.shape != weight.shape:
                 return False
             expected = on_weight(weight)
-            if not bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max()):
+            if not bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max()):
                 return False
         return True
 
     def _choices(self, keys: set[str] | None) -> Iterator[dict[Node, int]]:
-        """Dimensions of the size of the units, of one tensor or more, few tensors first."""
+        """Yield choices of dimensions as large as the number of units, of one tensor or more, few tensors first."""
         options: list[Sequence[tuple[Node, int] | None]] = []
         for node, key in self.keys.items():
             value = self.inputs[0][node]
             if value.is_floating_point() and (keys is None or key in keys):
                 options.append([None, *((node, d) for d, n in enumerate(value.shape) if n == self.one.n_units)])
         every = [[c for c in combination if c] for combination in itertools.product(*options)]
-        for chosen in itertools.islice(sorted(filter(None, every), key=len), MAX_TRIALS):
+        for chosen in itertools.islice(sorted(filter(None, every), key=len), _MAX_TRIALS):
             yield dict(chosen)
 
     def scalings(self) -> Iterator[tuple[UnitEntries, ...]]:
-        """Parameters that scale the weight unit by unit when they are scaled so."""
+        """Yield the parameters that scale the weight unit by unit when they are scaled so."""
         # From a twentieth to twenty times.
         factors = 20 ** (2 * torch.rand(self.one.n_units, dtype=torch.float64, generator=self.generator) - 1)
         for chosen in self._choices(self.parameters):
 
             def scale(node: Node, value: Tensor, chosen: dict[Node, int] = chosen) -> Tensor:
-                return value * _along(factors, value, chosen[node]) if node in chosen else value
+                return value * along(factors, value, chosen[node]) if node in chosen else value
 
             if self._holds(scale, lambda weight: weight * factors[self.one.units]):
                 yield tuple(self._entries(node, d) for node, d in chosen.items())
 
     def orders(self) -> Iterator[UnitEntries]:
-        """Parameters whose order is that of the weight's units."""
+        """Yield the parameters that are in the order of the weight's units."""
         sizes = [d for d, n in enumerate(self.one.units.shape) if n == self.one.n_units]
         if len(sizes) != 1 or self.one.units.numel() != self.one.n_units:
             return
@@ -190,7 +205,7 @@ class _Trial:
 
     def _entries(self, node: Node, dim: int) -> UnitEntries:
         like = self.inputs[0][node]
-        return UnitEntries(self.keys[node], _along(torch.arange(self.one.n_units), like, dim))
+        return UnitEntries(self.keys[node], along(torch.arange(self.one.n_units), like, dim))
 
 
 def _placeholders(node: Node) -> list[Node]:
@@ -205,9 +220,3 @@ def _placeholders(node: Node) -> list[Node]:
             found[one] = None
         waiting += one.all_input_nodes
     return list(found)
-
-
-def _along(units: Tensor, like: Tensor, dim: int) -> Tensor:
-    view = [1] * like.ndim
-    view[dim] = -1
-    return units.view(view)

@@ -1,4 +1,4 @@
-"""How far a path between two endpoints rises above the chord: the straight line between the endpoints' own values."""
+"""Barriers: the rise of a path between two endpoints above the chord, the line between the endpoints' own values."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 
 def barrier(values: NDArray[np.float64], alphas: NDArray[np.float64], chord: tuple[float, float]) -> float:
-    """Highest rise of a path above the chord; 0 where it only sags. Grows with the number of alphas.
+    """Return the highest rise of a path above the chord, 0 where it only sags; it grows with the number of alphas.
 
     `values` and `alphas` have shape (n_alphas,); alphas ascend within [0, 1], 0 is A. `chord` holds the endpoints'
-    own values, in the unit of `values` (nats per example, or an error rate). NaN where a value is not a number.
+    own values, in the unit of `values` (nats per example, or an error rate). The result is NaN where a value is.
     Raises ValueError when alphas do not ascend or leave [0, 1].
     Source: Entezari et al. 2022 (arXiv 2110.06296), definition of the loss barrier.
     """
@@ -18,9 +18,9 @@ def barrier(values: NDArray[np.float64], alphas: NDArray[np.float64], chord: tup
 
 
 def midpoint_barrier(values: NDArray[np.float64], alphas: NDArray[np.float64], chord: tuple[float, float]) -> float:
-    """Rise above the chord at alpha = 1/2, signed: the figure that papers compare. Same arguments as `barrier`.
+    """Return the signed rise above the chord at alpha = 1/2, which papers compare; arguments as in `barrier`.
 
-    Raises ValueError besides where no alpha is 1/2.
+    Raises ValueError also where no alpha is 1/2.
     """
     (middle,) = np.nonzero(alphas == 0.5)
     if len(middle) != 1:

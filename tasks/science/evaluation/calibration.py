@@ -1,9 +1,9 @@
-"""The loss that a network would have if its confidence were right: logits divided by one temperature.
+"""Calibrated loss: the loss of a network once its logits are divided by the temperature that serves them best.
 
-A network that was interpolated is often less sure of itself than its endpoints, so part of its loss says nothing about
-what it tells apart. Dividing all logits by one number T changes no answer, and takes that part away once T is chosen to
-make the loss smallest. T is fitted on one half of the examples and judged on the other, both ways round, so no example
-is judged by a temperature that has seen it.
+An interpolated network is often less confident than its endpoints, and part of its loss comes from that alone. Dividing
+all logits by one number T changes no prediction, and removes that part where T minimizes the loss. T is fitted on one
+half of the examples and applied to the other, both ways round, so that no example's loss uses a temperature fitted on
+it.
 
 The mean loss is convex in 1/T, hence its slope in 1/T rises, and the best T is where the slope is 0: one root between
 two bounds. The slope is the mean, over examples, of the logit expected under the softmax less the logit of the label.
@@ -21,19 +21,22 @@ from scipy import optimize
 from tasks.science.specs.identity import stream
 
 MAX_TEMPERATURE = 20.0
-"""Temperatures are sought between this and its inverse: logits that no finite temperature serves best end there."""
+"""Upper bound of temperatures, and the inverse of the lower one; the best of some logits is not finite."""
 
 _TOLERANCE = 1e-10
-"""Of the logarithm of a temperature."""
+"""Tolerance of the logarithm of a temperature."""
 
 Halves = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""The positions of two disjoint halves that hold every example between them, each ascending."""
+"""Positions of two disjoint halves that together hold every example, each ascending."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """`temperature` is the geometric mean of the two halves'; `loss` in nats per example, the mean over all examples,
-    each under the temperature of the other half; `at_bound` where either temperature is the highest or lowest."""
+    """Loss under temperatures that are fitted across two halves of the examples.
+
+    `temperature` is the geometric mean of those of the halves; `loss` the mean over all examples in nats, each under
+    the temperature of the other half; `at_bound` tells that either temperature is the highest or lowest allowed.
+    """
 
     temperature: float
     loss: float
@@ -41,8 +44,10 @@ class Calibration:
 
 
 def calibration_halves(fingerprint: str, n_examples: int) -> Halves | None:
-    """Two halves of `n_examples`, drawn by a stream of the data set's own: the same for all networks. None where there
-    are fewer than two examples."""
+    """Return two halves of `n_examples`, drawn from a stream that the data set names; None for fewer than two examples.
+
+    All networks on a data set get the same halves.
+    """
     if n_examples < 2:
         return None
     order = stream("calibration", fingerprint).permutation(n_examples)
@@ -50,7 +55,7 @@ def calibration_halves(fingerprint: str, n_examples: int) -> Halves | None:
 
 
 def calibrate(logits: NDArray[np.floating], labels: NDArray[np.int64], halves: Halves) -> Calibration | None:
-    """Cross-fitted over `halves`; None where a logit is not finite.
+    """Return the loss under temperatures fitted across `halves`; None where a logit is not finite.
 
     `logits` (n_examples, n_out), `labels` (n_examples,).
     """
@@ -67,8 +72,10 @@ def calibrate(logits: NDArray[np.floating], labels: NDArray[np.int64], halves: H
 
 
 class _Shifted:
-    """Logits with each example's largest at 0, which changes no loss: classes along the first axis, so that sums over
-    them run along memory."""
+    """Logits shifted so that each example's largest is 0, which changes no loss.
+
+    Classes lie along the first axis, so that sums over them run along memory.
+    """
 
     def __init__(self, logits: NDArray[np.floating], labels: NDArray[np.int64]) -> None:
         by_class = np.ascontiguousarray(logits.T, dtype=np.float64)
@@ -76,17 +83,18 @@ class _Shifted:
         self.of_label = self.logits[labels, np.arange(len(labels))]
 
     def losses(self, temperature: float) -> NDArray[np.float64]:
-        """(n_examples,)"""
+        """Return the loss (n_examples,) of every example."""
         return np.log(np.exp(self.logits / temperature).sum(0)) - self.of_label / temperature
 
     def slope(self, log_inverse: float) -> float:
-        """Of the mean loss in 1/T, at T = exp(-log_inverse)."""
+        """Return the slope of the mean loss in 1/T, at T = exp(-log_inverse)."""
         weights = np.exp(np.exp(log_inverse) * self.logits)
         expected = np.einsum("kn,kn->n", weights, self.logits) / weights.sum(0)
         return float((expected - self.of_label).mean())
 
 
 def _fit(half: _Shifted) -> float:
+    """Return the temperature within the bounds that minimizes the mean loss; 1 where all logits of an example agree."""
     if not half.logits.any():
         return 1.0
     reach = float(np.log(MAX_TEMPERATURE))

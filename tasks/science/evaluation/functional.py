@@ -1,4 +1,4 @@
-"""A network run with given weights, without changing it."""
+"""Running a network with given weights in a given mode, and in the memory layout that it reads fastest."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from torch.func import functional_call
 from tasks.science.evaluation.modes import check_modes, watched
 from tasks.science.specs.state import State
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def compute(network: nn.Module, state: State, *inputs: Tensor) -> Any:
-    """What `network` with the weights `state` puts out for `inputs`, laid out as they are; it is left as it was."""
+    """Return the output of `network` with the weights `state` for `inputs` as they are laid out; it is left alone."""
     return within(network, state, lambda loaded: loaded(*inputs))
 
 
-def within(network: nn.Module, state: State, work: Callable[[nn.Module], T], *, writes: bool = False) -> T:
-    """What `work` makes of `network` while its weights are `state`, in however many passes; both are left as they were,
-    but for what `work` itself `writes` into `state`. NetworkError where a pass writes into weights."""
+def within(network: nn.Module, state: State, work: Callable[[nn.Module], _T], *, writes: bool = False) -> _T:
+    """Return the result of `work` on `network` while its weights are `state`, in however many passes.
+
+    Both are left as they were, except for what `work` itself writes into `state` where `writes` allows it.
+    Raises NetworkError where a pass writes into weights.
+    """
     # A parameter that two layers share has two names in a state dict, hence after interpolation two equal tensors,
     # which `functional_call` takes for a mistake unless it is told not to look for shared ones. Then a module under
     # two names would have its weights exchanged twice and the wrong ones put back: each place is given once.
@@ -37,7 +40,7 @@ def within(network: nn.Module, state: State, work: Callable[[nn.Module], T], *, 
         return functional_call(_Within(network), weights, (work,), tie_weights=False)
     with watched(network, state) as look:
 
-        def looked(loaded: nn.Module) -> T:
+        def looked(loaded: nn.Module) -> _T:
             made = work(loaded)
             look()
             return made
@@ -46,7 +49,7 @@ def within(network: nn.Module, state: State, work: Callable[[nn.Module], T], *, 
 
 
 class _Within(nn.Module):
-    """Its forward pass is whatever is done with a network: `functional_call` exchanges the weights once for all."""
+    """A module whose forward pass is any work on a network, so that `functional_call` exchanges the weights once."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -58,8 +61,10 @@ class _Within(nn.Module):
 
 @contextmanager
 def mode(network: nn.Module, *, training: bool) -> Generator[None]:
-    """`network` in training or evaluation mode, and every module of it as it was afterwards. NetworkError where that
-    would change its weights."""
+    """Set `network` to training or evaluation mode while open; afterwards every module is in the mode that it had.
+
+    Raises NetworkError where that would change its weights.
+    """
     check_modes(network)
     before = [(module, module.training) for module in network.modules()]
     try:
@@ -71,8 +76,11 @@ def mode(network: nn.Module, *, training: bool) -> Generator[None]:
 
 
 def lay_out(network: nn.Module, images: Tensor) -> Tensor:
-    """`images` (n, channels, height, width) as `network` reads them fastest: for convolutions with the channels
-    innermost in memory, which every later map then keeps (ResNet20 trains 1.3 times as fast on one thread)."""
+    """Return `images` (n, channels, height, width) in the memory layout that `network` reads fastest.
+
+    Convolutions read channels innermost, and every later map keeps that layout (ResNet20 trains 1.3 times as fast on
+    one thread).
+    """
     if images.ndim != 4 or not is_convolutional(network):
         return images
     # `contiguous` would leave images of one channel alone: both layouts are theirs, and later maps would get the other.
@@ -80,8 +88,10 @@ def lay_out(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def lay_out_weights(network: nn.Module, state: State) -> State:
-    """`state` as a convolutional `network` reads it fastest beside such images, for many passes: otherwise every pass
-    makes copies of the kernels in this layout."""
+    """Return `state` in the layout that a convolutional `network` reads fastest beside such images.
+
+    It pays for many passes: otherwise each of them copies the kernels into this layout.
+    """
     if not is_convolutional(network):
         return state
     return {
@@ -91,5 +101,6 @@ def lay_out_weights(network: nn.Module, state: State) -> State:
 
 
 def is_convolutional(network: nn.Module) -> bool:
+    """Return whether `network` has a two-dimensional convolution."""
     """Return whether any module of `network` is a two-dimensional convolution."""
     return any(isinstance(module, nn.Conv2d) for module in network.modules())

@@ -1,4 +1,4 @@
-"""Loss and accuracy of a network on a split that is never augmented."""
+"""Loss and accuracy of networks and of logits on examples as they are, with the calibrated loss where asked for."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ from tasks.science.specs.measurement import PLAINLY, Viewing
 from tasks.science.specs.state import State
 
 BATCH_SIZE = 2000
-
+"""Examples that a network without convolutions sees at a time."""
 
 CONV_BATCH_SIZE = 32
-"""For convolutional networks, whose maps fall out of the caches sooner, and are given fresh memory by the system where
-they are large: ResNet20 of width 1 is 1.2 to 1.4 times as fast as in batches of 125, and 2 times as in batches of 2000
-(one thread of an AMD EPYC, torch 2.14)."""
+"""Examples that a convolutional network sees at a time.
+
+Large maps fall out of the caches and are given fresh memory by the system: ResNet20 of width 1 is 1.2 to 1.4 times as
+fast as in batches of 125, and 2 times as fast as in batches of 2000 (one thread of an AMD EPYC, torch 2.14).
+"""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`loss` in nats per example (mean over all examples), `accuracy` a fraction.
+    """Loss and accuracy over some examples: `loss` in nats per example, `accuracy` a fraction.
 
-    `calibrated_loss` is the loss once logits are divided by a temperature, fitted on other examples than those it is
-    judged on; `temperature_at_bound` where the search ended at a bound. None where not asked for, or where some logit
-    is not finite.
+    `calibrated_loss` is the loss of logits divided by `temperature`, which is fitted on other examples than those that
+    the loss is taken on; `temperature_at_bound` tells that the search ended at a bound. None where not asked for, or
+    where some logit is not finite.
     """
 
     loss: float
@@ -46,20 +48,19 @@ class Evaluation:
 def evaluate(
     network: nn.Module, state: State, examples: Examples, halves: Halves | None = None, *, viewing: Viewing = PLAINLY
 ) -> Evaluation:
-    """Mean cross-entropy and accuracy over all of `examples`, summed in float64 over batches of fixed size.
+    """Return mean cross-entropy and accuracy over all of `examples`, summed in float64 over batches of fixed size.
 
-    With `halves` of the examples, logits are kept and the loss is calibrated across them as well. `viewing`: whether of
-    logits averaged over an image and its mirror image, left for right, and whether products and convolutions are in
-    bfloat16, as autocast has them; losses are in float32 whatever it is.
-    Always in evaluation mode: BatchNorm takes its running statistics from `state`, which is left as it was.
+    With `halves` of the examples, logits are kept and the loss is calibrated across them as well. `viewing` says
+    whether logits are averaged over an image and its mirror image, left for right, and whether products and
+    convolutions are in bfloat16, as under autocast; losses are in float32 in any case.
+    The network is in evaluation mode: BatchNorm takes its running statistics from `state`, which is left as it was.
     """
-    return within(network, state, lambda loaded: judge(_batches(loaded, examples, viewing), halves))
+    return within(network, state, lambda loaded: evaluate_batches(_batches(loaded, examples, viewing), halves))
 
 
 @torch.no_grad()
 def logits_of(network: nn.Module, state: State, examples: Examples, *, viewing: Viewing = PLAINLY) -> Tensor:
-    """What the network puts out for every one of `examples`, in evaluation mode: (n_examples, n_out), on the CPU.
-    `viewing` as in `evaluate`."""
+    """Return the logits (n_examples, n_out) of all `examples`, on the CPU; `viewing` as in `evaluate`."""
 
     def collect(loaded: nn.Module) -> Tensor:
         return torch.cat([logits.cpu() for logits, _ in _batches(loaded, examples, viewing)])
@@ -68,12 +69,12 @@ def logits_of(network: nn.Module, state: State, examples: Examples, *, viewing: 
 
 
 def evaluate_logits(logits: Tensor, labels: Tensor, halves: Halves | None = None) -> Evaluation:
-    """As `evaluate`, of outputs (n_examples, n_out) that were made elsewhere."""
-    return judge([(logits, labels)], halves)
+    """Return the evaluation of `logits` (n_examples, n_out) for `labels` (n_examples,); `halves` as in `evaluate`."""
+    return evaluate_batches([(logits, labels)], halves)
 
 
 def _batches(network: nn.Module, examples: Examples, viewing: Viewing) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and labels, batch by batch."""
+    """Yield logits and labels in evaluation mode, batch by batch."""
     batch_size = CONV_BATCH_SIZE if is_convolutional(network) else BATCH_SIZE
 
     def run(images: Tensor) -> Tensor:
@@ -92,15 +93,15 @@ def _batches(network: nn.Module, examples: Examples, viewing: Viewing) -> Iterat
             yield logits, labels
 
 
-def judge(batches: Iterable[tuple[Tensor, Tensor]], halves: Halves | None) -> Evaluation:
-    """As `evaluate`, of outputs (n, n_out) and labels (n,), batch by batch."""
+def evaluate_batches(batches: Iterable[tuple[Tensor, Tensor]], halves: Halves | None) -> Evaluation:
+    """Return the evaluation of all `batches` of logits (n, n_out) and labels (n,); `halves` as in `evaluate`."""
     loss, n_correct = 0.0, 0
     kept: list[Tensor] = []
     seen: list[Tensor] = []
     for logits, labels in batches:
         loss += float(_losses(logits, labels).double().sum())
         logits = logits.contiguous()
-        # The largest of values that are no numbers is whatever comes first: no answer, so not a right one.
+        # A row with a value that is not finite is no answer, so not a right one.
         n_correct += int(((logits.argmax(1) == labels) & logits.isfinite().all(1)).sum())
         seen.append(labels.cpu())
         if halves is not None:
@@ -118,7 +119,7 @@ def judge(batches: Iterable[tuple[Tensor, Tensor]], halves: Halves | None) -> Ev
 
 
 def _losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy (n,) of every example; of ten classes it is 13 times as fast where these come first in memory."""
+    """Return the cross-entropy (n,) of every example; with ten classes outermost in memory it is 13 times as fast."""
     if logits.is_contiguous():
         return F.cross_entropy(logits, labels, reduction="none")
     return F.cross_entropy(logits.T[None], labels[None], reduction="none")[0]

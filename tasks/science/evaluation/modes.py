@@ -1,9 +1,9 @@
-"""Networks that write into their own weights are found before a caller's tensors are at stake.
+"""Detection of networks that write into their own weights, before a caller's tensors are changed.
 
-A network lends its forward pass, and weights are put in its parameters' place. Where `train()` or `eval()` changes what
-stands there, as layers do that merge an update of low rank, or where a forward pass does, the outcome depends on what
-was done before, and the caller's weights are changed. Changes of mode are tried once per network on noise, for what is
-added may be 0 in the network's own weights; forward passes are watched the first time.
+A network is run with weights put in the place of its parameters. Where `train()`, `eval()` or a forward pass writes
+there (layers that merge an update of low rank do), results depend on earlier calls, and the caller's weights change.
+Changes of mode are tried once per network, on noise, since what they add may be 0 for the network's own weights;
+forward passes are watched the first time.
 """
 
 from __future__ import annotations
@@ -21,39 +21,30 @@ from torch.utils._python_dispatch import _disable_current_modes  # pyright: igno
 from tasks.science.evaluation.random_state import kept_random_state
 
 _STEADY: WeakSet[nn.Module] = WeakSet()
-"""Networks whose changes of mode leave their tensors alone."""
+"""Networks whose changes of mode are known to leave their tensors alone."""
 
 _READING: WeakSet[nn.Module] = WeakSet()
-"""Networks whose forward pass in evaluation mode writes into no tensor."""
+"""Networks whose forward pass in evaluation mode is known to write into no tensor."""
 
 _KNOWN_PACKAGES = ("torch.", "tasks.science.")
-"""Whose modules write in evaluation mode into nothing."""
-
+"""Packages whose modules write into no tensor in evaluation mode."""
 
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
 
 
 class NetworkError(ValueError):
-    """A network that nothing can be computed with here; the message says why, and the way out."""
+    """A network that cannot be run with weights of a caller; the message says why, and the way out."""
 
 
 def check_modes(network: nn.Module) -> None:
-    """NetworkError where `train()` or `eval()` of `network` changes its parameters or buffers, or where it holds
-    TorchScript or quantized modules, whose tensors cannot be exchanged. It is left as it was, and tried once."""
+    """Raise NetworkError where `train()` or `eval()` of `network` changes its parameters or buffers.
+
+    So does a network with TorchScript or quantized modules, whose tensors cannot be exchanged. The network is left as
+    it was, and tried once.
+    """
     if network in _STEADY:
         return
-    for path, module in network.named_modules():
-        where = f"{path} of the network" if path else "the network"
-        if type(module).__module__.startswith(_QUANTIZED):
-            raise NetworkError(
-                f"{where} is quantized, and weights in whole numbers cannot be merged: give the network as it was "
-                "before, in floats, and quantize what comes out"
-            )
-        if isinstance(module, torch.jit.ScriptModule):
-            raise NetworkError(
-                f"{where} is TorchScript, whose weights cannot be exchanged: give the nn.Module that was scripted or "
-                "traced"
-            )
+    _check_kinds(network)
     switching = [(path, module) for path, module in network.named_modules() if _has_own_switch(module)]
     if switching and _rewritten(network, network):
         # Innermost first: a module is switched with all that it holds.
@@ -67,43 +58,45 @@ def check_modes(network: nn.Module) -> None:
     _STEADY.add(network)
 
 
+def _check_kinds(network: nn.Module) -> None:
+    """Raise NetworkError where `network` holds TorchScript or quantized modules."""
+    for path, module in network.named_modules():
+        where = f"{path} of the network" if path else "the network"
+        if type(module).__module__.startswith(_QUANTIZED):
+            raise NetworkError(
+                f"{where} is quantized, and weights in whole numbers cannot be merged: give the network as it was "
+                "before, in floats, and quantize what comes out"
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise NetworkError(
+                f"{where} is TorchScript, whose weights cannot be exchanged: give the nn.Module that was scripted or "
+                "traced"
+            )
+
+
 @contextmanager
 def watched(network: nn.Module, state: Mapping[str, Tensor]) -> Generator[Callable[[], None]]:
-    """While open, `network` computes with the tensors of `state`, in evaluation mode; afterwards they are as they were.
+    """Watch `network` compute with the tensors of `state` in evaluation mode; afterwards these are as they were.
 
-    What it yields is called while the tensors are in the network's own, after the last pass.
-    Raises NetworkError where a pass has changed or replaced a parameter, or a buffer that it reads and that is not of
-    whole numbers. The first passes that end are watched, and all of a network that writes; that costs a copy of the
-    weights.
+    The yielded function is to be called after the last pass, while the tensors are still in the network's place.
+    Raises NetworkError where a pass has changed or replaced a parameter, or a floating buffer that it reads. Passes are
+    watched until some have ended without writing; watching costs a copy of the weights.
     """
     if network in _READING or all(type(m).__module__.startswith(_KNOWN_PACKAGES) for m in network.modules()):
         yield lambda: None
         return
-    # What is done here is none of the work that a caller's mode of torch's functions is for.
+    # A caller's modes for torch functions are not meant for these copies.
     with _plainly():
         before = {key: tensor.clone() for key, tensor in state.items()}
     shown: list[tuple[Any, ...]] = []
     changed: list[str] = []
-
-    def look() -> None:
-        with _plainly():
-            changed.extend(k for k, t in network.named_parameters() if k in before and not _same(before[k], t.detach()))
-            floats = [(k, t) for k, t in network.named_buffers() if k in before and t.is_floating_point()]
-            found = [k for k, t in floats if not _same(before[k], t.detach())]
-            if found and _reads(network, {key: before[key] for key in found}, shown[:1]):
-                changed.extend(found)
-
-    handle = network.register_forward_pre_hook(lambda _, inputs: shown.append(inputs) if not shown else None)
     written: list[str] = []
+    handle = network.register_forward_pre_hook(lambda _, inputs: shown.append(inputs) if not shown else None)
     try:
-        yield look
+        yield lambda: changed.extend(_changed(network, before, shown))
     finally:
         handle.remove()
-        with _plainly(), torch.no_grad():
-            for key, tensor in before.items():
-                if not _same(tensor, state[key]):
-                    written.append(key)
-                    state[key].copy_(tensor)
+        written += _restore(state, before)
     changed += [key for key in written if key in dict(network.named_parameters(remove_duplicate=False))]
     if changed:
         path, _, name = changed[0].rpartition(".")
@@ -115,10 +108,32 @@ def watched(network: nn.Module, state: Mapping[str, Tensor]) -> Generator[Callab
         _READING.add(network)
 
 
+def _changed(network: nn.Module, before: Mapping[str, Tensor], shown: Sequence[tuple[Any, ...]]) -> list[str]:
+    """Return the parameters of `network` that differ from `before`, and the floating buffers where it reads them."""
+    with _plainly():
+        changed = [k for k, t in network.named_parameters() if k in before and not _same(before[k], t.detach())]
+        floats = [(k, t) for k, t in network.named_buffers() if k in before and t.is_floating_point()]
+        found = [k for k, t in floats if not _same(before[k], t.detach())]
+        if found and _reads(network, {key: before[key] for key in found}, shown):
+            changed += found
+    return changed
+
+
+def _restore(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> list[str]:
+    """Write the values `before` back into `state` where they changed, and return the keys of these."""
+    with _plainly(), torch.no_grad():
+        written = [key for key, tensor in before.items() if not _same(tensor, state[key])]
+        for key in written:
+            state[key].copy_(before[key])
+    return written
+
+
 @torch.no_grad()
 def _reads(network: nn.Module, buffers: Mapping[str, Tensor], shown: Sequence[tuple[Any, ...]]) -> bool:
-    """Whether what `network` puts out for `shown` depends on these values of its buffers; hooks of this package, which
-    observe it, are not called."""
+    """Return whether the outputs of `network` for `shown` depend on these values of its buffers.
+
+    Hooks of this package, which observe it, are not called.
+    """
     outputs: list[Any] = []
     with kept_attributes(network), ExitStack() as hooks:
         for module in network.modules():
@@ -153,7 +168,7 @@ def _without_ours(hooks: dict[int, Any]) -> Generator[None]:
 
 @contextmanager
 def kept_attributes(network: nn.Module) -> Generator[None]:
-    """Put every attribute of every module back, whatever is stored there in the meantime."""
+    """Restore every attribute of every module on exit, whatever is stored there in the meantime."""
     before = [(module, dict(module.__dict__)) for module in network.modules()]
     inner = [(d, dict(d)) for module, _ in before for d in (module._parameters, module._buffers, module._modules)]  # pyright: ignore[reportPrivateUsage]
     try:
@@ -169,7 +184,7 @@ def kept_attributes(network: nn.Module) -> Generator[None]:
 
 
 def _has_own_switch(module: nn.Module) -> bool:
-    """Whether a change of mode does more than `nn.Module` does, which is to set a flag."""
+    """Return whether a change of mode does more than set a flag, as `nn.Module` does."""
     kind = type(module)
     return (
         kind.train is not nn.Module.train
@@ -181,8 +196,10 @@ def _has_own_switch(module: nn.Module) -> bool:
 
 
 def _rewritten(network: nn.Module, module: nn.Module) -> bool:
-    """Whether changes of mode of `module`, which `network` holds, change any tensor of `network` where all are noise.
-    Attributes and the CPU's random state are put back."""
+    """Return whether changes of mode of `module`, a part of `network`, change any tensor of it, all filled with noise.
+
+    Attributes and the CPU's random state are restored.
+    """
     with kept_random_state(), kept_attributes(network), torch.no_grad():
         noise = _put_noise(network)
         for _ in range(2):
@@ -195,7 +212,7 @@ def _rewritten(network: nn.Module, module: nn.Module) -> bool:
 
 
 def _put_noise(network: nn.Module) -> dict[tuple[str, str], Tensor]:
-    """Puts noise in the place of every tensor of `network` that has values; returns a copy of it."""
+    """Put noise in the place of every tensor of `network` that has values, and return a copy of it."""
     generator = torch.Generator().manual_seed(0)
     drawn: dict[int, Tensor] = {}
     for module in network.modules():
@@ -214,7 +231,7 @@ def _put_noise(network: nn.Module) -> dict[tuple[str, str], Tensor]:
 
 
 def _tensors(network: nn.Module) -> dict[tuple[str, str], Tensor]:
-    """Parameters and buffers that have values, by the path of their module and their name."""
+    """Return the parameters and buffers that have values, by the path of their module and their name."""
     holders: list[tuple[str, Sequence[tuple[str, Tensor | None]]]] = []
     for path, module in network.named_modules():
         holders += [(path, list(module._parameters.items())), (path, list(module._buffers.items()))]  # pyright: ignore[reportPrivateUsage]
@@ -228,13 +245,13 @@ def _tensors(network: nn.Module) -> dict[tuple[str, str], Tensor]:
 
 @contextmanager
 def _plainly() -> Generator[None]:
-    """While open, no mode or subclass sees what torch is asked for."""
+    """Hide torch operations from modes and tensor subclasses while open."""
     with torch._C.DisableTorchFunction(), _disable_current_modes():  # pyright: ignore[reportPrivateUsage]
         yield
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors have the same shape and values, where what is no number is the same as itself."""
+    """Return whether two tensors have the same shape, type and values, NaN being equal to NaN."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())

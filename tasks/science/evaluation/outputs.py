@@ -1,4 +1,4 @@
-"""What of a network's output are its logits."""
+"""Logits in the output of a network."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def logits_in(output: Any) -> Any:
-    """The tensor that a mapping or dataclass calls `logits`, or its only tensor; any other output as it is.
+    """Return the tensor that a mapping or dataclass calls `logits`, or its only tensor; any other output as it is.
 
-    What stands beside them (a cache of keys and values, a loss, hidden states) is no output of the function that is
-    permuted and merged. A tuple is left alone: none of its tensors says what it is.
+    Other parts (a cache of keys and values, a loss, hidden states) do not belong to the function that is permuted and
+    merged. A tuple is returned as it is, since its tensors have no names.
     """
     if isinstance(output, Mapping):
         parts = dict(output)
@@ -28,7 +28,7 @@ def logits_in(output: Any) -> Any:
 
 
 def way_to_logits(output: Any) -> str:
-    """What lets a network put out logits alone, where `logits_in` cannot tell them from the rest of `output`."""
+    """Return the advice that makes a network put out logits alone, where `logits_in` cannot find them in `output`."""
     names = output if isinstance(output, Mapping) else dir(output)
     holds_cache = "past_key_values" in names or (
         isinstance(output, list | tuple) and any("Cache" in type(part).__name__ for part in output)

@@ -1,6 +1,6 @@
-"""Two networks used together: their outputs are averaged, where a path averages their weights.
+"""Ensembles: the outputs of two networks are averaged, where a path averages their weights.
 
-What a merged network is up against: twice the cost of one network, and no barrier to speak of.
+An ensemble is the reference for a merged network: it costs twice as much to run and has next to no barrier.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks.science.data.examples import Dataset
-from tasks.science.evaluation.calibration import Halves, calibration_halves
-from tasks.science.evaluation.metrics import Evaluation, evaluate_logits, logits_of
-from tasks.science.paths.curves import Point
+from tasks.science.evaluation.calibration import calibration_halves
+from tasks.science.evaluation.metrics import evaluate_logits, logits_of
+from tasks.science.paths.curves import PathPoint, Splits
 from tasks.science.specs.measurement import PLAINLY, Viewing
 from tasks.science.specs.state import State
 
@@ -23,7 +23,7 @@ Outputs = dict[str, Tensor]
 
 
 def outputs_of(network: nn.Module, state: State, dataset: Dataset, *, viewing: Viewing = PLAINLY) -> Outputs:
-    """What an endpoint says of every example of both splits; `viewing` as in `evaluate`."""
+    """Return the log-probabilities of an endpoint for every example of both splits; `viewing` as in `evaluate`."""
     return {
         split: F.log_softmax(logits_of(network, state, examples, viewing=viewing).double(), dim=1)
         for split, examples in (("train", dataset.train), ("test", dataset.test))
@@ -31,26 +31,20 @@ def outputs_of(network: nn.Module, state: State, dataset: Dataset, *, viewing: V
 
 
 def mix(a: Tensor, b: Tensor, alpha: float) -> Tensor:
-    """Log of the mixture (1 - alpha) p_a + alpha p_b of probabilities given as logs, all (n_examples, n_classes)."""
+    """Return the log of the mixture (1 - alpha) p_a + alpha p_b of log-probabilities, all (n_examples, n_classes)."""
     weights = torch.tensor([1 - alpha, alpha], dtype=a.dtype).log()
     return torch.logsumexp(torch.stack([a + weights[0], b + weights[1]]), dim=0)
 
 
-def measure_ensemble(a: Outputs, b: Outputs, alphas: Sequence[float], dataset: Dataset) -> list[Point]:
-    """Loss and accuracy of the mixture of two endpoints' probabilities at every one of `alphas`; alpha weights B."""
+def measure_ensemble(a: Outputs, b: Outputs, alphas: Sequence[float], dataset: Dataset) -> list[PathPoint]:
+    """Return loss and accuracy of the mixture of two endpoints' probabilities at all `alphas`; alpha weights B."""
     halves = calibration_halves(dataset.spec.fingerprint, len(dataset.test))
 
-    def judge(split: str, alpha: float, labels: Tensor, across: Halves | None) -> Evaluation:
-        return evaluate_logits(mix(a[split], b[split], alpha), labels, across)
+    def evaluate_mixture(alpha: float) -> Splits:
+        train, test = (mix(a[split], b[split], alpha) for split in ("train", "test"))
+        return {
+            "train": evaluate_logits(train, dataset.train.labels),
+            "test": evaluate_logits(test, dataset.test.labels, halves),
+        }
 
-    return [
-        Point(
-            alpha,
-            {
-                "train": judge("train", alpha, dataset.train.labels, None),
-                "test": judge("test", alpha, dataset.test.labels, halves),
-            },
-            [],
-        )
-        for alpha in alphas
-    ]
+    return [PathPoint(alpha, evaluate_mixture(alpha), []) for alpha in alphas]

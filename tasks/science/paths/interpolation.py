@@ -6,10 +6,11 @@ from tasks.science.specs.state import State
 
 
 def interpolate(a: State, b: State, alpha: float) -> State:
-    """(1 - alpha) a + alpha b for every tensor, running statistics included; alpha 0 and 1 give the endpoints to the
-    bit. Whole numbers, such as how many batches BatchNorm has seen, are no quantities on a line: A's are taken.
+    """Return (1 - alpha) a + alpha b for every tensor, running statistics included.
 
-    Raises ValueError where the two have other names or shapes, or where alpha leaves [0, 1].
+    Alpha 0 and 1 give the endpoints to the bit. Whole numbers, such as the number of batches that BatchNorm has seen,
+    are not interpolated: A's are taken.
+    Raises ValueError where names or shapes of the two differ, or where alpha leaves [0, 1].
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha:g}")

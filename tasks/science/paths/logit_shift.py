@@ -1,24 +1,26 @@
-"""One constant on half of an endpoint's logits: what undoes that it was trained on some classes more than on others.
+"""A constant added to half of an endpoint's logits, which corrects for classes that it was trained on more often.
 
 An endpoint of a data set in halves has seen the classes of one half four times as often as those of the other, and
-expects them as often. By Bayes' rule that adds one constant, ideally ln 4, to the log-odds between the two halves of
-the classes; adding a shift s to the logits of the upper half takes it off, at no cost and without a second network.
+predicts them as often. By Bayes' rule that adds one constant, ideally ln 4, to the log-odds between the two halves of
+the classes; adding a shift s to the logits of the upper half removes it, at no cost and without a second network.
 
 The mean loss is convex in s, and depends on it through one number per image: the log-odds l that its class is in the
 upper half. Its slope in s is the mean of sigmoid(l + s) less the share of images whose class is in the upper half, so
 at the best shift the network expects the upper half as often as it comes.
 
 Source: the authors of REPAIR saved two sweeps of such a constant (`adjusted_v1a` and `adjusted_v1b`), and show the
-smallest test loss of each. Where the constant passes 0, losses and accuracies of both splits pass through those of the
-two endpoints: so it is the endpoints that are shifted there, neither the merged network nor the ensemble. Which half of
-the classes is shifted was not published, and only the sign of s depends on it.
-Deviates: the best shift is solved for instead of looked up in a sweep of 31; and, unless that is asked for, it is
-chosen on images of the train split that the endpoint was not trained on, instead of on the test images it is judged by.
+smallest test loss of each. Where the constant passes 0, losses and accuracies of both splits are those of the two
+endpoints: so the authors shift the endpoints, neither the merged network nor the ensemble. They did not publish which
+half of the classes is shifted; only the sign of s depends on it.
+Deviates: the best shift is solved for instead of looked up in a sweep of 31; and by default it is chosen on images of
+the train split that the endpoint was not trained on, instead of on the test images that it is evaluated on.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import optimize
 from scipy.special import expit, logit
 from torch import Tensor, nn
@@ -32,22 +34,21 @@ from tasks.science.specs.measurement import PLAINLY, Viewing
 from tasks.science.specs.state import State
 
 _TOLERANCE = 1e-10
-"""Of a shift, in units of a logit."""
+"""Tolerance of a shift, in units of a logit."""
 
 
 def shift_upper(logits: Tensor, shift: float) -> Tensor:
-    """`logits` (n_examples, n_out) with `shift` added to those of the upper half of the classes."""
+    """Return `logits` (n_examples, n_out) with `shift` added to those of the upper half of the classes."""
     n_out = logits.shape[1]
     return logits + shift * (torch.arange(n_out) >= n_lower_classes(n_out)).to(logits.dtype)
 
 
 def choose_shift(logits: Tensor, labels: Tensor, shares: Tensor) -> float:
-    """The shift of the upper half of the classes that makes the mean loss smallest, were classes as frequent as
-    `shares` has them; nan where a logit is not finite.
+    """Return the shift of the upper half of the classes that minimizes the mean loss; NaN where a logit is not finite.
 
     `logits` (n_examples, n_out) on the CPU, `labels` (n_examples,) int64, `shares` (n_out,): the images of a class
-    count together for its share, however many there are. A class without images does not count.
-    Raises ValueError where all images are of one half of the classes: the more of a shift, the better.
+    together weigh as much as its share, however many there are. A class without images does not count.
+    Raises ValueError where all images are of one half of the classes, for which no finite shift is best.
     """
     n_out = logits.shape[1]
     n_lower = n_lower_classes(n_out)
@@ -64,7 +65,11 @@ def choose_shift(logits: Tensor, labels: Tensor, shares: Tensor) -> float:
     weights /= weights.sum()
     wide = logits.double()
     log_odds = (torch.logsumexp(wide[:, n_lower:], 1) - torch.logsumexp(wide[:, :n_lower], 1)).numpy()
-    share = float(weights[(labels >= n_lower).numpy()].sum())
+    return _balancing_shift(log_odds, weights, float(weights[(labels >= n_lower).numpy()].sum()))
+
+
+def _balancing_shift(log_odds: NDArray[np.float64], weights: NDArray[np.float64], share: float) -> float:
+    """Return the shift of `log_odds` (n_examples,) at which the `weights`-weighted sum of probabilities is `share`."""
 
     def slope(shift: float) -> float:
         return float(weights @ expit(log_odds + shift)) - share
@@ -84,10 +89,11 @@ def held_out_shift(
     *,
     viewing: Viewing = PLAINLY,
 ) -> float:
-    """The shift of an endpoint trained on the half `train_subset`, chosen on at most `n_images` (None: all) of the
-    other half, which the endpoint has not seen, though its partner has; classes count as in the whole train split.
+    """Return the shift of an endpoint trained on the half `train_subset`, chosen on images of the other half.
 
-    ValueError where `dataset` has no halves, or the images are of one half of the classes alone.
+    At most `n_images` (None: all) are taken, which the endpoint has not seen, though its partner has; classes weigh as
+    in the whole train split.
+    Raises ValueError where `dataset` has no halves, or the images are of one half of the classes alone.
     """
     other: TrainSubset = "first" if train_subset == "second" else "second"
     held_out = dataset.trained_on(other).reduced(n_images).train
@@ -106,11 +112,11 @@ def measure_shifted(
     on_test: bool,
     viewing: Viewing = PLAINLY,
 ) -> Splits:
-    """Loss and accuracy, on at most `n_images` of each split (None: all), of an endpoint with its logits shifted.
+    """Return loss and accuracy of an endpoint with its logits shifted, on at most `n_images` of each split (None: all).
 
-    `on_test`: the shift is the best one for the very test images that it is judged by, so it is no estimate of what it
-    does for others, but the figure that was published. Else it is that of `held_out_shift`, for an endpoint trained on
-    the half `train_subset`. `viewing` as in `evaluate`.
+    With `on_test` the shift is the best one for the test images that it is evaluated on, as published, which is no
+    estimate for other images. Else it is that of `held_out_shift`, for an endpoint trained on the half `train_subset`.
+    `viewing` as in `evaluate`.
     """
     judged = dataset.reduced(n_images)
     halves = calibration_halves(judged.spec.fingerprint, len(judged.test))

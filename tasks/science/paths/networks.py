@@ -1,8 +1,8 @@
-"""Interpolation of a network's state, of which some entries follow from others.
+"""Interpolation of a network's state in which some entries follow from others.
 
-What lies half way between two singular vectors, masks or orthogonal matrices is none. Such entries are found from the
-modules, parametrizations and hooks of the network, and made anew from the interpolated weights, or refused. Running
-statistics of norms are interpolated as the weights are: that is what the literature calls the interpolated network.
+The mean of two singular vectors, masks or orthogonal matrices is not one of them. Such entries are found from the
+modules, parametrizations and hooks of the network, and computed anew from the interpolated weights, or refused. Running
+statistics of norms are interpolated as weights are, as the literature defines the interpolated network.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ _STATISTICS = ("running_mean", "running_var")
 
 @torch.no_grad()
 def interpolate_network(network: nn.Module, a: State, b: State, alpha: float) -> State:
-    """`interpolate`, for states of `network`, with what follows from the weights made anew between alpha 0 and 1.
+    """Return `interpolate` of two states of `network`, with the entries that follow from weights computed anew.
 
     Spectral norms divide by the largest singular value of the interpolated weight. A pruned weight stays 0 where it is
-    in both, and elsewhere lies on the line between what the two compute with.
-    Raises ValueError as `interpolate`, and, naming the entry, where orthogonal matrices or masks of a kind unknown here
-    differ.
+    in both, and elsewhere lies between the two that the networks compute with. Endpoints are returned as they are.
+    Raises ValueError as `interpolate` does, and where orthogonal matrices or unknown masks differ, which it names.
     """
     state = interpolate(a, b, alpha)
     if alpha in (0, 1):
@@ -50,7 +49,7 @@ def interpolate_network(network: nn.Module, a: State, b: State, alpha: float) ->
 
 
 def averaged_buffers(network: nn.Module, a: State, b: State) -> tuple[str, ...]:
-    """Buffers that differ between two states of `network` and are interpolated although nothing is known of them."""
+    """Return the buffers that differ between two states of `network` and are interpolated without being known."""
     return tuple(_unknown_buffers(network, a, b))
 
 
@@ -67,7 +66,7 @@ def _paths(network: nn.Module, kind: type[nn.Module]) -> list[str]:
 
 
 def _hooks(network: nn.Module, kind: type) -> Iterator[tuple[str, nn.Module, object]]:
-    """Hooks of `kind` that run before a forward pass: the prefix of their module's names, the module, the hook."""
+    """Yield the hooks of `kind` that run before a forward pass, with their module and the prefix of its keys."""
     for path, module in network.named_modules(remove_duplicate=False):
         for hook in module._forward_pre_hooks.values():  # pyright: ignore[reportPrivateUsage]
             if isinstance(hook, kind):
@@ -75,7 +74,7 @@ def _hooks(network: nn.Module, kind: type) -> Iterator[tuple[str, nn.Module, obj
 
 
 def _pruned(network: nn.Module) -> list[tuple[str, str]]:
-    """Keys of each pruned weight and its mask."""
+    """Return the keys of each pruned weight and its mask."""
     found: list[tuple[str, str]] = []
     for prefix, module, hook in _hooks(network, BasePruningMethod):
         name = str(getattr(hook, "_tensor_name", ""))
@@ -85,7 +84,7 @@ def _pruned(network: nn.Module) -> list[tuple[str, str]]:
 
 
 def _spectral_norms(network: nn.Module, state: State) -> Iterator[tuple[Tensor, str, str]]:
-    """Each matrix whose largest singular value is divided by, and the keys of its singular vectors."""
+    """Yield each matrix that is divided by its largest singular value, and the keys of its singular vectors."""
     for prefix, _, hook in _hooks(network, SpectralNorm):
         if isinstance(hook, SpectralNorm):
             name = prefix + hook.name
@@ -113,9 +112,9 @@ def _as_matrix(weight: Tensor, dim: int) -> Tensor:
 
 
 def _leading_vectors(matrix: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The left and right singular vectors (float64) of the largest singular value, the left one on the side of `like`.
+    """Return the left and right singular vectors (float64) of the largest singular value.
 
-    Of a matrix of zeros, or one that is not finite, any of length 1.
+    The left one points to the side of `like`. They are any vectors of length 1 for a matrix that is 0 or not finite.
     """
     wide = matrix.double() if matrix.shape[0] <= matrix.shape[1] else matrix.double().T
     if not bool(torch.isfinite(wide).all()):
@@ -130,7 +129,7 @@ def _leading_vectors(matrix: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unknown_buffers(network: nn.Module, a: State, b: State) -> list[str]:
-    """Buffers with a fraction that differ, and of which nothing is known here."""
+    """Return the floating buffers that differ and do not follow from weights in a known way."""
     known = {mask for _, mask in _pruned(network)}
     known |= {key for _, *vectors in _spectral_norms(network, a) for key in vectors}
     return [

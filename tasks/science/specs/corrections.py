@@ -20,7 +20,7 @@ NORMALIZATIONS = ("none", "batch", "layer", "fixup", "batch-fused")
 
 RESIDUAL_ARCHITECTURES = ("resnet20", "resnet18", "resnet50", "wide-resnet50-2")
 
-Part = Literal["both", "deviation", "mean"]
+GoalPart = Literal["both", "deviation", "mean"]
 """The moments of the goal that units are given; the other one is left as it is."""
 
 
@@ -36,7 +36,7 @@ class Correction:
     normalizations: tuple[str, ...] = NORMALIZATIONS
     layers: bool = True
     """Whether layers are brought to a goal."""
-    part: Part = "both"
+    part: GoalPart = "both"
     frozen: bool = False
     """Whether BatchNorm keeps its interpolated statistics; else they are estimated again from its new input."""
     closed_form: bool = False

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from infra.weights import read_weights, write_weights
 from tasks.science.correction.correction import correct
+from tasks.science.correction.models import Target
 from tasks.science.evaluation.functional import compute
 from tasks.science.merging import merge_networks
 from tasks.science.networks.fitting import MergeError, fit_state, in_float32, renamed
@@ -103,7 +104,7 @@ def test_a_network_and_a_shuffled_copy_of_itself_merge_into_the_network(build: C
     if build is with_norm:
         # Its BatchNorm statistics are those of these images, as a corrected network's are.
         side = measure_side(network, a, IMAGES)
-        a = correct(network, side.layout, a, "reset", side.moments, IMAGES).state
+        a = correct(side.model, "reset", Target(side.moments, IMAGES)).state
     spec = trace_permutation_spec(network, (IMAGES[:2],))
     shuffle = spec.random(torch.Generator().manual_seed(1))
     merged = merge_networks(network, a, spec.apply(a, shuffle), IMAGES)

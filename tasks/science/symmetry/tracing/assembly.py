@@ -12,6 +12,7 @@ from torch.fx import Node
 from tasks.science.symmetry.permutation import Axis, FixedAxis, Ints, Reading, Slot
 from tasks.science.symmetry.tracing.graph import Graph, last_of_calls, module_stack, operation_name, reached
 from tasks.science.symmetry.tracing.layouts import Field, Layout, Nodes
+from tasks.science.symmetry.tracing.linear_maps import is_residual_sum
 from tasks.science.symmetry.tracing.operations import LINEAR, NONLINEARITIES, NORMS, Visitor
 from tasks.science.symmetry.tracing.product_rules import KERNEL
 from tasks.science.symmetry.tracing.symmetry import Family, Symmetry, match_rows
@@ -193,7 +194,7 @@ class Readings:
         if node not in self.from_input:
             return ""
         if name == "add":
-            return "sum" if len([a for a in node.args if a in self.from_input]) > 1 else "other"
+            return "sum" if is_residual_sum(node, self.from_input) else "other"
         return "other" if name in OTHERS else ""
 
     def of(self, family: Family) -> dict[int, tuple[Reading, ...]]:

@@ -34,6 +34,7 @@ from torch.nn.utils.rnn import PackedSequence
 from tasks.science.evaluation.modes import NetworkError, check_modes, kept_attributes
 from tasks.science.evaluation.outputs import logits_in
 from tasks.science.evaluation.random_state import kept_random_state
+from tasks.science.symmetry.tracing.module_outputs import ModuleOutputs, recorded_outputs
 
 # Operations that are not taken apart; each has a rule of its own.
 KEPT_WHOLE = frozenset(
@@ -59,7 +60,7 @@ class Graph:
     """The operations of one forward pass, in order, and what its inputs are.
 
     `state`: placeholder -> key of the state dict. `constants`: placeholder -> tensor that no state dict holds.
-    `mutations`: result -> key of the buffer that it overwrites. `results`: every tensor that the network returns.
+    `mutations`: result -> key of the buffer that it overwrites. `results`, `outputs`: what it and its modules return.
     """
 
     nodes: tuple[Node, ...]
@@ -67,6 +68,7 @@ class Graph:
     constants: dict[str, Tensor]
     mutations: tuple[tuple[Node, str], ...]
     results: tuple[Node, ...]
+    outputs: ModuleOutputs
 
 
 def trace_graph(network: nn.Module, example_inputs: tuple[Tensor, ...], training: bool) -> Graph:
@@ -89,6 +91,7 @@ def trace_graph(network: nn.Module, example_inputs: tuple[Tensor, ...], training
         _plain_attention(),
         _own_paths(),
         _overriding_few() as table,
+        recorded_outputs(network) as outputs,
     ):
         network.train(training)
         _return_logits(network)
@@ -110,7 +113,7 @@ def trace_graph(network: nn.Module, example_inputs: tuple[Tensor, ...], training
     mutated = signature.buffers_to_mutate
     mutations = tuple((by_name[k], v) for k, v in mutated.items() if v not in signature.non_persistent_buffers)
     results = tuple(by_name[k] for k in signature.user_outputs if isinstance(k, str) and k in by_name)
-    return Graph(nodes, state, constants, mutations, results)
+    return Graph(nodes, state, constants, mutations, results, outputs)
 
 
 @functools.cache

@@ -98,6 +98,11 @@ def roots_of(graph: Graph) -> dict[Node, tuple[str, ...]]:
     return roots
 
 
+def is_residual_sum(node: Node, inner: set[Node]) -> bool:
+    """Return whether an operation adds two values that depend on the input, those `inner`."""
+    return operation_name(node) == "add" and len([a for a in node.args if a in inner]) > 1
+
+
 def shape_of(node: Node) -> torch.Size:
     """Return the shape that an operation's result had in the trace, that of its first tensor where it has several."""
     value: Any = node.meta["val"]

@@ -3,14 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tasks.science.correction.correction import (
-    goal_moments,
-    preactivation_moments,
-    reorder_layers,
-    repair,
-    report_layers,
-    unit_orders,
-)
+from tasks.science.correction.correction import goal_moments, preactivation_moments, repair
+from tasks.science.correction.preactivations import reorder_layers, report_layers, unit_orders
 from tasks.science.data.examples import Dataset
 from tasks.science.networks import build_network
 from tasks.science.networks.permutation_spec import cell_permutation_spec
@@ -128,7 +122,7 @@ def test_a_permuted_endpoint_has_its_moments_in_permuted_order(network, cell: Ce
     spec = cell_permutation_spec(cell)
     permutation = spec.random(torch.Generator().manual_seed(0))
     measured = preactivation_moments(network, spec.apply(b.state, permutation), blobs.train.images)
-    reordered = reorder_layers(b.moments, unit_orders(spec, permutation, b.layout.layers, b.state))
+    reordered = reorder_layers(b.moments, unit_orders(spec, permutation, b.sites.layers, b.state))
     for name in measured:
         assert torch.allclose(measured[name].mean, reordered[name].mean, rtol=1e-4, atol=1e-5)
         assert torch.allclose(measured[name].sd, reordered[name].sd, rtol=1e-4, atol=1e-5)
@@ -137,8 +131,8 @@ def test_a_permuted_endpoint_has_its_moments_in_permuted_order(network, cell: Ce
 def test_paths_end_in_the_endpoints_and_are_measured_where_they_should_be(network, sides, blobs: Dataset):
     a, b = sides
     ends = tuple(evaluate_splits(network, side.state, blobs) for side in sides)
-    raw = measure_path(network, (a, b), "none", ALPHAS, blobs, blobs.train.images, ends)
-    fixed = measure_path(network, (a, b), "repair", ALPHAS, blobs, blobs.train.images)
+    raw = measure_path((a, b), "none", ALPHAS, blobs, blobs.train.images, ends)
+    fixed = measure_path((a, b), "repair", ALPHAS, blobs, blobs.train.images)
     assert [point.alpha for point in raw] == [point.alpha for point in fixed] == ALPHAS
     assert (raw[0].splits, raw[-1].splits) == ends
     assert [bool(point.layers) for point in raw] == [False, False, True, False, False]

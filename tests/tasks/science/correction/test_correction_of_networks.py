@@ -10,10 +10,10 @@ from torch import nn
 from torch.func import functional_call
 from wrapped import Affine, corrected_plainly, endpoint_goal, layer_names, load, wrap
 
-from tasks.science.correction.correction import Corrected, correct
+from tasks.science.correction.correction import correct, load_model
+from tasks.science.correction.models import Corrected, Estimation, Target
 from tasks.science.correction.preactivations import (
     LayerMoments,
-    RunningMoments,
     goal_moments,
     matched_covariances,
     measure,
@@ -22,6 +22,7 @@ from tasks.science.correction.preactivations import (
 )
 from tasks.science.data.examples import Dataset, Examples
 from tasks.science.evaluation.metrics import Evaluation
+from tasks.science.evaluation.moments import RunningMoments
 from tasks.science.networks import build_network, initial_state
 from tasks.science.paths.curves import measure_path, measure_side
 from tasks.science.paths.interpolation import interpolate
@@ -134,11 +135,15 @@ def distance(ours: torch.Tensor, reference: torch.Tensor) -> float:
     return float((ours - reference).abs().max() / reference.abs().max())
 
 
-def corrected(pair: Pair, correction: str, alpha: float = ALPHA, **options):
+def corrected(pair: Pair, correction: str, alpha: float = ALPHA, **options) -> Corrected:
     a, b = sides_of(pair, CORRECTIONS[correction].blocks)
     goal = goal_moments(a.moments, b.moments, alpha)
-    state = interpolate(*pair.states, alpha)
-    return correct(pair.network, a.layout, state, correction, goal, pair.images, **options)
+    return correct_at(pair, interpolate(*pair.states, alpha), correction, goal, **options)
+
+
+def correct_at(pair: Pair, state: State, correction: str, goal: LayerMoments, predicted=None, **options) -> Corrected:
+    model = load_model(pair.network, state, pair.images)
+    return correct(model, correction, Target(goal, pair.images, predicted), Estimation(**options))
 
 
 def logits(result, images: torch.Tensor) -> torch.Tensor:
@@ -182,7 +187,7 @@ def test_corrections_keep_the_keys_where_the_table_says_so(pair: Pair):
     a, b = sides_of(pair, pair.architecture == "resnet20")
     goal = goal_moments(a.moments, b.moments, ALPHA)
     for correction in defined(pair.architecture, pair.normalization):
-        result = correct(pair.network, a.layout, state, correction, goal, pair.images, predicted=goal)
+        result = correct_at(pair, state, correction, goal, predicted=goal)
         kept = correction == "none" or (pair.normalization != "fixup" and correction != "repair-block")
         assert (result.network is pair.network) == kept, correction
         assert (result.state.keys() == state.keys()) == kept, correction
@@ -200,7 +205,7 @@ def test_goals_are_reached_and_what_is_reported_is_what_a_plain_pass_measures(pa
     goal = goal_moments(a.moments, b.moments, ALPHA)
     state = interpolate(*pair.states, ALPHA)
     for correction, estimator in (("repair", "layerwise"), ("repair", "one-pass")):
-        result = correct(pair.network, a.layout, state, correction, goal, pair.images, estimator=estimator)
+        result = correct_at(pair, state, correction, goal, estimator=estimator)
         for report in report_layers(result.achieved, goal, a.moments, b.moments):
             assert max(report.mean_error, report.sd_error) < 1e-9, report
     ends = endpoint_goal(pair.fresh, pair.states[0], pair.images)
@@ -215,15 +220,13 @@ def test_repair_of_a_network_with_itself_moves_no_weight(pair: Pair):
     raw, _ = sides_of(pair)
     exact = raw.state
     if pair.normalization == "batch":
-        exact = correct(
-            pair.network, raw.layout, raw.state, "reset", raw.moments, pair.images, estimator="layerwise"
-        ).state
+        exact = correct_at(pair, raw.state, "reset", raw.moments, estimator="layerwise").state
     for correction in defined(pair.architecture, pair.normalization):
         row = CORRECTIONS[correction]
         if not row.layers or row.closed_form or row.blocks:
             continue
         a = measure_side(pair.network, raw.state if row.frozen else exact, pair.images)
-        result = correct(pair.network, a.layout, a.state, correction, a.moments, pair.images)
+        result = correct_at(pair, a.state, correction, a.moments)
         for name, tensor in result.state.items():
             before = a.state.get(name, torch.zeros_like(tensor))
             assert torch.allclose(tensor.double(), before.double(), rtol=1e-8, atol=1e-8), (correction, name)
@@ -231,7 +234,7 @@ def test_repair_of_a_network_with_itself_moves_no_weight(pair: Pair):
 
 def test_repair_and_reset_agree_for_any_sign_of_gamma(batch_pair: Pair):
     """Without eps to rounding, by either estimator, in batches too; at alpha 0 and 1 as between."""
-    gammas = [batch_pair.states[0][f"{norm}.weight"] for norm in sides_of(batch_pair)[0].layout.norms]
+    gammas = [batch_pair.states[0][f"{norm}.weight"] for norm in sides_of(batch_pair)[0].sites.norms]
     assert all((gamma < 0).any() and (gamma > 0).any() for gamma in gammas)
     for options in ({"batch_size": 4}, {"estimator": "layerwise"}):
         for alpha in (0.0, ALPHA, 1.0) if "batch_size" in options else (ALPHA,):
@@ -260,7 +263,7 @@ def test_one_pass_comes_within_a_few_thousandths_of_the_exact_estimator():
     state = interpolate(*states, ALPHA)
     errors = []
     for options in ({"estimator": "layerwise"}, {"batch_size": 20}):
-        result = correct(pair.network, a.layout, state, "repair", goal, images, **options)
+        result = correct(load_model(pair.network, state, images), "repair", Target(goal, images), Estimation(**options))
         reports = report_layers(result.achieved, goal, a.moments, b.moments)
         errors.append(max(max(report.mean_error, report.sd_error) for report in reports))
     assert errors[0] < 1e-5
@@ -272,13 +275,13 @@ def test_with_frozen_statistics_repair_is_reset_where_these_are_the_exact_interp
     goal = goal_moments(a.moments, b.moments, ALPHA)
     ordinary = interpolate(*batch_pair.states, ALPHA)
     special = dict(ordinary)
-    for site in a.layout.layers:
+    for site in a.sites.layers:
         special[f"{site.norm}.running_mean"] = goal[site.name].mean
         special[f"{site.norm}.running_var"] = goal[site.name].sd.square()
     gaps = []
     for state in (special, ordinary):
         frozen, reset = (
-            logits(correct(batch_pair.network, a.layout, state, name, goal, batch_pair.images), batch_pair.held_out)
+            logits(correct_at(batch_pair, state, name, goal), batch_pair.held_out)
             for name in ("repair/frozen", "reset")
         )
         gaps.append(distance(frozen, reset))
@@ -289,9 +292,9 @@ def test_with_frozen_statistics_repair_is_reset_where_these_are_the_exact_interp
 def test_the_closed_form_is_that_of_interpolated_preactivations_written_out(pair: Pair, monkeypatch):
     a, b = sides_of(pair)
     monkeypatch.setattr(
-        "tasks.science.correction.preactivations._PAIRED_BYTES", 5 * 8 * a.layout.n_values
+        "tasks.science.correction.preactivations._PAIRED_BYTES", 5 * 8 * a.sites.n_values
     )  # batches of 5 images
-    covariances = matched_covariances(pair.network, a.layout, *pair.states, pair.images)
+    covariances = matched_covariances(pair.network, a.sites, *pair.states, pair.images)
     predicted = predicted_moments(a.moments, b.moments, covariances, ALPHA)
     seen = []
     for state in pair.states:
@@ -312,10 +315,10 @@ def in_closed_form(pair: Pair) -> tuple[State, LayerMoments, LayerMoments, Corre
     """The interpolated weights, the goal, the predicted moments, and what the correction by these makes."""
     a, b = sides_of(pair)
     goal = goal_moments(a.moments, b.moments, ALPHA)
-    covariances = matched_covariances(pair.network, a.layout, *pair.states, pair.images)
+    covariances = matched_covariances(pair.network, a.sites, *pair.states, pair.images)
     predicted = predicted_moments(a.moments, b.moments, covariances, ALPHA)
     state = interpolate(*pair.states, ALPHA)
-    result = correct(pair.network, a.layout, state, "repair-closed-form", goal, pair.images, predicted=predicted)
+    result = correct_at(pair, state, "repair-closed-form", goal, predicted=predicted)
     return state, goal, predicted, result
 
 
@@ -326,7 +329,7 @@ def test_the_closed_form_is_exact_in_the_first_layer_and_fixes_the_others_as_pre
     assert max(reports[0].mean_error, reports[0].sd_error) < 1e-9
     assert max(report.sd_error for report in reports) > 1e-3
     plain = load(pair.fresh, state)
-    for site in a.layout.layers:  # What a BatchNorm then expects is the goal.
+    for site in a.sites.layers:  # What a BatchNorm then expects is the goal.
         if site.norm is not None:
             norm = plain.get_submodule(site.norm)
             norm.running_mean.copy_(goal[site.name].mean)
@@ -342,7 +345,7 @@ def test_correlations_of_the_closed_form_are_those_with_the_moments_it_stands_fo
     a, b = sides_of(pair)
     state, goal, predicted, result = in_closed_form(pair)
     reports = report_layers(result.achieved, goal, a.moments, b.moments, predicted)
-    for site, report in zip(a.layout.layers, reports, strict=True):
+    for site, report in zip(a.sites.layers, reports, strict=True):
         without = dict(result.state)
         without |= {name: state[name] for name in (f"{site.name}.weight", f"{site.name}.bias") if name in state}
         if f"{site.name}.bias" in without and f"{site.name}.bias" not in state:
@@ -370,7 +373,7 @@ def test_a_closed_form_that_runs_away_is_a_row(blobs: Dataset):
     sides = tuple(measure_side(pair.network, state, images) for state in states)
     split = Examples(images, torch.zeros(len(images), dtype=torch.int64))
     dataset = Dataset(blobs.spec, split, split, 0.0)
-    (point,) = measure_path(pair.network, sides, "repair-closed-form", [0.5], dataset, images)
+    (point,) = measure_path(sides, "repair-closed-form", [0.5], dataset, images)
     assert not torch.tensor(point.splits["test"].loss).isfinite()
     assert 0 <= point.splits["test"].accuracy <= 1
     assert len(point.layers) == 3
@@ -452,15 +455,15 @@ def test_paths_of_convolutional_networks_end_where_they_should():
     split = Examples(pair.images, torch.arange(len(pair.images)) % 10)
     dataset = Dataset(pair.cell.data, split, split, 0.0)
     ends = tuple({"train": Evaluation(k, 0.5, 8), "test": Evaluation(k, 0.5, 8)} for k in (1.0, 2.0))
-    raw = measure_path(pair.network, sides, "none", [0.0, 0.5, 1.0], dataset, pair.images, ends)
+    raw = measure_path(sides, "none", [0.0, 0.5, 1.0], dataset, pair.images, ends)
     assert (raw[0].splits, raw[2].splits) == ends
     assert [len(point.layers) for point in raw] == [0, 21, 0]
-    made = measure_path(pair.network, sides, "none", [0.0, 1.0], dataset, pair.images)
-    fixed = measure_path(pair.network, sides, "repair", [0.0, 0.5, 1.0], dataset, pair.images)
+    made = measure_path(sides, "none", [0.0, 1.0], dataset, pair.images)
+    fixed = measure_path(sides, "repair", [0.0, 0.5, 1.0], dataset, pair.images)
     assert [len(point.layers) for point in fixed] == [21, 21, 21]
     for end, point in zip(made, (fixed[0], fixed[2]), strict=True):
         assert point.splits["test"].loss == pytest.approx(end.splits["test"].loss, rel=1e-9)
     with pytest.raises(ValueError, match="correction reset needs a network with BatchNorm, and this one has none"):
-        measure_path(pair.network, sides, "reset", [0.5], dataset, pair.images)
+        measure_path(sides, "reset", [0.5], dataset, pair.images)
     with pytest.raises(ValueError, match="there is no correction 'magic'; known: none, repair"):
-        measure_path(pair.network, sides, "magic", [0.5], dataset, pair.images)
+        measure_path(sides, "magic", [0.5], dataset, pair.images)

@@ -21,7 +21,7 @@ def images() -> Tensor:
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(first_layer, "CHUNK", 10)
+    monkeypatch.setattr(first_layer, "CHUNK_IMAGES", 10)
 
 
 def layer(seed: int) -> FirstLayer:
@@ -89,7 +89,7 @@ def test_what_is_too_large_is_not_kept_and_is_the_same_to_the_bit(images: Tensor
     a = layer(1)
     kept = all_values(a, images)
     assert a.keeps(images)
-    monkeypatch.setattr(first_layer, "KEPT_BYTES", 23 * N_UNITS * 8 - 1)
+    monkeypatch.setattr(first_layer, "KEPT_LAYER_BYTES", 23 * N_UNITS * 8 - 1)
     b = layer(1)
     assert not b.keeps(images)
     assert torch.equal(all_values(b, images), kept)

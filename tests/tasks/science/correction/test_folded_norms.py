@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tasks.science.correction.folded_norms import fold_norms
-from tasks.science.correction.layout import find_layout
+from tasks.science.correction.sites import find_sites
 from tasks.science.evaluation.functional import compute, mode
 from tasks.science.networks import build_network
 from tasks.science.specs.cell import Cell
@@ -59,7 +59,7 @@ def test_the_folded_network_computes_the_same(build, n_norms: int):
     network = build()
     state = draw(network)
     before = {name: tensor.clone() for name, tensor in state.items()}
-    folded, folded_state = fold_norms(network, state, find_layout(network, state, IMAGES))
+    folded, folded_state = fold_norms(network, state, find_sites(network, state, IMAGES))
     assert torch.allclose(logits(folded, folded_state), logits(network, state), rtol=1e-9, atol=1e-9)
     assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == n_norms
     assert folded_state.keys() == folded.state_dict().keys() - {"other.num_batches_tracked"}
@@ -71,4 +71,4 @@ def test_the_folded_network_computes_the_same(build, n_norms: int):
 def test_a_network_without_such_norms_is_given_back():
     network = resnet20("layer")
     state = draw(network)
-    assert fold_norms(network, state, find_layout(network, state, IMAGES)) == (network, state)
+    assert fold_norms(network, state, find_sites(network, state, IMAGES)) == (network, state)

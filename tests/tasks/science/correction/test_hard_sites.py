@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from tasks.science.correction.layout import find_layout
+from tasks.science.correction.sites import find_sites
 from tasks.science.merging import Merged, merge_networks
 
 State = dict[str, Tensor]
@@ -219,8 +219,8 @@ class SharedMemory(MaxNorm):
 
 def test_weights_that_share_memory_are_not_scaled():
     network = SharedMemory()
-    layout = find_layout(network, network.state_dict(), VECTORS)
-    reasons = {one.name: one.reason for one in layout.left_out}
+    sites = find_sites(network, network.state_dict(), VECTORS)
+    reasons = {one.name: one.reason for one in sites.left_out}
     assert reasons["first"] == reasons["second"] == "its weight has more than one place in the state dict"
 
 
@@ -254,8 +254,8 @@ class Block(nn.Module):
 
 def test_the_units_of_a_block_are_those_of_its_last_layer_where_two_sizes_agree():
     network = nn.Sequential(nn.Conv1d(3, 8, 1), Block(), nn.Flatten(), nn.Linear(64, 4)).eval()
-    layout = find_layout(network, network.state_dict(), torch.randn(4, 3, 8))
-    assert [(site.name, site.dim) for site in layout.blocks] == [("1", 1)]
+    sites = find_sites(network, network.state_dict(), torch.randn(4, 3, 8))
+    assert [(site.name, site.dim) for site in sites.blocks] == [("1", 1)]
 
 
 class WrittenOut(MaxNorm):
@@ -272,7 +272,7 @@ class WrittenOut(MaxNorm):
 
 def test_products_that_are_written_out_are_named():
     network = WrittenOut()
-    layout = find_layout(network, network.state_dict(), VECTORS)
-    reasons = sorted(one.reason for one in layout.left_out)
+    sites = find_sites(network, network.state_dict(), VECTORS)
+    reasons = sorted(one.reason for one in sites.left_out)
     assert sum("written out" in reason for reason in reasons) >= 2
     assert sum("with a vector" in reason for reason in reasons) == 1

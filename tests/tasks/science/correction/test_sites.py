@@ -13,14 +13,16 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 from tasks.science.correction.correction import (
-    check_layout,
+    check_sites,
     correct,
     extra_tensors,
     goal_moments,
+    load_model,
     preactivation_moments,
-    report_layers,
 )
-from tasks.science.correction.layout import find_layout
+from tasks.science.correction.models import Estimation, Target
+from tasks.science.correction.preactivations import report_layers
+from tasks.science.correction.sites import find_sites
 from tasks.science.evaluation.functional import compute
 from tasks.science.paths.curves import measure_side
 from tasks.science.symmetry.tracing import trace_permutation_spec
@@ -183,27 +185,27 @@ def changed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @by_name
 def test_every_linear_map_but_the_logits_is_a_site_or_named_as_left_out(case: Case):
     network, state = built(case.build)
-    layout = find_layout(network, state, IMAGES)
-    assert tuple(site.name for site in layout.layers) == case.sites
-    assert tuple(one.name for one in layout.left_out) == case.left_out
-    assert all(one.reason for one in layout.left_out)
-    assert extra_tensors(layout, "repair") == case.extra
+    sites = find_sites(network, state, IMAGES)
+    assert tuple(site.name for site in sites.layers) == case.sites
+    assert tuple(one.name for one in sites.left_out) == case.left_out
+    assert all(one.reason for one in sites.left_out)
+    assert extra_tensors(sites, "repair") == case.extra
 
 
 @by_name
 @pytest.mark.parametrize("estimator", ["one-pass", pytest.param("layerwise", marks=pytest.mark.slow)])
 def test_the_correction_reaches_its_goal_at_every_site(case: Case, estimator):
     network, state = built(case.build)
-    layout = find_layout(network, state, IMAGES)
     ends = [preactivation_moments(network, weights, IMAGES) for weights in (state, changed(state))]
     goal = goal_moments(*ends, 0.5)
-    result = correct(network, layout, state, "repair", goal, IMAGES, estimator=estimator)
+    model = load_model(network, state, IMAGES)
+    result = correct(model, "repair", Target(goal, IMAGES), Estimation(estimator))
     reports = report_layers(result.achieved, goal, *ends)
     assert [report.layer for report in reports] == list(case.sites)
     assert max(max(report.mean_error, report.sd_error) for report in reports) < 1e-12
     assert max(max(report.mean_error, report.sd_error) for report in report_layers(ends[0], goal, *ends)) > 1e-2
     # What was measured is what the written weights do.
-    again = preactivation_moments(result.network, result.state, IMAGES, find_layout(result.network, state, IMAGES))
+    again = preactivation_moments(result.network, result.state, IMAGES)
     for name in case.sites:
         if f"{name}.correction.weight" not in case.extra:
             torch.testing.assert_close(again[name].sd, goal[name].sd)
@@ -237,10 +239,9 @@ def test_a_network_of_conv1d_is_corrected_as_the_same_network_of_conv2d():
     outputs: list[Tensor] = []
     for network, convert in ((narrow, dict), (wide, as_wide)):
         ends = [convert(weights) for weights in (state, changed(state))]
-        layout = find_layout(network, ends[0], IMAGES)
         goal = goal_moments(*(preactivation_moments(network, weights, IMAGES) for weights in ends), 0.5)
         middle = {key: (ends[0][key] + ends[1][key]) / 2 for key in ends[0]}
-        result = correct(network, layout, middle, "repair", goal, IMAGES)
+        result = correct(load_model(network, middle, IMAGES), "repair", Target(goal, IMAGES))
         outputs += [compute(network, middle, IMAGES), compute(network, result.state, IMAGES)]
     torch.testing.assert_close(outputs[0], outputs[2])
     torch.testing.assert_close(outputs[1], outputs[3])
@@ -249,13 +250,13 @@ def test_a_network_of_conv1d_is_corrected_as_the_same_network_of_conv2d():
 
 def test_a_correction_without_a_site_is_refused_with_the_reason():
     network, state = built(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 4)))
-    layout = find_layout(network, state, IMAGES)
+    sites = find_sites(network, state, IMAGES)
     with pytest.raises(ValueError, match=r"repair finds no layer to correct .* take none"):
-        check_layout(layout, "repair")
-    check_layout(layout, "none")
+        check_sites(sites, "repair")
+    check_sites(sites, "none")
     goal = preactivation_moments(network, state, IMAGES)
     with pytest.raises(ValueError, match="finds no layer"):
-        correct(network, layout, state, "repair", goal, IMAGES)
+        correct(load_model(network, state, IMAGES), "repair", Target(goal, IMAGES))
 
 
 class TwoHeads(nn.Module):
@@ -272,6 +273,6 @@ class TwoHeads(nn.Module):
 
 def test_all_heads_that_make_the_logits_are_left_alone():
     network, state = built(TwoHeads)
-    layout = find_layout(network, state, IMAGES)
-    assert [site.name for site in layout.layers] == ["hidden"]
-    assert layout.left_out == ()
+    sites = find_sites(network, state, IMAGES)
+    assert [site.name for site in sites.layers] == ["hidden"]
+    assert sites.left_out == ()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tasks.science.alignment.matching import match
 from tasks.science.correction.correction import preactivation_moments
-from tasks.science.correction.layout import find_layout
+from tasks.science.correction.sites import find_sites
 from tasks.science.data.examples import Examples
 from tasks.science.evaluation.functional import compute
 from tasks.science.evaluation.metrics import evaluate, logits_of
@@ -142,7 +142,7 @@ WORKS: dict[str, Work] = {
     "evaluate": lambda network, state: evaluate(network, state, EXAMPLES),
     "logits": lambda network, state: logits_of(network, state, EXAMPLES),
     "trace": lambda network, _: trace_permutation_spec(network, (IMAGES[:2],)),
-    "layout": lambda network, state: find_layout(network, state, IMAGES),
+    "layout": lambda network, state: find_sites(network, state, IMAGES),
     "moments": lambda network, state: preactivation_moments(network, state, IMAGES),
     "side": lambda network, state: measure_side(network, state, IMAGES),
     "error": lambda network, state: function_error(network, state, state, IMAGES),

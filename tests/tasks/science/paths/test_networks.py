@@ -12,14 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from tasks.science.data.examples import Dataset, Examples
-from tasks.science.evaluation.metrics import Evaluation, evaluate, logits_of
+from tasks.science.data.examples import Examples
+from tasks.science.evaluation.metrics import evaluate, logits_of
 from tasks.science.merging import merge_networks
 from tasks.science.networks.fitting import MergeError
 from tasks.science.paths.curves import CorrectedPath, measure_side
 from tasks.science.paths.networks import averaged_buffers, interpolate_network
-from tasks.science.specs.data import DataSpec
-from tasks.science.specs.measurement import PLAINLY
 from tasks.science.specs.state import State
 from tasks.science.symmetry.permutation import PermutationSpec
 from tasks.science.symmetry.tracing import trace_permutation_spec
@@ -87,10 +85,9 @@ def test_the_middle_of_a_path_of_spectral_norms_is_measured_with_norms_of_1():
     network = network_of(NEW)
     a, b = trained(NEW, 0), trained(NEW, 1)
     sides = measure_side(network, a, IMAGES), measure_side(network, b, IMAGES)
-    path = CorrectedPath(network, sides, "none", IMAGES)
+    path = CorrectedPath(sides, "none", IMAGES)
     assert np.allclose(norms(network, path.at(0.5).state), 1, atol=1e-5)
-    data = Dataset(DataSpec("test", "0" * 64, 240, 240, 4, (6, 1, 1)), EXAMPLES, EXAMPLES, black=(0.0,) * 6)
-    seen: Evaluation = path.evaluate(0.5, None, data, viewing=PLAINLY)["test"]
+    seen = path.interpolated(0.5).evaluate(EXAMPLES)
     assert seen.loss == pytest.approx(evaluate(network, path.at(0.5).state, EXAMPLES).loss)
     assert all(torch.equal(path.at(alpha).state[key], end[key]) for alpha, end in ((0.0, a), (1.0, b)) for key in a)
 

@@ -27,7 +27,7 @@ ALPHAS = [0.0, 0.1, 0.5, 0.7, 1.0]
 @pytest.fixture(autouse=True)
 def _several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three of the 240 train images, the last one shorter."""
-    monkeypatch.setattr(first_layer, "CHUNK", 100)
+    monkeypatch.setattr(first_layer, "CHUNK_IMAGES", 100)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def close(ours: Evaluation, plain: Evaluation, rtol: float) -> bool:
 def test_a_path_is_that_of_one_alpha_at_a_time(blobs, cell, states, correction: str, dtype, rtol: float):
     states, dataset = in_type(states, blobs, dtype)
     network, (a, b) = build_network(cell), sides_of(cell, states, dataset)
-    path = CorrectedPath(network, (a, b), correction, dataset.train.images)
-    points = measure_path(network, (a, b), correction, ALPHAS, dataset, dataset.train.images)
+    path = CorrectedPath((a, b), correction, dataset.train.images)
+    points = measure_path((a, b), correction, ALPHAS, dataset, dataset.train.images)
     assert [point.alpha for point in points] == ALPHAS
     for alpha, point in zip(ALPHAS, points, strict=True):
         state = interpolate(a.state, b.state, alpha)
@@ -81,7 +81,7 @@ def test_moments_that_follow_are_those_that_are_measured_on_the_corrected_weight
     states[0]["hidden.1.linear.weight"][2] = 0  # A unit without spread.
     network, sides = build_network(cell), sides_of(cell, states, dataset)
     for alpha in ALPHAS:
-        corrected = CorrectedPath(network, sides, correction, dataset.train.images).at(alpha)
+        corrected = CorrectedPath(sides, correction, dataset.train.images).at(alpha)
         measured = preactivation_moments(network, corrected.state, dataset.train.images)
         for name, moments in corrected.achieved.items():
             assert torch.allclose(moments.mean, measured[name].mean, rtol=1e-9, atol=1e-9)
@@ -89,23 +89,23 @@ def test_moments_that_follow_are_those_that_are_measured_on_the_corrected_weight
 
 
 def test_a_point_is_the_same_to_the_bit_alone_and_beside_others(blobs, cell, states):
-    network, images = build_network(cell), blobs.train.images
+    images = blobs.train.images
     together = sides_of(cell, states, blobs)
     for correction in ("none", "repair"):
-        measure_path(network, together, correction, [0.3], blobs, images)
-        points = measure_path(network, together, correction, ALPHAS, blobs, images)
+        measure_path(together, correction, [0.3], blobs, images)
+        points = measure_path(together, correction, ALPHAS, blobs, images)
         for point in points:
             alone = sides_of(cell, states, blobs)
-            assert measure_path(network, alone, correction, [point.alpha], blobs, images) == [point]
+            assert measure_path(alone, correction, [point.alpha], blobs, images) == [point]
 
 
 def test_where_first_layers_are_too_large_to_be_kept_numbers_move_by_rounding_alone(blobs, cell, states, monkeypatch):
-    network, images = build_network(cell), blobs.train.images
-    kept = measure_path(network, sides_of(cell, states, blobs), "repair", ALPHAS, blobs, images)
-    monkeypatch.setattr(first_layer, "KEPT_BYTES", 0)
+    images = blobs.train.images
+    kept = measure_path(sides_of(cell, states, blobs), "repair", ALPHAS, blobs, images)
+    monkeypatch.setattr(first_layer, "KEPT_LAYER_BYTES", 0)
     sides = sides_of(cell, states, blobs)
-    made = measure_path(network, sides, "repair", ALPHAS, blobs, images)
-    assert all(side.first is not None and not side.first._kept for side in sides)
+    made = measure_path(sides, "repair", ALPHAS, blobs, images)
+    assert all(not side.model.first._kept for side in sides)
     for one, other in zip(kept, made, strict=True):
         assert all(close(one.splits[split], other.splits[split], 1e-5) for split in one.splits)
 
@@ -113,7 +113,7 @@ def test_where_first_layers_are_too_large_to_be_kept_numbers_move_by_rounding_al
 @pytest.mark.parametrize("viewing", [Viewing(flip_averaged=True), Viewing(evaluated_in="bfloat16")])
 def test_what_is_not_viewed_plainly_is_evaluated_as_of_any_network(blobs, cell, states, viewing: Viewing):
     network, (a, b) = build_network(cell), sides_of(cell, states, blobs)
-    (point,) = measure_path(network, (a, b), "none", [0.3], blobs, blobs.train.images, viewing=viewing)
+    (point,) = measure_path((a, b), "none", [0.3], blobs, blobs.train.images, viewing=viewing)
     plain = evaluate_splits(network, interpolate(a.state, b.state, 0.3), blobs, viewing=viewing)
     assert point.splits == plain
 
@@ -121,9 +121,9 @@ def test_what_is_not_viewed_plainly_is_evaluated_as_of_any_network(blobs, cell, 
 def test_a_network_that_is_no_number_has_no_right_answer(blobs, cell, states):
     broken = {name: tensor.clone() for name, tensor in states[0].items()}
     broken["hidden.0.linear.weight"][0, 0] = torch.nan
-    network, sides = build_network(cell), sides_of(cell, [broken, states[1]], blobs)
+    sides = sides_of(cell, [broken, states[1]], blobs)
     for correction in ("none", "repair"):
-        (point,) = measure_path(network, sides, correction, [0.3], blobs, blobs.train.images)
+        (point,) = measure_path(sides, correction, [0.3], blobs, blobs.train.images)
         assert point.splits["test"].accuracy == 0
         assert point.splits["test"].calibrated_loss is None
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.science.correction.layout import find_layout
+from tasks.science.correction.sites import find_sites
 from tasks.science.networks import build_network, initial_state
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.data import DataSpec
@@ -111,7 +111,7 @@ def test_networks_of_one_cell_share_their_trace_and_layout(traces: list[str]):
     cell = Cell(data, "mlp", "none", 5, 2, Recipe("none", 1, 1, 1.0, 0.0))
     images = torch.zeros(2, 1, 2, 3)
     networks = [build_network(cell) for _ in range(2)]
-    one, other = (find_layout(network, initial_state(network, stream("alike")), images) for network in networks)
+    one, other = (find_sites(network, initial_state(network, stream("alike")), images) for network in networks)
     assert one is other
     assert traces == ["MLP"]
 

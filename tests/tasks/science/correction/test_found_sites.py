@@ -6,9 +6,10 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from tasks.science.correction.correction import correct, goal_moments, preactivation_moments
-from tasks.science.correction.layout import Layout, find_layout
+from tasks.science.correction.correction import correct, goal_moments, load_model, preactivation_moments
+from tasks.science.correction.models import Estimation, Target
 from tasks.science.correction.preactivations import report_layers
+from tasks.science.correction.sites import CorrectionSites, find_sites
 from tasks.science.networks import build_network, initial_state
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.data import DataSpec
@@ -16,10 +17,10 @@ from tasks.science.specs.identity import stream
 from tasks.science.specs.recipe import Recipe
 
 
-def layout_of(architecture: str, normalization: str, depth: int, width: int = 1) -> Layout:
+def sites_of(architecture: str, normalization: str, depth: int, width: int = 1) -> CorrectionSites:
     data = DataSpec("noise", "", 8, 8, 10, (1, 28, 28))
     network = build_network(Cell(data, architecture, normalization, width, depth, Recipe("none", 1, 1, 1.0, 0.0)))
-    return find_layout(network, initial_state(network, stream("layout")), torch.randn(2, 1, 28, 28))
+    return find_sites(network, initial_state(network, stream("sites")), torch.randn(2, 1, 28, 28))
 
 
 @pytest.mark.parametrize(
@@ -38,19 +39,19 @@ def layout_of(architecture: str, normalization: str, depth: int, width: int = 1)
 def test_our_networks_are_found_as_they_are_written(
     architecture: str, normalization: str, depth: int, n_layers: int, n_blocks: int, follows: bool, bias: bool
 ):
-    layout = layout_of(architecture, normalization, depth)
-    assert len(layout.layers) == n_layers
-    assert "output" not in [site.name for site in layout.sites]
-    assert len(layout.blocks) == n_blocks
-    assert {site.norm is not None for site in layout.layers} == {follows}
-    assert {site.shift is not None for site in layout.layers} == {bias}
-    assert layout.left_out == ()
-    assert not [site for site in layout.sites if site.kind == "norm"]
-    assert layout.dense == (architecture == "mlp")
-    for site in layout.layers:
+    sites = sites_of(architecture, normalization, depth)
+    assert len(sites.layers) == n_layers
+    assert "output" not in [site.name for site in sites.all]
+    assert len(sites.blocks) == n_blocks
+    assert {site.norm is not None for site in sites.layers} == {follows}
+    assert {site.shift is not None for site in sites.layers} == {bias}
+    assert sites.left_out == ()
+    assert not [site for site in sites.all if site.kind == "norm"]
+    assert sites.dense == (architecture == "mlp")
+    for site in sites.layers:
         if site.norm is not None:
             assert site.norm == site.name.replace("linear", "norm").replace("conv", "norm")
-    for site in layout.blocks:
+    for site in sites.blocks:
         assert site.order is not None
         last = (f"{site.name}.conv2", f"{site.name}.shortcut.conv", f"{site.name}.shortcut")
         assert site.order.key.removesuffix(".weight") in last
@@ -92,19 +93,19 @@ def test_what_users_write_is_corrected_where_one_rescaling_can():
     torch.manual_seed(0)
     network = Odd().double().eval()
     state, images = network.state_dict(), torch.randn(40, 3, 8, 8, dtype=torch.float64)
-    layout = find_layout(network, state, images)
-    assert {site.name: (site.norm, site.shift is not None) for site in layout.layers} == {
+    sites = find_sites(network, state, images)
+    assert {site.name: (site.norm, site.shift is not None) for site in sites.layers} == {
         "plain": ("plain_norm", False),
         "read_twice": (None, False),
         "changed": (None, False),
         "head": (None, True),
     }
-    assert [site.name for site in layout.sites if site.kind == "norm"] == ["before", "read_twice_norm", "changed_norm"]
-    assert layout.blocks == ()
+    assert [site.name for site in sites.all if site.kind == "norm"] == ["before", "read_twice_norm", "changed_norm"]
+    assert sites.blocks == ()
     other = {name: tensor * 1.5 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     ends = [preactivation_moments(network, s, images) for s in (state, other)]
     goal = goal_moments(*ends, 0.5)
-    result = correct(network, layout, state, "repair", goal, images, estimator="layerwise")
+    result = correct(load_model(network, state, images), "repair", Target(goal, images), Estimation("layerwise"))
     assert result.extra == ("read_twice.bias", "changed.bias")
     assert result.network is not network
     assert network.read_twice.bias is None
@@ -127,8 +128,8 @@ def test_networks_of_torchvision(name: str, n_layers: int, n_blocks: int, n_free
     has 120, and 62 of its 121 BatchNorms read a concatenation, a pool or a stream of maps; SqueezeNet has 26, the last
     of which makes the logits."""
     network = torchvision.models.get_model(name, weights=None).eval()
-    layout = find_layout(network, network.state_dict(), torch.randn(2, 3, 64, 64))
-    assert len(layout.layers) == n_layers
-    assert len(layout.blocks) == n_blocks
-    assert sum(site.kind == "norm" for site in layout.sites) == n_free_norms
-    assert len(layout.norms) == sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    sites = find_sites(network, network.state_dict(), torch.randn(2, 3, 64, 64))
+    assert len(sites.layers) == n_layers
+    assert len(sites.blocks) == n_blocks
+    assert sum(site.kind == "norm" for site in sites.all) == n_free_norms
+    assert len(sites.norms) == sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
