@@ -14,7 +14,6 @@ PRESET = Preset(
     figure="acc_vs_barrier",
     grids=GRIDS,
     n_seeds=5,
-    controls=True,
     corrections=("none", "repair", "reset"),
     sizes={"smoke": smoke(GRIDS)},
     ran="at --size smoke, on a stand-in",

@@ -20,7 +20,6 @@ PRESET = Preset(
     question="How many images do alignment and REPAIR need, and does it matter that they are augmented?",
     grids=GRIDS,
     n_seeds=5,
-    controls=True,
     measurement=override(DEFAULT_MEASUREMENT, alphas=3, evaluation=10_000),
     sweep=SWEEP,
     sizes={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flows.declaration import Extras
 from flows.presets.grids import R20_RECIPES
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
 from flows.presets.sizes import smoke
@@ -16,10 +17,7 @@ PRESET = Preset(
     figure="cifar100_split_training3",
     grids=(GRID,),
     n_seeds=6,
-    controls=True,
-    ensembles=True,
-    logit_shifts=True,
-    joint_training=True,
+    extras=Extras(ensembles=True, logit_shifts=True, joint_training=True),
     corrections=("none", "repair", "reset"),
     measurement=override(DEFAULT_MEASUREMENT, alphas=21),
     sizes={"smoke": smoke([GRID], n_seeds=4)},

@@ -20,7 +20,6 @@ PRESET = Preset(
     figure="resnet50x2_closed_vs_forward, resnet50x2_closed_layer27",
     grids=GRIDS,
     n_seeds=5,
-    controls=True,
     corrections=("none", "repair", "repair-closed-form"),
     sizes={"smoke": smoke(GRIDS)},
     ran="at --size smoke, on a stand-in",

@@ -14,7 +14,6 @@ PRESET = Preset(
     figure="mlp_50layer, mlp_50layer_forward, mlp_layerwise",
     grids=(GRID,),
     n_seeds=5,
-    controls=True,
     corrections=("none", "repair", "repair-closed-form"),
     sizes={
         "smoke": smoke([GRID], n_seeds=3),

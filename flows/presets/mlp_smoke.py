@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flows.declaration import Extras
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
 from tasks.science.specs.corrections import CORRECTIONS
 from tasks.science.specs.matchers import MATCHERS
@@ -18,6 +19,7 @@ PRESET = Preset(
     question="Does an MLP train, align, and take a correction under every normalization?",
     grids=(GRID,),
     n_seeds=3,
+    extras=Extras(controls=False),
     matchers=tuple(MATCHERS),
     corrections=tuple(name for name, row in CORRECTIONS.items() if not row.blocks),
     measurement=override(DEFAULT_MEASUREMENT, alphas=3, statistics=500),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flows.declaration import Extras
 from flows.presets.grids import MLP_WIDTH, r20
 from flows.presets.preset import Grid, Preset
 from flows.presets.sizes import small, smoke
@@ -21,8 +22,7 @@ PRESET = Preset(
     question="How does the barrier depend on normalization?",
     grids=GRIDS,
     n_seeds=8,
-    controls=True,
-    ensembles=True,
+    extras=Extras(ensembles=True),
     corrections=("none", "repair", "reset"),
     sizes={"smoke": smoke(GRIDS), "small": small(R20)},
     ran="at --size smoke, on a stand-in",

@@ -31,7 +31,6 @@ PRESET = Preset(
     figure="none: a demonstration of the authors' code",
     grids=GRIDS,
     n_seeds=5,
-    controls=True,
     corrections=("none", "repair", "reset"),
     sizes={"smoke": dataclasses.replace(_SMOKE, grids=(_BY_SGD, *_SMOKE.grids[1:])), "small": small(GRIDS)},
     ran="at --size smoke, on a stand-in",

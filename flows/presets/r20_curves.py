@@ -15,7 +15,6 @@ PRESET = Preset(
     figure="resnet20_bnln_curves2",
     grids=GRIDS,
     n_seeds=5,
-    controls=True,
     corrections=("none", "repair", "reset"),
     measurement=override(DEFAULT_MEASUREMENT, alphas=25),
     sizes={"smoke": smoke(GRIDS), "small": small(GRIDS)},

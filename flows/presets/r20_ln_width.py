@@ -14,7 +14,6 @@ PRESET = Preset(
     figure="cifar10_resnet20_layernorm_barriers, cifar10_resnet20_layernorm_vsrebasin",
     grids=(GRID,),
     n_seeds=5,
-    controls=True,
     matchers=("none", "activation", "weight"),
     corrections=("none", "repair", "repair-block"),
     sizes={"smoke": smoke([GRID]), "small": small([GRID])},

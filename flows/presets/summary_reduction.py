@@ -28,7 +28,6 @@ PRESET = Preset(
     figure="relative_twtr2, relative_reductions",
     grids=GRIDS,
     n_seeds=5,
-    controls=True,
     corrections=("none", "repair", "reset"),
     sizes={"smoke": smoke(GRIDS)},
     ran="at --size smoke, on a stand-in",

@@ -21,7 +21,6 @@ PRESET = Preset(
     figure="layerwise_allthree, resnet50_layerwise",
     grids=GRIDS,
     n_seeds=5,
-    controls=True,
     measurement=override(DEFAULT_MEASUREMENT, alphas=3),
     sizes={"smoke": smoke(GRIDS)},
     ran="at --size smoke, on a stand-in",

@@ -18,7 +18,6 @@ PRESET = Preset(
     figure="vgg_twtr2",
     grids=(GRID,),
     n_seeds=5,
-    controls=True,
     measurement=override(DEFAULT_MEASUREMENT, alphas=25),
     corrections=("none", "repair", "repair-closed-form"),
     sizes={"smoke": smoke([GRID])},

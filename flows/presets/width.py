@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from flows.declaration import Extras
 from flows.presets.grids import MLP_WIDTH, r20
 from flows.presets.preset import DEFAULT_MEASUREMENT, Preset, Size
 from flows.presets.sizes import smoke
@@ -17,8 +18,7 @@ PRESET = Preset(
     question="How does the barrier depend on width?",
     grids=GRIDS,
     n_seeds=8,
-    controls=True,
-    ensembles=True,
+    extras=Extras(ensembles=True),
     sizes={"smoke": smoke(GRIDS), "small": Size(_SMALL, 8, DEFAULT_MEASUREMENT)},
     ran="at --size smoke, on a stand-in",
 )
