@@ -31,12 +31,15 @@ class Option:
     """Metadata of a field beside its type and description.
 
     `read` turns the words of a command line into the field's value; `default` is the value in a study that does not
-    state one; `page` is what docs/options.md adds to the description; `is_argument` marks a positional argument.
+    state one; `page` is what docs/options.md adds to the description; `flag` is the option's name where it is not the
+    field's, and `metavar` how its value is written; `is_argument` marks a positional argument.
     """
 
     read: Callable[[str, list[str]], Any] | None = None
     default: Any = None
     page: str | None = None
+    flag: str | None = None
+    metavar: str | None = None
     is_argument: bool | None = None
 
     @classmethod
@@ -82,15 +85,14 @@ def _listed(value: Any) -> Any:
     return value if value is None or isinstance(value, list | tuple) else [value]
 
 
-Words = Annotated[list[str] | None, BeforeValidator(_listed), Option(read=split_words)]
-Matchers = Annotated[list[str] | None, BeforeValidator(_listed), Option(read=split_matchers)]
-Widths = Annotated[
-    list[Annotated[int, Field(ge=1, le=MAX_WIDTH)]] | None, BeforeValidator(_listed), Option(read=split_words)
-]
-Depths = Annotated[
-    list[Annotated[int, Field(ge=1, le=MAX_DEPTH)]] | None, BeforeValidator(_listed), Option(read=split_words)
-]
-Sweeps = Annotated[dict[str, list[Any]] | None, Option(read=split_sweeps)]
+_WORDS = Option(read=split_words, metavar="A,B,...")
+Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
+Depth = Annotated[int, Field(ge=1, le=MAX_DEPTH)]
+Words = Annotated[list[str] | None, BeforeValidator(_listed), _WORDS]
+Matchers = Annotated[list[str] | None, BeforeValidator(_listed), Option(read=split_matchers, metavar="A,B,...")]
+Widths = Annotated[list[Width] | None, BeforeValidator(_listed), _WORDS]
+Depths = Annotated[list[Depth] | None, BeforeValidator(_listed), _WORDS]
+Sweeps = Annotated[dict[str, list[Any]] | None, Option(read=split_sweeps, metavar="FIELD=A,B,...")]
 
 
 class Options(BaseModel):
@@ -182,10 +184,10 @@ class Measured(Options):
         int | None, Field(ge=3, le=MAX_ALPHAS), Option(page="odd, so that the midpoint is among them")
     ] = Field(None, description="Number of points on each path, an odd number")
     statistics: Annotated[int | None, Field(ge=2, le=MAX_NUMBER)] = Field(
-        None, description="Number of train images that matchers and corrections see; all without it"
+        None, description="Number of train images that matchers and corrections see (all by default)"
     )
     evaluation: Annotated[int | None, Field(ge=1, le=MAX_NUMBER)] = Field(
-        None, description="Number of images of each split that curves are evaluated on; all without it"
+        None, description="Number of images of each split that curves are evaluated on (all by default)"
     )
     draw: Annotated[int | None, Field(ge=0, le=MAX_DRAW)] = Field(
         None, description="Index of the random choice and augmentation of the statistics images"

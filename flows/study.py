@@ -20,7 +20,6 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.commands.imports import resolve
 from flows.options import StudyOptions
 from flows.plan import (
     TASK_SECONDS,
@@ -35,6 +34,7 @@ from flows.plan import (
 from flows.progress import show_stages
 from flows.report.page import report
 from flows.report.prefect_page import progress_artifacts, tag_run
+from flows.resolve import resolve
 from flows.work import Submitted, Work
 from infra.paths import ENDPOINTS, request_key
 from infra.runners import Routing, ServerError, check_runner, make_runner, prefect_api, safe_path, telling_of_the_api

@@ -80,7 +80,7 @@ class Preset:
     n_seeds: int = study_default("seeds")
     matchers: tuple[str, ...] = tuple(study_default("matcher"))
     corrections: tuple[str, ...] = tuple(study_default("correction"))
-    extras: Extras = Extras()
+    extras: Extras = field(default_factory=Extras)
     measurement: Measurement = DEFAULT_MEASUREMENT
     sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
     sizes: Mapping[str, Size] = field(default_factory=dict[str, Size])
@@ -162,9 +162,7 @@ class Preset:
         defaults = {name: study_default(name) for name in Extras.model_fields}
         return defaults | self.extras.given(Extras) | choices.given(Extras)
 
-    def _recipes_of(
-        self, choices: Choices, changes: Sequence[Mapping[str, Any]]
-    ) -> Callable[[Grid], list[Recipe]]:
+    def _recipes_of(self, choices: Choices, changes: Sequence[Mapping[str, Any]]) -> Callable[[Grid], list[Recipe]]:
         """Return a function from a grid to its recipe as `choices` change it, once for each of `changes`."""
         word = choices.recipe
         if word is not None and word not in self.recipes:
