@@ -57,6 +57,15 @@ def split_words(name: str, words: list[str]) -> list[str]:
     return values
 
 
+def split_numbers(name: str, words: list[str]) -> list[int]:
+    """Return the whole numbers of an option that is repeated, or given as a comma-separated list."""
+    values = split_words(name, words)
+    try:
+        return [int(value) for value in values]
+    except ValueError as error:
+        raise ValueError(f"--{name} takes whole numbers, got {', '.join(values)}") from error
+
+
 def split_matchers(name: str, words: list[str]) -> list[str]:
     """Return matchers, whose own options are separated by commas too: `a/x=1,y=2,b` are two."""
     matchers: list[str] = []
@@ -85,13 +94,13 @@ def _listed(value: Any) -> Any:
     return value if value is None or isinstance(value, list | tuple) else [value]
 
 
-_WORDS = Option(read=split_words, metavar="A,B,...")
+_NUMBERS = Option(read=split_numbers, metavar="N,M,...")
 Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
 Depth = Annotated[int, Field(ge=1, le=MAX_DEPTH)]
-Words = Annotated[list[str] | None, BeforeValidator(_listed), _WORDS]
+Words = Annotated[list[str] | None, BeforeValidator(_listed), Option(read=split_words, metavar="A,B,...")]
 Matchers = Annotated[list[str] | None, BeforeValidator(_listed), Option(read=split_matchers, metavar="A,B,...")]
-Widths = Annotated[list[Width] | None, BeforeValidator(_listed), _WORDS]
-Depths = Annotated[list[Depth] | None, BeforeValidator(_listed), _WORDS]
+Widths = Annotated[list[Width] | None, BeforeValidator(_listed), _NUMBERS]
+Depths = Annotated[list[Depth] | None, BeforeValidator(_listed), _NUMBERS]
 Sweeps = Annotated[dict[str, list[Any]] | None, Option(read=split_sweeps, metavar="FIELD=A,B,...")]
 
 
@@ -111,32 +120,32 @@ class Variant(Options):
     size: Annotated[
         str | None,
         Option(page="`small` is what a laptop carries, `smoke` shows that everything runs"),
-    ] = Field(None, description="Size of the study: smoke, small or paper")
+    ] = Field(default=None, description="Size of the study: smoke, small or paper")
     recipe: Annotated[
         str | None,
         Option(
             page="`repairlab studies` lists the names; a study with a network of your own takes `family/name` of "
             "[the recipes](recipes.md)"
         ),
-    ] = Field(None, description="Training recipe, one of the study's")
+    ] = Field(default=None, description="Training recipe, one of the study's")
 
 
 class Design(Options):
     """The factors of a study."""
 
     dataset: Annotated[Words, Option(page="known names and your own: [howto/data.md](howto/data.md)")] = Field(
-        None, description="Data sets"
+        default=None, description="Data sets"
     )
     architecture: Annotated[Words, Option(page="on a study that is there: only these of its networks")] = Field(
-        None, description="Architectures of the networks"
+        default=None, description="Architectures of the networks"
     )
     normalization: Annotated[Words, Option(page="on a study that is there: only these of its networks")] = Field(
-        None, description="Normalizations of the networks"
+        default=None, description="Normalizations of the networks"
     )
-    width: Widths = Field(None, description="Widths of the networks")
-    depth: Depths = Field(None, description="Numbers of hidden layers, for MLPs")
+    width: Widths = Field(default=None, description="Widths of the networks")
+    depth: Depths = Field(default=None, description="Numbers of hidden layers, for MLPs")
     seeds: Annotated[int | None, Field(ge=2, le=MAX_SEEDS), Option(default=4)] = Field(
-        None, description="Number of seeds that each cell is trained with; every pair of them is measured"
+        default=None, description="Number of seeds that each cell is trained with; every pair of them is measured"
     )
     matcher: Annotated[
         Matchers,
@@ -145,7 +154,7 @@ class Design(Options):
             page="`activation`, `activation-published`, `weight`, `random` or `none`, with options as in "
             "`weight/restarts=5`; [adding one](howto/matcher.md) is two changes",
         ),
-    ] = Field(None, description="Matchers that permute network B: activation, weight/restarts=5, none, ...")
+    ] = Field(default=None, description="Matchers that permute network B: activation, weight/restarts=5, none, ...")
     correction: Annotated[
         Matchers,
         Option(
@@ -153,7 +162,7 @@ class Design(Options):
             page="[the corrections](corrections.md); one that is not defined for a network is left out there, and said "
             "so",
         ),
-    ] = Field(None, description="Corrections of the interpolated network: repair, reset, none, ...")
+    ] = Field(default=None, description="Corrections of the interpolated network: repair, reset, none, ...")
     sweep: Annotated[
         Sweeps,
         Option(
@@ -163,17 +172,17 @@ class Design(Options):
             "weights of one training after these epochs, and pairs are measured at each. The values are crossed with "
             "all others, and the field is a column of the tables"
         ),
-    ] = Field(None, description="Fields of the recipes or measurements with several values each")
+    ] = Field(default=None, description="Fields of the recipes or measurements with several values each")
 
 
 class Trained(Options):
     """Fields of every recipe of a study."""
 
     epochs: Annotated[int | None, Field(ge=1, le=MAX_EPOCHS)] = Field(
-        None, description="Number of training epochs, in place of the recipe's"
+        default=None, description="Number of training epochs, in place of the recipe's"
     )
     precision: Annotated[Precision | None, Option(page="`float16` needs a GPU")] = Field(
-        None, description="Precision of training, in place of the recipe's"
+        default=None, description="Precision of training, in place of the recipe's"
     )
 
 
@@ -182,15 +191,15 @@ class Measured(Options):
 
     alphas: Annotated[
         int | None, Field(ge=3, le=MAX_ALPHAS), Option(page="odd, so that the midpoint is among them")
-    ] = Field(None, description="Number of points on each path, an odd number")
+    ] = Field(default=None, description="Number of points on each path, an odd number")
     statistics: Annotated[int | None, Field(ge=2, le=MAX_NUMBER)] = Field(
-        None, description="Number of train images that matchers and corrections see (all by default)"
+        default=None, description="Number of train images that matchers and corrections see (all by default)"
     )
     evaluation: Annotated[int | None, Field(ge=1, le=MAX_NUMBER)] = Field(
-        None, description="Number of images of each split that curves are evaluated on (all by default)"
+        default=None, description="Number of images of each split that curves are evaluated on (all by default)"
     )
     draw: Annotated[int | None, Field(ge=0, le=MAX_DRAW)] = Field(
-        None, description="Index of the random choice and augmentation of the statistics images"
+        default=None, description="Index of the random choice and augmentation of the statistics images"
     )
 
 
@@ -198,7 +207,7 @@ class Extras(Options):
     """Measurements beside the paths of every pair."""
 
     controls: Annotated[bool | None, Option(default=True, page="their outcome is known")] = Field(
-        None,
+        default=None,
         description="Measure one pair of each cell under a random permutation, and its first network against a "
         "permuted copy",
     )
@@ -208,7 +217,7 @@ class Extras(Options):
             default=False,
             page="it takes twice one network's time and no alignment: `method` is `ensemble` in the table `paths`",
         ),
-    ] = Field(None, description="Measure every pair with its outputs averaged as well")
+    ] = Field(default=None, description="Measure every pair with its outputs averaged as well")
     logit_shifts: Annotated[
         bool | None,
         Option(
@@ -217,14 +226,14 @@ class Extras(Options):
             "endpoint expects more often: `method` is `logit-shift` in the table `paths`, and "
             "`logit-shift/chosen=test` where the constant is chosen on the test split",
         ),
-    ] = Field(None, description="Measure endpoints with shifted logits, where the train split is in halves")
+    ] = Field(default=None, description="Measure endpoints with shifted logits, where the train split is in halves")
     joint_training: Annotated[
         bool | None,
         Option(
             default=False,
             page="the network that a merged one is compared with: `method` is `joint` in the table `paths`",
         ),
-    ] = Field(None, description="Train every seed on both halves as well, where the train split is in halves")
+    ] = Field(default=None, description="Train every seed on both halves as well, where the train split is in halves")
 
 
 class Choices(Extras, Measured, Trained, Design, Variant):
@@ -263,8 +272,6 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
             return f"{field} must be at most {context['le']}, got {got}"
         case "literal_error":
             return f"{field} must be {context['expected'].replace(chr(39), '')}, got {got}"
-        case "int_parsing" | "int_type" | "int_from_float":
-            return f"{field} takes whole numbers, got {got}"
         case _:
             return f"{field} cannot be {got}: {model.model_fields[field].description}"
 
@@ -273,14 +280,15 @@ class RunOptions(OneSentence, Choices):
     """A study by its name, and what replaces its own values."""
 
     study: Annotated[str, Option(is_argument=True)] = Field(
-        "own", description="Name of the study, or a TOML file that defines one; `repairlab studies` lists the names"
+        default="own",
+        description="Name of the study, or a TOML file that defines one; `repairlab studies` lists the names",
     )
     network: Annotated[str | None, Option(page="[howto/network.md](howto/network.md)")] = Field(
-        None, description="User-defined network of the study, as package.module:function"
+        default=None, description="User-defined network of the study, as package.module:function"
     )
     data: Annotated[str | None, Option(page="[howto/data.md](howto/data.md)")] = Field(
-        None, description="Data set of a user-defined network, or package.module:function that loads one"
+        default=None, description="Data set of a user-defined network, or package.module:function that loads one"
     )
     trust_code: Annotated[
         bool, Option(page="without it, such code is run only where `--network` and `--data` name it too")
-    ] = Field(False, description="Run the code that the study's file, or what was imported, names")
+    ] = Field(default=False, description="Run the code that the study's file, or what was imported, names")

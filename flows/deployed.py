@@ -76,7 +76,9 @@ StoreUrl = Annotated[str, AfterValidator(_check_store), WithJsonSchema({"type": 
 def _in_order(schema: dict[str, Any]) -> None:
     """Number the fields, study and size first and store last: PostgreSQL sorts them by the length of their names."""
     fields = schema["properties"]
-    for position, name in enumerate(sorted(fields, key=lambda name: (name == "store", name not in ("study", "size")))):
+    first = [name for name in ("study", "size") if name in fields]
+    others = [name for name in fields if name not in (*first, "store")]
+    for position, name in enumerate([*first, *others, "store"]):
         fields[name]["position"] = position
 
 
@@ -86,7 +88,7 @@ class Place(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra=_in_order, hide_input_in_errors=True)
 
     store: StoreUrl | None = Field(
-        None, description="Absolute folder or URL of the store (the worker's REPAIRLAB_STORE by default)"
+        default=None, description="Absolute folder or URL of the store (the worker's REPAIRLAB_STORE by default)"
     )
 
     def place(self, settings: Settings) -> Settings:
@@ -102,13 +104,13 @@ class Place(BaseModel):
 
 def _told(name: str) -> Any:
     """Return the declaration of an option of which the form takes fewer values."""
-    return Field(None, description=Choices.model_fields[name].description)
+    return Field(default=None, description=Choices.model_fields[name].description)
 
 
 class StudyForm(Place, Choices):
     """A study, and the values that replace its own. It names no code: RunOptions' network, data and trust_code."""
 
-    study: StudyName = Field("digits-depth", description="Name of the study")
+    study: StudyName = Field(default="digits-depth", description="Name of the study")
     size: SizeName | None = _told("size")
     dataset: list[Word] | None = _told("dataset")
     architecture: list[Word] | None = _told("architecture")
@@ -121,7 +123,7 @@ class StudyForm(Place, Choices):
 class ReportForm(Place):
     """A study that was run on the store."""
 
-    study: str = Field("digits-depth", description="Name of a study that has tables in the store")
+    study: str = Field(default="digits-depth", description="Name of a study that has tables in the store")
 
 
 def _check_as_deployed() -> None:

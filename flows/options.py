@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 from pydantic import Field, StrictInt, model_validator
 
-from flows.declaration import Design, Extras, OneSentence, RunOptions
+from flows.declaration import Design, Extras, OneSentence, RunOptions, study_default
 from flows.presets import PRESETS, find_preset
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
 from flows.trust import check_preset_code
@@ -34,17 +34,20 @@ class OwnStudy(OneSentence, Extras, Design):
     """A user-defined study, with the fields of its TOML file."""
 
     name: str = Field(description="Name of the study, and of the folder of its tables")
-    question: str = Field("", description="Question that the study asks, in a sentence")
+    question: str = Field(default="", description="Question that the study asks, in a sentence")
     recipe: str | dict[str, Any] = Field(
         description="Training recipe as family/name, or a table of its fields, of which `base` names a recipe to start "
         "from"
     )
-    measurement: dict[str, Any] = Field({}, description="Fields of the measurement that differ from the default")
+    measurement: dict[str, Any] = Field(
+        default={}, description="Fields of the measurement that differ from the default"
+    )
     checkpoints: list[StrictInt | Literal["last"]] = Field(
-        [], description="Numbers of epochs after which weights are taken, or last"
+        default=[], description="Numbers of epochs after which weights are taken, or last"
     )
     spawn_from: list[tuple[StrictInt, StrictInt]] | tuple[StrictInt, StrictInt] | None = Field(
-        None, description="Parents that every cell is spawned from: a seed and an epoch of its training, or a list"
+        default=None,
+        description="Parents that every cell is spawned from: a seed and an epoch of its training, or a list",
     )
 
     @model_validator(mode="after")
@@ -62,17 +65,18 @@ class OwnStudy(OneSentence, Extras, Design):
         architectures = self.architecture or []
         check_count("cells", len(architectures) * max(1, len(self.normalization or [])), MAX_CELLS)
         recipe = self._recipe()
-        stated = {"n_seeds": self.seeds, "matchers": self.matcher, "corrections": self.correction}
         return Preset(
             name=self.name,
             question=self.question or f"What does {self.name} show?",
             grids=tuple(self._grid(architecture, recipe) for architecture in architectures),
+            n_seeds=self.seeds or study_default("seeds"),
+            matchers=tuple(self.matcher or study_default("matcher")),
+            corrections=tuple(self.correction or study_default("correction")),
             extras=Extras(**self.given(Extras)),
             measurement=override(DEFAULT_MEASUREMENT, **self.measurement),
             sweep={name: tuple(values) for name, values in (self.sweep or {}).items()},
             checkpoints=tuple(None if epoch == "last" else epoch for epoch in self.checkpoints),
             spawns=self._spawns(),
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in stated.items() if value},
         )
 
     def _spawns(self) -> tuple[tuple[int, int], ...]:
@@ -151,7 +155,7 @@ def read_study(path: Path) -> OwnStudy:
 class StudyOptions(RunOptions):
     """A study by its name or as its file defines it, and what replaces its own values."""
 
-    own: OwnStudy | None = Field(None, description="Study that a file defines")
+    own: OwnStudy | None = Field(default=None, description="Study that a file defines")
 
     def preset(self, find_imported: Callable[[str], Preset | None]) -> Preset:
         """Return the study at its size; `find_imported` returns the study of the networks imported under a name.
@@ -208,8 +212,8 @@ class StudyOptions(RunOptions):
             )
         return OwnStudy(
             name=self.study,
-            dataset=self.data,
-            architecture=self.network,
+            dataset=[self.data],
+            architecture=[self.network],
             normalization=self.normalization,
             recipe=self.recipe,
         ).preset()

@@ -28,11 +28,13 @@ class MergeOptions(OneSentence):
     network: str = Field(description="package.module:function that builds the network")
     data: str = Field(description="Known data set, or package.module:function that loads one")
     out: Path = Field(description="Safetensors file to write, which must not exist")
-    alpha: float = Field(0.5, ge=0, le=1, description="Weight of B in the interpolation, from 0 (A) to 1 (B)")
-    matcher: str = Field("activation", description="Matcher that aligns the units, with its options")
-    correction: str = Field("repair", description="Correction of the interpolated network")
-    statistics: int = Field(5000, ge=2, description="Number of train images that activations are measured on")
-    allow_extra_layers: bool = Field(False, description="Write tensors that the network's class lacks, where needed")
+    alpha: float = Field(default=0.5, ge=0, le=1, description="Weight of B in the interpolation, from 0 (A) to 1 (B)")
+    matcher: str = Field(default="activation", description="Matcher that aligns the units, with its options")
+    correction: str = Field(default="repair", description="Correction of the interpolated network")
+    statistics: int = Field(default=5000, ge=2, description="Number of train images that activations are measured on")
+    allow_extra_layers: bool = Field(
+        default=False, description="Write tensors that the network's class lacks, where needed"
+    )
 
     @field_validator("matcher")
     @classmethod
@@ -75,12 +77,12 @@ class ImportOptions(OneSentence):
     )
     network: str = Field(description="Known architecture, or package.module:function that builds the network")
     data: str = Field(description="Known data set, or package.module:function that loads one")
-    study: str = Field("imported", description="Study that the networks become the endpoints of")
+    study: str = Field(default="imported", description="Study that the networks become the endpoints of")
     facts: Annotated[dict[str, str], Option(read=split_facts, flag="set", metavar="FIELD=VALUE")] = Field(
-        {}, description="Known field of the training recipe, or width, depth or normalization"
+        default={}, description="Known field of the training recipe, or width, depth or normalization"
     )
     seed_from: Literal["order", "name"] = Field(
-        "order", description="Source of the seeds: order of the files, or the last number in each name"
+        default="order", description="Source of the seeds: order of the files, or the last number in each name"
     )
 
     @field_validator("study")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from flows.declaration import RunOptions
 from flows.options import STUDY_FILE, StudyOptions, read_study
@@ -37,13 +38,14 @@ def run_command(
 
 def find_options(asked: RunOptions) -> StudyOptions:
     """Return the options with the study of a file, where they name one. ValueError for a file that is not one."""
-    fields = asked.model_dump()
+    fields: dict[str, Any] = asked.model_dump()
     if not asked.study.endswith(STUDY_FILE):
         return StudyOptions(**fields)
     own = read_study(Path(asked.study))
     if not asked.trust_code:
         check_folder(Path.cwd())
-    return StudyOptions(**fields | {"study": own.name, "own": own})
+    fields |= {"study": own.name, "own": own}
+    return StudyOptions(**fields)
 
 
 def _tell_plan(plan: Plan, refusal: str | None) -> None:

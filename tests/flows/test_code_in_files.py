@@ -131,7 +131,7 @@ def test_code_that_only_a_file_names_is_not_imported(call: Call, module: str, fo
         ({"dataset": '"../MODULE"'}, "there is no data set '../MODULE'"),
         ({"dataset": '"/etc"'}, "there is no data set '/etc'"),
         ({"dataset": '{place = "MODULE:load"}'}, "dataset cannot be {'place': 'MODULE:load'}"),
-        ({"dataset": '[["MODULE:load"]]'}, "dataset cannot be [['MODULE:load']]"),
+        ({"dataset": '[["MODULE:load"]]'}, "dataset cannot be ['MODULE:load']"),
         ({"architecture": '"MODULE.build"'}, "there is no architecture 'MODULE.build'"),
         ({"normalization": '"MODULE:build"'}, "mlp has no normalization 'MODULE:build'"),
         ({"recipe": '"MODULE:build"'}, "there is no recipe 'MODULE:build'"),
@@ -203,8 +203,8 @@ def test_the_options_that_name_a_place_are_those_that_take_one(fields: dict[str,
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--data", "os:getcwd"], "--data os:getcwd is not what the file of stranger names: digits, MODULE:load"),
-        (["--network", "MODULE:build"], "--network MODULE:build is not what the file of stranger names: mlp"),
+        (["--data", "os:getcwd"], "--data os:getcwd is not in the file of stranger, which names digits, MODULE:load"),
+        (["--network", "MODULE:build"], "--network MODULE:build is not in the file of stranger, which names mlp"),
         (["--data", "digits"], "stranger names code, which is run only where you name it too: give --data MODULE:load"),
         (["--network", "mlp"], "stranger names code, which is run only where you name it too: give --data MODULE:load"),
     ],
@@ -291,7 +291,7 @@ def hostile(tmp_path: Path, module: str, blobs, monkeypatch: pytest.MonkeyPatch)
     """A store with tables, and beside their request one of a stranger's whose network is code."""
     store = Store(str(tmp_path / "store"))
     monkeypatch.setattr("tasks.train.load_dataset", lambda *_: blobs)
-    for verb in ("align", "pairs"):
+    for verb in ("align", "stored.pairs"):
         monkeypatch.setattr(f"tasks.{verb}.load_dataset", lambda *_: blobs)
     recipe = Recipe("r", batch_size=40, epochs=2, learning_rate=0.05, warmup=0.1)
     request = make_request(Cell(blobs.spec, "mlp", "none", 8, 2, recipe), n_seeds=2, alphas=3)
