@@ -28,7 +28,7 @@ which on a busy machine takes longer than Dask's 15 s; without any worker a stud
 
 
 def make_dask_runner(scheduler: str | None, n_workers: int, n_gpus: int) -> TaskRunner[Any]:
-    """The runner on the workers of `scheduler`; where that is None, on workers of this machine that end with it."""
+    """Return a runner on the workers of `scheduler`, or on workers of this machine if that is None."""
     if scheduler is not None:
         return DaskTaskRunner(address=scheduler)
     # Declared to take no arguments, and called with these.
@@ -37,7 +37,7 @@ def make_dask_runner(scheduler: str | None, n_workers: int, n_gpus: int) -> Task
 
 
 def start_cluster(n_workers: int, n_gpus: int, asynchronous: bool = False) -> SpecCluster:
-    """`n_workers` processes of one thread that see no GPU, and one more for each of `n_gpus`, which sees it alone."""
+    """Start `n_workers` processes of one thread without a GPU, and one for each of `n_gpus`, which sees it alone."""
     workers = {f"cpu-{i}": _worker("", {}) for i in range(n_workers)}
     workers |= {f"gpu-{i}": _worker(str(i), GPU) for i in range(n_gpus)}
     dask.config.set({"distributed.deploy.lost-worker-timeout": _LOST_WORKER})  # pyright: ignore[reportPrivateImportUsage]
@@ -59,7 +59,7 @@ def _worker(device: str, resources: dict[str, int]) -> dict[str, Any]:
 
 
 def on_gpu() -> AbstractContextManager[Any]:
-    """What is submitted in here runs on workers with a GPU, one task on each at a time."""
+    """Send what is submitted inside to workers with a GPU, one task at a time to each."""
     return dask.annotate(resources=GPU)  # pyright: ignore[reportPrivateImportUsage]
 
 
@@ -68,8 +68,10 @@ def n_gpus_here() -> int:
 
 
 def count_workers(scheduler: str) -> tuple[int, int]:
-    """How many workers `scheduler` has, and how many of them have a GPU. TimeoutError where it does not answer, or
-    something else does; else what Dask raises."""
+    """Return the number of workers of `scheduler`, and of those with a GPU.
+
+    Raises TimeoutError if no Dask scheduler answers there, else what Dask raises.
+    """
     # Where another kind of server listens, Dask's client waits for ever for its first word.
     asking = ThreadPoolExecutor(1)
     try:

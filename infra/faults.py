@@ -1,4 +1,4 @@
-"""Which faults pass by themselves, and are worth another try."""
+"""Faults that pass by themselves, so that another try is worth making."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NOT_IMPLEMENTED = 501
 
 
 def _http_status(error: BaseException) -> int | None:
-    """With what a server refused, where it answered: s3fs gives every code that it does not know the same error."""
+    """Return the status of a refused request; s3fs raises the same error for every code that it does not know."""
     response: Any = getattr(error.__cause__, "response", None)
     if not isinstance(response, dict):
         return None
@@ -35,7 +35,7 @@ def _http_status(error: BaseException) -> int | None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """True for a connection that broke or timed out; False for anything that another try would meet again."""
+    """Return True for a connection that broke or timed out, and False for a fault that another try would meet again."""
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     if (status := _http_status(error)) is not None:

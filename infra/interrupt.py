@@ -30,9 +30,10 @@ _farewells: list[Callable[[], None]] = []
 
 
 def end_when_stopped(sentence: str) -> None:
-    """From now on Ctrl-C and SIGTERM end this process at once, past all that would wait for workers or a server, with
-    `sentence` on a line of its own in standard error and exit code 130. To be called in the main thread, before any
-    other is started."""
+    """End this process at once on Ctrl-C or SIGTERM, with `sentence` on standard error and exit code 130.
+
+    Nothing waits for workers or a server. Call it in the main thread, before any other thread is started.
+    """
     block()
     # The process in which multiprocessing keeps the names of semaphores removes those that are left, as it should, and
     # would say so after the sentence.
@@ -56,13 +57,15 @@ def end_when_stopped(sentence: str) -> None:
 
 
 def block() -> None:
-    """Has SIGINT disturb neither this thread nor what it starts."""
+    """Block SIGINT in this thread and in what it starts."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def prepare_for_workers() -> None:
-    """To be called before multiprocessing is used: what it unblocks once, as it first makes a semaphore, is blocked
-    again, so that no worker is disturbed as it starts."""
+    """Block SIGINT again after multiprocessing has unblocked it, which it does once, as it makes its first semaphore.
+
+    Call it before multiprocessing is used, so that no worker is disturbed as it starts.
+    """
     if _is_heard.is_set():
         resource_tracker.ensure_running()
         block()
@@ -70,7 +73,7 @@ def prepare_for_workers() -> None:
 
 @contextmanager
 def before_the_end(farewell: Callable[[], None]) -> Generator[None]:
-    """While in here, a process that is stopped calls `farewell` first: what has the terminal leaves it in order."""
+    """Call `farewell` before a process that is stopped inside ends, so that the terminal is left in order."""
     _farewells.append(farewell)
     try:
         yield

@@ -1,12 +1,12 @@
 """Child processes that end with their parent, however that ends.
 
-Whoever kills the parent alone, as the kernel does for want of memory, leaves its children waiting for work that nobody
-sends. So each child looks, in a thread of its own, whether its parent's process id is still the one that it began with:
-a process whose parent has died gets another. Where a child is busy with what lets no other thread run, as loading a
-large library does, Linux ends it; elsewhere it ends as soon as that is done.
+A parent that is killed alone, as the kernel does when memory runs out, leaves children that wait for work which never
+comes. Each child therefore compares, in a thread of its own, its parent's process id with the one that it began with: a
+process whose parent has died gets another. A child may be busy with something that lets no other thread run, such as
+loading a large library: Linux ends it at once, other systems as soon as that is done.
 
-As a script, `lifeline.py PARENT MODULE ARGUMENT...` runs any module so, as `python -m MODULE ARGUMENT...` would. It
-takes from the standard library alone, so that a child is under its lifeline before what it is there for is imported.
+As a script, `lifeline.py PARENT MODULE ARGUMENT...` runs a module in this way, as `python -m MODULE ARGUMENT...` would.
+Only the standard library is imported, so that the lifeline holds before anything else is loaded.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ _started: list[subprocess.Popen[bytes]] = []
 
 
 def end_with(parent: int) -> None:
-    """Has this process end at once, with exit code 1, as soon as the process `parent` is not, or is no longer, its
-    parent. What is called later stands."""
+    """End this process with exit code 1 as soon as the process `parent` is not its parent any more.
+
+    A later call replaces an earlier one.
+    """
     global _parent
     is_looking, _parent = _parent is not None, parent
     if not is_looking:
@@ -48,8 +50,10 @@ def end_with(parent: int) -> None:
 
 
 def _ask_the_kernel() -> None:
-    """Has Linux kill this process once the thread that has started it ends, be it with its process: whoever starts a
-    child here does so in a thread that the child does not outlive."""
+    """Ask Linux to kill this process once the thread that started it ends, or that thread's process.
+
+    Processes are therefore started from threads that outlive them.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
@@ -62,8 +66,10 @@ def _look() -> None:
 
 
 def begin_worker() -> None:
-    """What a process that multiprocessing has started begins with: it ends with its parent, and no sooner by Ctrl-C,
-    which reaches every process of a terminal and of which the parent alone decides what it means."""
+    """End a process that multiprocessing has started with its parent, and not by Ctrl-C.
+
+    Ctrl-C reaches every process of a terminal; the parent alone decides what it means.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # While the process still imports what it is to run, multiprocessing does not know its parent.
     known = multiprocessing.parent_process()
@@ -71,7 +77,7 @@ def begin_worker() -> None:
 
 
 def start(module: str, *arguments: str, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Starts `python -m module arguments`, which ends with this process."""
+    """Start `python -m module arguments` as a process that ends with this one."""
     # Without -P, modules that lie beside this file would hide installed ones of the same name.
     command = [sys.executable, "-P", __file__, str(os.getpid()), module, *arguments]
     process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
@@ -80,9 +86,9 @@ def start(module: str, *arguments: str, environment: Mapping[str, str]) -> subpr
 
 
 def kill_children() -> None:
-    """Ends every process of multiprocessing's and of `start` at once: for a process that is about to end itself.
+    """Kill every process that multiprocessing or `start` has started, for a process that is about to end itself.
 
-    One that another thread is just starting is waited for: without the rest of what it is to read it would say so.
+    A process that another thread is just starting is waited for: it would complain about input that is cut off.
     """
     deadline = time.monotonic() + _STARTING_SECONDS
     is_starting = True
@@ -97,7 +103,7 @@ def kill_children() -> None:
 
 
 def _is_starting_a_worker() -> bool:
-    """Whether some thread is within the start of a process of multiprocessing's, which is not known as a child yet."""
+    """Return whether a thread is starting a process of multiprocessing's that is not known as a child yet."""
     threads = sys._current_frames().values()  # pyright: ignore[reportPrivateUsage]
     starting = BaseProcess.start.__code__
     return any(frame.f_code is starting for innermost in threads for frame, _ in walk_stack(innermost))

@@ -1,4 +1,4 @@
-"""A Prefect server of this process's own, which ends with it."""
+"""Prefect server of this process, which ends with it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from infra import lifeline
 
 
 class OwnServer(SubprocessASGIServer):
-    """Prefect's server for a script that has none, under our lifeline. Prefect keeps one of the kind in a process: its
-    parts that look for a server by themselves find this."""
+    """Prefect's server for a script without one, under a lifeline.
+
+    Prefect keeps one such server per process; its parts that look for a server find this one.
+    """
 
     def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
-        """Starts the server as Prefect would."""
+        """Start the server as Prefect would."""
         return lifeline.start(
             "uvicorn",
             *("--app-dir", str(Path(prefect.__file__).parent.parent)),

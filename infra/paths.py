@@ -1,4 +1,4 @@
-"""Where in a store each thing lies. These keys are a public contract."""
+"""Keys of everything in a store; they are a public contract."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def endpoint_key(endpoint_id: str) -> str:
 
 
 def training_key(endpoint_id: str) -> str:
-    """Where the state of the training that leads to an endpoint lies."""
+    """Return the key of the state of the training that leads to an endpoint."""
     return f"trainings/{endpoint_id}.safetensors"
 
 
@@ -56,5 +56,5 @@ def imports_prefix(study: str) -> str:
 
 
 def import_key(study: str, endpoint_id: str) -> str:
-    """Where it stands that an endpoint that was trained elsewhere belongs to a study."""
+    """Return the key that says that an imported endpoint belongs to a study."""
     return f"{imports_prefix(study)}/{endpoint_id}.json"

@@ -1,4 +1,4 @@
-"""How Prefect carries tasks out: on which runner, with which retries, and where their words go.
+"""Task runners of Prefect: which one, with which retries, and where log lines go.
 
 Every process computes with one torch thread: small networks gain nothing from more, and intra-op threads that wait for
 each other on a shared machine are slower by up to two orders of magnitude. Parallelism comes from processes.
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 class OneThreadEach(ThreadPoolTaskRunner[Any]):
     """Threads of this process that compute with one torch thread each.
 
-    The number of torch threads is kept for every thread: a new one has as many as there are cores until it is told
-    otherwise, and a convolution that is its first operation is then computed by all of them, to other last digits.
+    torch keeps the number of its threads per thread. A new thread starts with one per core, and a convolution that is
+    its first operation would be computed by all of them, with other last digits.
     """
 
     def _register_worker_thread(self) -> None:
@@ -48,7 +48,7 @@ class OneThreadEach(ThreadPoolTaskRunner[Any]):
 
 
 def make_runner(settings: Settings) -> TaskRunner[Any]:
-    """The runner that `settings` name, with as many workers as they say, which report to the Prefect API of here."""
+    """Return the runner that `settings` name; its workers report to the Prefect API in use here."""
     if settings.runner == "dask":
         from infra.dask import make_dask_runner, n_gpus_here
 
@@ -62,7 +62,7 @@ def make_runner(settings: Settings) -> TaskRunner[Any]:
 
 
 def check_runner(settings: Settings) -> None:
-    """Raises ServerError where tasks could never be carried out, with the way out, before any is submitted."""
+    """Raise ServerError, with the way out, if no worker could ever run a task."""
     on_gpu = settings.device == "cuda"
     if settings.runner != "dask" or settings.scheduler is None:
         if settings.runner == "dask":
@@ -102,7 +102,7 @@ def _check_dask_is_installed() -> None:
 
 @dataclass(frozen=True)
 class Routing:
-    """Where tasks that train are sent, and how the UI marks them."""
+    """Workers that training tasks are sent to, and the tags that mark these tasks in the UI."""
 
     to_gpu_workers: bool
     tags: tuple[str, ...]
@@ -113,7 +113,7 @@ class Routing:
         return cls(on_gpu and settings.runner == "dask", ("gpu",) if on_gpu else ())
 
     def training(self) -> AbstractContextManager[Any]:
-        """What is submitted in here trains."""
+        """Submit the tasks inside as tasks that train."""
         if not self.to_gpu_workers:
             return nullcontext()
         from infra.dask import on_gpu
@@ -126,7 +126,7 @@ _NOT_ADMITTED = (401, 403)
 
 
 def lost_the_api(error: BaseException) -> bool:
-    """Whether a task could not begin because the Prefect server did not answer, or failed itself."""
+    """Return whether a task could not begin because the Prefect server did not answer or failed."""
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code >= _SERVER_FAILED
     return isinstance(error, RuntimeError) and str(error).startswith("Failed to reach API")
@@ -134,8 +134,7 @@ def lost_the_api(error: BaseException) -> bool:
 
 @contextmanager
 def telling_of_the_api() -> Generator[None]:
-    """What the Prefect server's client raises in here becomes a ServerError, with the way out, where a person can mend
-    it."""
+    """Raise ServerError, with the way out, for errors of the Prefect server's client that the user can mend."""
     try:
         yield
     except httpx.TransportError as error:
@@ -157,12 +156,12 @@ def telling_of_the_api() -> Generator[None]:
 
 
 def lost_the_scheduler(error: BaseException) -> bool:
-    """Whether a task ended because Dask's scheduler, and with it all that was submitted, is gone."""
+    """Return whether a task ended because Dask's scheduler is gone, and with it everything submitted."""
     return type(error).__name__ in ("FutureCancelledError", "ClosedClientError", "CommClosedError")
 
 
 def lost_its_worker(error: BaseException) -> bool:
-    """Whether a task ended because Dask gave it up: every worker that it was sent to died."""
+    """Return whether Dask gave a task up because every worker that it was sent to died."""
     return type(error).__name__ == "KilledWorker"
 
 
@@ -182,10 +181,10 @@ _GREETING_SECONDS = 120
 
 
 def _greet(api_url: str) -> None:
-    """Has this process ask the Prefect server for its version, which every process does once, until it answers.
+    """Ask the Prefect server for its version, which every process does once, until it answers.
 
-    Left to the first task, a server that happens to be down ends the worker with SystemExit, at which Prefect's pool
-    stops handing results out and the flow waits for ever.
+    Left to the first task, a server that happens to be down ends the worker with SystemExit. Prefect's pool then hands
+    out no more results, and the flow waits for ever.
     """
     begun = time.monotonic()
     with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
@@ -204,15 +203,15 @@ _own_servers: list[OwnServer] = []
 
 
 class ServerError(Exception):
-    """A server or worker that is needed cannot be reached or started; the message says what to do."""
+    """Error of a server or worker that cannot be reached or started; the message says what to do."""
 
 
 @contextmanager
 def safe_path() -> Generator[None]:
-    """Processes that are started inside do not look for modules in the current folder, unless this one does.
+    """Keep the current folder off the module path of the processes started inside, unless this process has it.
 
-    Python puts it first on the path of what is started with -m or -c, as workers and Prefect's own server are: a file
-    there named like a module of theirs would be run.
+    Python puts that folder first for what is started with -m or -c, as workers and Prefect's own server are. A file
+    there with the name of one of their modules would be run.
     """
     given = os.environ.get(_SAFE_PATH)
     os.environ[_SAFE_PATH] = "1"
@@ -227,10 +226,10 @@ def safe_path() -> Generator[None]:
 
 @contextmanager
 def prefect_api(startup_seconds: int = 180) -> Generator[None]:
-    """A Prefect API for everything inside: the server that is configured, else one of our own.
+    """Provide a Prefect API inside: the configured server, else one of this process.
 
-    One for all: left to itself, Prefect starts a server in every worker process. Ours ends with this process, after
-    the last log lines have gone to it. Raises ServerError where the configured one does not answer, or ours does not
+    Left to itself, Prefect starts a server in every worker process. The server of this process ends with it, after it
+    has taken the last log lines. Raises ServerError if the configured server does not answer or the own one does not
     start.
     """
     prepare_for_workers()
@@ -264,14 +263,13 @@ def prefect_api(startup_seconds: int = 180) -> Generator[None]:
 
 
 def is_watched() -> bool:
-    """Whether the Prefect API in use is a server that somebody may look at while a study runs: not one of our own,
-    which has no page and ends with this process."""
+    """Return whether the Prefect API in use is a server with pages, and not the one of this process."""
     url = get_current_settings().api.url
     return url is not None and all(url != server.api_url for server in _own_servers)
 
 
 def retry_transient(_task: Any, _run: Any, state: Any) -> bool:
-    """Prefect's `retry_condition_fn`: a failed task is tried again only where the fault may have passed."""
+    """Return whether a failed task is tried again: Prefect's `retry_condition_fn`, true for faults that may pass."""
     result = state.result(raise_on_failure=False)
     return isinstance(result, BaseException) and is_transient(result)
 
@@ -288,7 +286,7 @@ TASK_OPTIONS: dict[str, Any] = {
 
 
 def run_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
-    """The log of the task that is running, as the UI shows it; a plain one where a task is called without Prefect."""
+    """Return the log of the running task, as the UI shows it, or a plain one if the task is called without Prefect."""
     try:
         return get_run_logger()
     except MissingContextError:

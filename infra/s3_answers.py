@@ -1,4 +1,4 @@
-"""Whether an answer is one of an S3 server: a proxy or a captive portal may answer in its place, with status 200."""
+"""Check that answers come from an S3 server: a proxy may answer in its place, with status 200."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _FAILED = 300
 
 
 class ForeignAnswerError(ConnectionError):
-    """Something else than an S3 server has answered. It may be gone soon."""
+    """Error of an answer that no S3 server gives; its cause may be gone soon."""
 
 
 def check_answers(filesystem: Any) -> None:
-    """Has every answer that `filesystem`, of s3fs, gets from now on be one of an S3 server, or a ForeignAnswerError.
+    """Raise ForeignAnswerError for every answer to `filesystem`, of s3fs, that is none of an S3 server.
 
-    A page would else be taken for what was asked for, for an empty listing, or for the receipt of what was written.
+    A page would otherwise be taken for the content of a file, for an empty listing, or for the receipt of a write.
     """
     filesystem.s3.meta.events.register("after-call.s3", _check_answer, unique_id="repairlab-answers")
 

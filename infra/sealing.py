@@ -1,8 +1,8 @@
-"""Digests that stored files carry, so that no file is taken for what it is not.
+"""Digests inside stored files, so that no file is taken for what it is not.
 
 A file is sealed with the SHA-256 of its key and its content. The digest stands in the file itself, in place of a `SLOT`
-that was written into its metadata, and counts as zeros when it is computed. The key takes part, so a file that was put
-in the place of another is told as well.
+in its metadata, and counts as zeros when it is computed. Because the key takes part, a file that was put in the place
+of another is refused as well.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def seal(data: bytes, key: str) -> bytes:
 
 
 def find_damage(data: bytes, key: str) -> str | None:
-    """Return why `data` is not what was sealed under `key`, or None where it is."""
+    """Return why `data` is not what was sealed under `key`, or None if it is."""
     found = data.rfind(_MARK)
     start = found + len(_MARK)
     if found < 0 or start + len(_BLANK) > len(data):
@@ -46,7 +46,7 @@ def find_damage(data: bytes, key: str) -> str | None:
 
 
 def _digest(data: bytes, start: int, key: str) -> bytes:
-    """The digest of `key` and of `data`, in which the digest at `start` counts as zeros."""
+    """Return the digest of `key` and `data`, with zeros for the digest at `start`."""
     view = memoryview(data)
     digest = hashlib.sha256(key.encode() + b"\0")
     for part in (view[:start], _BLANK, view[start + len(_BLANK) :]):
@@ -55,7 +55,7 @@ def _digest(data: bytes, start: int, key: str) -> bytes:
 
 
 def read_sealed(store: Store, key: str, remedy: str = RUN_AGAIN) -> bytes:
-    """Return the content of a sealed file. Raises DamagedError where it is not what was written there."""
+    """Return the content of a sealed file. Raises DamagedError if it is not what was written there."""
     data = store.read(key)
     if (reason := find_damage(data, key)) is not None:
         raise store.damaged(key, reason, remedy)
@@ -68,7 +68,7 @@ def pack_document(key: str, fields: Mapping[str, Any]) -> bytes:
 
 
 def read_document(store: Store, key: str, remedy: str = RUN_AGAIN) -> dict[str, Any]:
-    """Return the fields of a sealed JSON file. Raises DamagedError where it is none."""
+    """Return the fields of a sealed JSON file. Raises DamagedError if it is none."""
     data = read_sealed(store, key, remedy)
     try:
         fields = json.loads(data)
@@ -89,7 +89,7 @@ def seal_png(picture: bytes, key: str) -> bytes:
 
 
 def read_png(store: Store, key: str) -> bytes:
-    """Return a PNG file that `seal_png` sealed. Raises DamagedError where it is not what was written there."""
+    """Return a PNG file that `seal_png` sealed. Raises DamagedError if it is not what was written there."""
     data = store.read(key)
     if (reason := find_png_damage(data, key)) is not None:
         raise store.damaged(key, reason)
@@ -97,7 +97,7 @@ def read_png(store: Store, key: str) -> bytes:
 
 
 def find_png_damage(data: bytes, key: str) -> str | None:
-    """Return why `data` is not what `seal_png` sealed under `key`, or None where it is."""
+    """Return why `data` is not what `seal_png` sealed under `key`, or None if it is."""
     start = len(data) - _PNG_END - len(_png_chunk(b"", key))
     chunk, picture = data[max(0, start) : -_PNG_END], data[: max(0, start)] + data[-_PNG_END:]
     if _MARK not in chunk:

@@ -1,4 +1,4 @@
-"""Where and on what things run: from `REPAIRLAB_*` environment variables, never part of a spec or an id."""
+"""Settings of where and on what things run, from `REPAIRLAB_*` variables; never part of a spec or an id."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ DEVICES: tuple[str, ...] = get_args(Device)
 
 
 def usable_cores() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     # macOS has no affinities.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Settings(BaseSettings):
-    """One field per variable: `store` is `REPAIRLAB_STORE`, and so on."""
+    """Settings by variable: the field `store` is `REPAIRLAB_STORE`, and so on."""
 
     model_config = SettingsConfigDict(env_prefix="REPAIRLAB_", extra="ignore")
 
@@ -41,14 +41,14 @@ class Settings(BaseSettings):
     quiet: bool = Field(default=False, description="Print no progress of a run")
 
     def anchored(self) -> Settings:
-        """The same with whole paths, so that workers that were started elsewhere on this machine find the same."""
+        """Return these settings with absolute paths, for workers on this machine that run in another folder."""
         paths = {name: str(Path(url).expanduser().absolute()) for name in ("store", "upstream")
                  if (url := getattr(self, name)) and "://" not in url}  # fmt: skip
         return self.model_copy(update={**paths, "data_dir": self.data_dir.expanduser().absolute()})
 
 
 def load_settings() -> Settings:
-    """The settings of this process. ValueError, in one sentence, where a variable holds something it cannot."""
+    """Return the settings of this process. Raises ValueError, in one sentence, for a variable with an invalid value."""
     try:
         return Settings()
     except ValidationError as error:

@@ -1,15 +1,14 @@
-"""One store behind one URL: a local folder or anything fsspec reaches, such as `s3://bucket/prefix`.
+"""Store behind one URL: a local folder or anything fsspec reaches, such as `s3://bucket/prefix`.
 
-Every write is whole or not at all: a temporary file and a rename in a local folder, a single put elsewhere. What has
-been finished is never overwritten by `create`: who comes second learns so and uses what is there. Whoever reads may
-fall back on another store, an upstream, to which nothing is ever written.
+Every write is whole or not at all: a temporary file and a rename in a local folder, a single put elsewhere. `create`
+never overwrites a finished file: the second writer learns so and uses what is there. Reads may fall back on another
+store, an upstream, which is never written to.
 """
 
 from __future__ import annotations
 
 import errno
 import mimetypes
-import os
 import re
 import time
 import uuid
@@ -25,6 +24,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from infra.faults import is_transient
+from infra.files import write_file
 from infra.s3_answers import check_answers
 
 _UNWRITABLE = (
@@ -57,20 +57,20 @@ T = TypeVar("T")
 
 
 class StoreError(Exception):
-    """The store cannot be used as it is; the message says why and what to do. Trying again does not help."""
+    """Error of a store that cannot be used; the message says why and what to do. Trying again does not help."""
 
 
 class UnreachableError(StoreError, ConnectionError):
-    """The store does not answer. It may soon, so a task is tried again."""
+    """Error of a store that does not answer. It may soon, so a task is tried again."""
 
 
 class DamagedError(StoreError):
-    """A file in the store is not what was written there."""
+    """Error of a file in the store that is not what was written there."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file in a store: its key, its size and when it was written."""
+    """File in a store: its key, its size and when it was written."""
 
     key: str
     n_bytes: int
@@ -78,15 +78,15 @@ class Entry:
 
     @property
     def is_temporary(self) -> bool:
-        """Whether it is what a writer leaves that was killed in the middle."""
+        """Whether the file was left by a writer that was killed."""
         return Path(self.key).name.startswith(".")
 
 
 class Store:
-    """Reads and writes whole files under `url`. Cheap to make, safe to send to another process.
+    """Whole files under `url`, read and written. Cheap to make, safe to send to another process.
 
-    What is not there is read from `upstream`, where one is given. A store that is not a folder and does not answer is
-    asked again for `patience_seconds`.
+    A file that is not there is read from `upstream`, if one is given. A store that is not a folder and does not answer
+    is asked again for `patience_seconds`.
     """
 
     def __init__(self, url: str, upstream: str | None = None, patience_seconds: float = PATIENCE_SECONDS) -> None:
@@ -103,7 +103,7 @@ class Store:
 
     @cached_property
     def own(self) -> Store:
-        """The store without what it falls back on."""
+        """Store without the upstream."""
         return self if self.upstream is None else Store(self.url, patience_seconds=self.patience_seconds)
 
     @cached_property
@@ -124,7 +124,7 @@ class Store:
 
     @cached_property
     def _theirs(self) -> Store | None:
-        """The upstream, which is known to be there: one that cannot be read is not taken for an empty one."""
+        """Upstream after a check that it can be read: one that cannot is not taken for an empty one."""
         if self.upstream is not None:
             self.upstream.check_readable()
         return self.upstream
@@ -134,22 +134,24 @@ class Store:
         return "file" in self._filesystem[0].protocol
 
     def locate(self, key: str) -> str:
-        """Where a person finds `key`: a path, or a URL."""
+        """Return the path or URL at which a user finds `key`."""
         if self._theirs is not None and not self.own.exists(key) and self._theirs.exists(key):
             return self._theirs.locate(key)
         filesystem, _ = self._filesystem
         return self._full(key) if self.is_local else str(filesystem.unstrip_protocol(self._full(key)))
 
     def damaged(self, key: str, reason: str, remedy: str = RUN_AGAIN) -> DamagedError:
-        """Return the error for a file that cannot be used, with the way out: to delete it and do what `remedy` says."""
+        """Return the error for a file that cannot be used, with the way out: delete it and do what `remedy` says."""
         place = self.locate(key)
         if self.upstream is not None and not self.own.exists(key):
             return DamagedError(f"{place}, upstream, is damaged ({reason}): leave out --upstream to make your own")
         return DamagedError(f"{place} is damaged ({reason}): delete it and {remedy}")
 
     def versions(self, prefix: str) -> dict[str, str]:
-        """Return, for every file directly in the folder `prefix` of this store itself, what changes whenever the file
-        is written again: one request, however many there are."""
+        """Return, by name, a version of every file directly in the folder `prefix` of this store, without its upstream.
+
+        A version changes whenever the file is written again. One request, for any number of files.
+        """
         filesystem, full = self._filesystem[0], self._full(prefix)
         try:
             entries = self._reach(lambda: filesystem.ls(full, detail=True))
@@ -159,7 +161,7 @@ class Store:
         return {name: " ".join(str(entry.get(part)) for part in _VERSION) for name, entry in files.items()}
 
     def check_readable(self) -> None:
-        """Raises StoreError where there is nothing that could be read, not even an empty folder."""
+        """Raise StoreError if there is nothing to read, not even an empty folder."""
         filesystem, root = self._filesystem
         try:
             self._reach(lambda: next(Path(root or "/").iterdir(), None) if self.is_local else filesystem.ls(root))
@@ -168,7 +170,7 @@ class Store:
             raise StoreError(f"there is {what} to read at {self.url}: check its name, or leave it out") from error
 
     def check_writable(self) -> None:
-        """Raises StoreError where nothing can be written, before any work is done for it."""
+        """Raise StoreError if nothing can be written."""
         key = f".writable-{uuid.uuid4().hex}"
         try:
             self.replace(key, b"")
@@ -195,7 +197,7 @@ class Store:
             return self._theirs.size_bytes(key)
 
     def read(self, key: str, start: int | None = None, end: int | None = None) -> bytes:
-        """The bytes of `key` from `start` to before `end`. FileNotFoundError where there is no such key."""
+        """Return the bytes of `key` from `start` up to `end`. Raises FileNotFoundError if there is no such key."""
         filesystem, full = self._filesystem[0], self._full(key)
         try:
             return bytes(self._reach(lambda: filesystem.cat_file(full, start=start, end=end)))
@@ -205,11 +207,11 @@ class Store:
             return self._theirs.read(key, start, end)
 
     def names(self, prefix: str) -> list[str]:
-        """The names of the finished files directly in the folder `prefix`, sorted; none where it is not there."""
+        """Return the sorted names of the finished files directly in the folder `prefix`, if it exists."""
         return self._list(prefix, "file")
 
     def folders(self, prefix: str) -> list[str]:
-        """As `names`, those of folders."""
+        """Return the sorted names of the folders directly in the folder `prefix`."""
         return self._list(prefix, "directory")
 
     def _list(self, prefix: str, kind: str) -> list[str]:
@@ -223,7 +225,7 @@ class Store:
         return sorted(upstream | {name for name in names if name and not name.startswith(".")})
 
     def entries(self) -> list[Entry]:
-        """Every file of one's own, by key, with what killed writers have left."""
+        """Return every file of this store itself, sorted by key, with those that killed writers have left."""
         filesystem, root = self._filesystem
         try:
             found = self._reach(lambda: filesystem.find(root, detail=True))
@@ -239,17 +241,17 @@ class Store:
         )
 
     def create(self, key: str, data: bytes) -> bool:
-        """Writes `key` unless it is there, or upstream; says whether it was this call that wrote it."""
+        """Write `key` unless it is in the store or its upstream, and return whether this call wrote it."""
         if self._theirs is not None and self._theirs.exists(key):
             return False
         return self._write(key, data, overwrite=False)
 
     def replace(self, key: str, data: bytes) -> None:
-        """Writes `key`, in place of what was there."""
+        """Write `key`, in place of what was there."""
         self._write(key, data, overwrite=True)
 
     def remove(self, key: str) -> None:
-        """Removes `key`, if it is there; never from upstream."""
+        """Remove `key` if it is there; never from the upstream."""
         filesystem, full = self._filesystem[0], self._full(key)
         with suppress(FileNotFoundError):
             self._reach(lambda: filesystem.rm_file(full))
@@ -276,7 +278,7 @@ class Store:
             raise
 
     def _put(self, full: str, data: bytes, *, overwrite: bool) -> bool:
-        """A single put, on condition that nobody was first, as far as the server knows conditions."""
+        """Put `data`, on condition that nobody was first if the server knows conditions."""
         filesystem, _ = self._filesystem
         kind = self._kind_of(full)
         if not overwrite:
@@ -291,13 +293,15 @@ class Store:
         return True
 
     def _kind_of(self, full: str) -> dict[str, str]:
-        """What S3 tells a browser of the object: one that is told nothing saves a page instead of showing it."""
+        """Return the content type that S3 tells a browser, which otherwise saves a page instead of showing it."""
         kind, _ = mimetypes.guess_type(full)
         return {"ContentType": kind} if kind and "s3" in self._filesystem[0].protocol else {}
 
     def _reach(self, call: Callable[[], T]) -> T:
-        """What `call` returns. What goes wrong on the way to a store that is not a folder is said in a sentence, once
-        asking again has not helped for as long as there is patience."""
+        """Return what `call` returns, trying again for `patience_seconds` while an object store does not answer.
+
+        What then still fails raises StoreError with one sentence.
+        """
         begun = time.monotonic()
         for wait in chain(_WAITS_SECONDS, repeat(_WAITS_SECONDS[-1])):
             try:
@@ -341,7 +345,7 @@ class Store:
 
 
 def _check_url(url: str) -> None:
-    """StoreError for what is no store, or may not be the one that is meant. What may hold a secret is not repeated."""
+    """Raise StoreError for a URL that is no store, or may be a slip; parts that may hold a secret are not repeated."""
     scheme, _, place = url.partition("://") if "://" in url else ("", "", "")
     if "@" in place or "?" in place or "#" in place:
         raise StoreError(
@@ -369,43 +373,14 @@ def _is_there(path: str) -> bool:
 
 
 def _was_taken(error: Exception) -> bool:
-    """Whether S3 refused a put because the key was there: s3fs tells that as any other invalid argument."""
+    """Return whether S3 refused a put because the key was there, which s3fs raises as an invalid argument."""
     response: Any = getattr(error.__cause__, "response", None)
     return isinstance(response, dict) and response["Error"].get("Code") in ("PreconditionFailed", "412")
 
 
 def _modified(info: dict[str, Any]) -> datetime:
-    """When a file was written, as the file systems of fsspec tell it; of one that does not tell, now."""
+    """Return when a file was written, or now if the file system does not tell."""
     told = info.get("LastModified", info.get("mtime"))
     if isinstance(told, datetime):
         return told if told.tzinfo else told.replace(tzinfo=UTC)
     return datetime.now(UTC) if told is None else datetime.fromtimestamp(float(told), UTC)
-
-
-def write_file(path: Path, data: bytes, *, overwrite: bool) -> bool:
-    """Writes `path` unless it is there and not to be overwritten; says whether it was this call that wrote it.
-
-    Through a hidden temporary file beside it, so that no reader sees half of it, whenever the process dies.
-    """
-    if not overwrite and path.exists():
-        return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if overwrite:
-            temporary.replace(path)
-            return True
-        try:
-            os.link(temporary, path)  # A rename would overwrite what another process has finished in the meantime.
-        except FileExistsError:
-            return False
-        except OSError:
-            # No hard links here (some network and FAT file systems): a rename is whole too, only not exclusive.
-            temporary.replace(path)
-        return True
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Parquet files with a declared schema, a unique key, and in their metadata what they mean and where they come from."""
+"""Parquet files with a declared schema and a unique key; their metadata say what they mean and where they come from."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ N_READERS = 16
 
 @dataclass(frozen=True)
 class Column:
-    """What stands in a column, and what it means, in Markdown."""
+    """Type of a column, and its meaning in Markdown."""
 
     kind: pa.DataType
     description: str
@@ -38,8 +38,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A kind of table: its columns in order, the columns that together name a row, and what it holds, in Markdown. The
-    last columns may have been `added` since some row files were written, which are read with nulls there."""
+    """Kind of table: its columns in order, the key columns that name a row, and its meaning in Markdown.
+
+    The last `added` columns are newer than some row files, which are read with nulls there.
+    """
 
     name: str
     columns: Mapping[str, Column]
@@ -52,8 +54,11 @@ class Table:
         return pa.schema([pa.field(name, column.kind) for name, column in self.columns.items()])
 
     def described_schema(self, extra: Mapping[str, Column]) -> pa.Schema:
-        """With `extra` columns behind its own, and every description: in each field's metadata, the table's own in the
-        schema's, and there the columns' once more as JSON, since DuckDB reads no metadata of fields."""
+        """Return the schema with `extra` columns behind its own, and with every description.
+
+        Descriptions of columns stand in the metadata of their fields, and once more as JSON in that of the schema,
+        beside the table's own, since DuckDB reads no metadata of fields.
+        """
         columns = {**self.columns, **extra}
         told = {name: column.description for name, column in columns.items()}
         return pa.schema(
@@ -70,7 +75,7 @@ def pack_rows(key: str, table: Table, rows: Sequence[Mapping[str, Any]]) -> byte
 
 
 def _pack(key: str, schema: pa.Schema, parts: Iterable[pa.Table], **options: Any) -> bytes:
-    """A sealed Parquet file for `key`, with a checksum in every page for readers other than these."""
+    """Return a sealed Parquet file for `key`, with a checksum in every page for other readers."""
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, schema, write_page_checksum=True, **options) as writer:
         for part in parts:
@@ -80,7 +85,7 @@ def _pack(key: str, schema: pa.Schema, parts: Iterable[pa.Table], **options: Any
 
 
 def _open(store: Store, key: str) -> pq.ParquetFile:
-    """The Parquet file `key`, verified. DamagedError where it is not what was written there."""
+    """Return the verified Parquet file `key`. Raises DamagedError if it is not what was written there."""
     data = read_sealed(store, key)
     try:
         return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
@@ -89,8 +94,10 @@ def _open(store: Store, key: str) -> pq.ParquetFile:
 
 
 def read_rows(store: Store, keys: Sequence[str], table: Table) -> tuple[pa.Table, list[int]]:
-    """The rows in `keys`, one after another, and how many each has. DamagedError where a file is not what was written,
-    has other columns, or a row twice."""
+    """Return the rows in `keys`, one after another, and the number of rows of each.
+
+    Raises DamagedError for a file that is not what was written, has other columns, or a row twice.
+    """
     schema = table.schema()
     whole, counts = schema.empty_table(), list[int]()
     # An answer from afar is waited for, not worked for.
@@ -108,8 +115,10 @@ def read_rows(store: Store, keys: Sequence[str], table: Table) -> tuple[pa.Table
 
 
 def _check_keys(store: Store, keys: Sequence[str], table: Table, batch: pa.Table, counts: Sequence[int]) -> None:
-    """DamagedError where a row in one of these files, which are one after another in `batch`, has no key, or another's
-    in the same file."""
+    """Raise DamagedError for a row without a key, or with the key of another row of its file.
+
+    `batch` holds the files one after another.
+    """
     positions = np.repeat(np.arange(len(keys)), counts)
     frame = batch.select(list(table.key)).to_pandas().assign(**{"": positions})
     for wrong, reason in (
@@ -144,10 +153,10 @@ def _read_all(store: Store, key: str, *, use_threads: bool) -> pa.Table:
 def write_table(
     store: Store, key: str, table: Table, frame: pd.DataFrame, provenance: Mapping[str, Any], **extra: Column
 ) -> None:
-    """Writes `frame` under the table's described schema, sorted by its key. NaN becomes null.
+    """Write `frame` under the table's described schema, sorted by its key. NaN becomes null.
 
-    `extra` are columns beyond the declared ones. Raises ValueError where the key is not unique or a column is missing
-    or unknown: a table that breaks its contract is not written.
+    `extra` are columns beyond the declared ones. Raises ValueError if the key is not unique or a column is missing or
+    unknown: a table that breaks its contract is not written.
     """
     schema = table.described_schema(extra)
     if set(frame.columns) != set(schema.names):
@@ -167,9 +176,9 @@ def write_table(
 
 
 def read_table(store: Store, key: str, table: Table | None = None) -> pd.DataFrame:
-    """Return a written table as pandas sees it; with `table`, its declared columns are known to be there.
+    """Return a written table as a data frame; with `table`, its declared columns are checked to be there.
 
-    Raises FileNotFoundError where there is none, DamagedError where it is not what was written or lacks a column.
+    Raises FileNotFoundError if there is none, DamagedError if it is not what was written or lacks a column.
     """
     return open_table(store, key, table)[0]
 
@@ -184,15 +193,17 @@ def open_table(store: Store, key: str, table: Table | None = None) -> tuple[pd.D
 
 
 def read_descriptions(store: Store, key: str) -> pd.DataFrame:
-    """The columns of the table at `key`, a row each: `column`, `type` and `description`, as the file itself tells
-    them. FileNotFoundError where there is no table, DamagedError where it is not whole."""
+    """Return the columns of the table at `key`, one per row: `column`, `type` and `description`, as the file has them.
+
+    Raises FileNotFoundError if there is no table, DamagedError if it is not whole.
+    """
     schema = _schema(store, key)
     told = [(field.metadata or {}).get(b"description", b"").decode(errors="replace") for field in schema]
     return pd.DataFrame({"column": schema.names, "type": [str(kind) for kind in schema.types], "description": told})
 
 
 def read_provenance(store: Store, key: str) -> dict[str, Any]:
-    """What was written as provenance into the table at `key`. DamagedError where it holds none."""
+    """Return the provenance of the table at `key`. Raises DamagedError if it holds none."""
     return _provenance(store, key, _schema(store, key))
 
 
@@ -214,7 +225,7 @@ def _provenance(store: Store, key: str, schema: pa.Schema) -> dict[str, Any]:
 def reseal_table(key: str, data: bytes, provenance: Mapping[str, Any]) -> bytes:
     """Return the table in `data` with this `provenance` in place of its own, sealed for `key`.
 
-    Raises ArrowException or OSError where it is no whole Parquet file.
+    Raises ArrowException or OSError if it is not a whole Parquet file.
     """
     table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
     told = {**(table.schema.metadata or {}), b"repairlab": json.dumps(provenance, sort_keys=True).encode()}

@@ -1,7 +1,7 @@
-"""Text of strangers: names from files, archives, stores and modules, as they may be shown.
+"""Printable form of foreign text: names from files, archives, stores and modules.
 
-A name may hold what a terminal takes for a command (ESC and the control codes), what turns the direction of a line
-around, or a line break that lets it pose as a message of its own.
+A name may hold what a terminal takes for a command (ESC and the control codes), characters that turn the direction of a
+line around, or a line break that lets it pose as a message.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ MOST_CHARACTERS = 2_000
 
 
 def one_line(text: object) -> str:
-    """`text` on one line: every character that is not printable is escaped, as Python writes it."""
+    """Return `text` on one line, with every character that is not printable escaped as Python writes it."""
     return _cut("".join(_printable(character) for character in _start(text)))
 
 
 def printable(text: object) -> str:
-    """As `one_line`, for each line of `text`; indentation by spaces stays."""
+    """Return `text` with each line as in `one_line`; indentation by spaces stays."""
     return "\n".join(one_line(line) for line in str(text).split("\n"))
 
 

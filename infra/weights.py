@@ -1,8 +1,8 @@
-"""Weights files of anybody's: state dicts read from safetensors or torch files, and written as safetensors.
+"""Weights files from any source: state dicts read from safetensors or torch files, and written as safetensors.
 
-What a file is, is told by its content, never by its name. A torch file is a pickle, and a pickle is a program: torch's
-weights-only loader, which knows tensors and plain containers and refuses everything else, is the only one used here.
-What training scripts often keep beside weights, such as their arguments, becomes an empty stand-in of our own.
+The kind of a file is told by its content, never by its name. A torch file is a pickle, and a pickle is a program:
+torch's weights-only loader, which knows tensors and plain containers and refuses everything else, is the only one used
+here. Other content that training scripts keep beside weights, such as their arguments, becomes an empty stand-in.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from infra.storage import write_file
+from infra.files import write_file
 from infra.text import one_line
 from infra.weights_limits import CostlyError, check_archive, check_legacy, plain_tensors
 
@@ -56,19 +56,19 @@ _MOST_LEVELS = 8
 
 
 class WeightsError(Exception):
-    """A weights file cannot be read or written; the message says which, why, and the way out."""
+    """Error of a weights file that cannot be read or written; the message says which, why, and the way out."""
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A state dict, and sentences that say what else the file has and how names were changed."""
+    """State dict of a file, with sentences about its other content and about names that were changed."""
 
     weights: dict[str, Tensor]
     notes: tuple[str, ...]
 
 
 class _LeftOut:
-    """Stands for what a file holds beside weights: takes whatever it is given and does nothing with it."""
+    """Stand-in for content beside weights, which takes any arguments and does nothing."""
 
     def __new__(cls, *_: object) -> _LeftOut:
         return object.__new__(cls)
@@ -86,16 +86,16 @@ _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The weights of `open_weights`."""
+    """Return the weights in `path`, as `open_weights` reads them."""
     return open_weights(path).weights
 
 
 def open_weights(path: str | Path) -> WeightsFile:
-    """The state dict in `path`, on the CPU. Nothing in the file is run.
+    """Return the state dict in `path`, on the CPU. Nothing in the file is run.
 
-    A state dict in a larger checkpoint is found under its usual names; a prefix that DataParallel put before every name
-    is taken off, and so is what torch.compile puts into any. Raises WeightsError for a file that is missing, damaged,
-    of another kind, or that would have to be run to be read.
+    A state dict in a larger checkpoint is found under its usual names. The prefix that DataParallel puts before every
+    name is removed, and so is what torch.compile puts into any. Raises WeightsError for a file that is missing,
+    damaged, of another kind, or that would have to be run to be read.
     """
     path = Path(path)
     try:
@@ -134,7 +134,7 @@ def open_weights(path: str | Path) -> WeightsFile:
 
 
 def check_target(path: str | Path) -> None:
-    """WeightsError where `write_weights` would refuse `path`, before any work is done for it."""
+    """Raise WeightsError if `write_weights` would refuse `path`."""
     path = Path(path)
     if path.suffix != SUFFIX:
         raise WeightsError(f"{path} does not end in {SUFFIX}, the format that is written")
@@ -147,10 +147,10 @@ def check_target(path: str | Path) -> None:
 
 
 def write_weights(path: str | Path, weights: Mapping[str, Tensor], header: Mapping[str, Any] | None = None) -> None:
-    """Writes a state dict as safetensors, whole or not at all; `header`, JSON, tells how it was made.
+    """Write a state dict as safetensors, whole or not at all; `header`, JSON, tells how it was made.
 
-    Names that share memory are written each with its own copy, so that `load_state_dict(strict=True)` finds them all.
-    Raises WeightsError where the name is not one of safetensors, is taken, or cannot be written.
+    Names that share memory are each written with their own copy, so that `load_state_dict(strict=True)` finds them all.
+    Raises WeightsError if the name does not end in .safetensors, is taken, or cannot be written.
     """
     check_target(path)
     own: dict[str, Tensor] = {}
@@ -199,7 +199,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _unwrapped(content: Any, path: Path) -> WeightsFile:
-    """The dict of tensors in a checkpoint."""
+    """Return the dict of tensors in a checkpoint."""
     found = content
     trail: list[str] = []
     left: dict[str, Any] = {}
@@ -236,7 +236,7 @@ def _unwrapped(content: Any, path: Path) -> WeightsFile:
 
 
 def _plainly_named(weights: dict[str, Tensor], path: Path, notes: list[str]) -> WeightsFile:
-    """`weights` without what wrappers add to names, and `notes` with what was taken off."""
+    """Return `weights` without what wrappers add to names, and `notes` with what was removed."""
     plain = {".".join(part for part in name.split(".") if part != COMPILED): t for name, t in weights.items()}
     if len(plain) == len(weights) and plain.keys() != weights.keys() and "" not in plain:
         notes.append(f"{path}: {COMPILED}. is taken out of the names of tensors")
@@ -249,7 +249,7 @@ def _plainly_named(weights: dict[str, Tensor], path: Path, notes: list[str]) -> 
 
 
 def _shown(names: Sequence[object]) -> str:
-    """Names that a file gives, as they can be printed."""
+    """Return names from a file in printable form."""
     return ".".join(one_line(name)[:40] if isinstance(name, str | int) else type(name).__name__ for name in names)
 
 

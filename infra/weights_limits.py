@@ -1,4 +1,4 @@
-"""What a weights file may cost to read: compared with limits before and after it is read.
+"""Limits on the cost of reading a weights file, checked before and after it is read.
 
 A small file can ask for a lot: an archive that inflates, a tensor that repeats one number, millions of tensors. The
 limits lie far beyond what networks need.
@@ -40,11 +40,11 @@ _LEGACY_PICKLES = 4
 
 
 class CostlyError(Exception):
-    """A file would take too much time or memory to read; the message says what."""
+    """Error of a file that would take too much time or memory to read; the message says what."""
 
 
 def check_archive(path: Path) -> None:
-    """CostlyError where the zip archive at `path`, a torch file, holds more than it may."""
+    """Raise CostlyError if the zip archive at `path`, a torch file, holds more than allowed."""
     try:
         if _count_entries(path) > MOST_TENSORS + _BESIDE_TENSORS:
             raise CostlyError(f"has more than {MOST_TENSORS:,} tensors")
@@ -64,7 +64,7 @@ def check_archive(path: Path) -> None:
 
 
 def _count_entries(path: Path) -> int:
-    """How many entries a zip archive says that it has, from its last bytes alone; 65,535 for as many or more."""
+    """Return the number of entries of a zip archive from its last bytes alone; 65,535 stands for that many or more."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _ZIP_END_BYTES))
         end = file.read()
@@ -73,7 +73,7 @@ def _count_entries(path: Path) -> int:
 
 
 def check_legacy(path: Path) -> None:
-    """CostlyError where the pickles at `path`, a file of torch's old format, hold more than they may."""
+    """Raise CostlyError if the pickles at `path`, a file of torch's old format, hold more than allowed."""
     try:
         with path.open("rb") as file:
             _check_steps(file, _LEGACY_PICKLES)
@@ -82,7 +82,7 @@ def check_legacy(path: Path) -> None:
 
 
 def _check_steps(file: IO[bytes], n_pickles: int) -> None:
-    """CostlyError where the next pickles in `file` make too many tensors, or anything else. None of it is run."""
+    """Raise CostlyError if the next pickles in `file` make too many tensors or other objects; none is run."""
     n_tensors = n_steps = 0
     for _ in range(n_pickles):
         for opcode, _, _ in pickletools.genops(file):
@@ -95,7 +95,10 @@ def _check_steps(file: IO[bytes], n_pickles: int) -> None:
 
 
 def plain_tensors(weights: Mapping[str, Tensor], n_bytes: int) -> dict[str, Tensor]:
-    """`weights` of a file of `n_bytes` as dense tensors. CostlyError where some are not, or take too much memory."""
+    """Return `weights` of a file of `n_bytes` as dense tensors.
+
+    Raises CostlyError if some are not dense or take too much memory.
+    """
     if len(weights) > MOST_TENSORS:
         raise CostlyError(f"has more than {MOST_TENSORS:,} tensors")
     plain: dict[str, Tensor] = {}
@@ -113,7 +116,7 @@ def plain_tensors(weights: Mapping[str, Tensor], n_bytes: int) -> dict[str, Tens
 
 
 def _kind(tensor: Tensor) -> str:
-    """What keeps a tensor from being a dense one on the CPU, in a word; empty where nothing does."""
+    """Return, in a word, why a tensor is not a dense one on the CPU, or an empty string if it is."""
     if tensor.is_nested:
         return "nested"
     if tensor.is_meta:

@@ -29,6 +29,17 @@ from tasks.science.specs.recipe import Recipe
 torch.set_num_threads(1)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Refuse a test of a group that is spread over workers: its tests share a server, or build on each other."""
+    is_grouped = item.nodeid.rfind("@") > item.nodeid.rfind("]")  # pytest-xdist adds the group to the id.
+    if hasattr(item.config, "workerinput") and item.get_closest_marker("xdist_group") and not is_grouped:
+        pytest.fail(
+            f"pytest {pytest.__version__} spreads groups of tests over workers: add `--dist loadgroup`, and install "
+            "what constraints.txt says",
+            pytrace=False,
+        )
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in [name for name in os.environ if name.startswith("REPAIRLAB_")]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +22,21 @@ START_SECONDS = 60
 
 
 def free_ports(n: int) -> list[int]:
-    """Ports that nobody listens on, each with one 10,000 above it that is free too, where SeaweedFS puts its gRPC."""
-    sockets: list[socket.socket] = []
+    """Return ports that nobody listens on, each with one 10,000 above it that is free too, where SeaweedFS puts gRPC.
+
+    All lie below the range from which the kernel gives ports to clients: a server that is killed finds its port again.
+    """
+    # A seed that a test has set would have every worker of `pytest -n` draw the same.
+    candidates = iter(random.SystemRandom().sample(range(10_000, 20_000), 1_000))
     ports: list[int] = []
-    try:
+    with ExitStack() as held:
         while len(ports) < n:
-            pair = [socket.socket(), socket.socket()]
-            sockets += pair
-            pair[0].bind(("127.0.0.1", 0))
-            port = pair[0].getsockname()[1]
-            if port + 10_000 > 65_535:
-                continue
-            try:
-                pair[1].bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-            ports.append(port)
-    finally:
-        for each in sockets:
-            each.close()
+            port = next(candidates)
+            pair = [held.enter_context(socket.socket()) for _ in range(2)]
+            with contextlib.suppress(OSError):
+                for listener, number in zip(pair, (port, port + 10_000), strict=True):
+                    listener.bind(("127.0.0.1", number))
+                ports.append(port)
     return ports
 
 

@@ -1,4 +1,4 @@
-"""`python -m infra.stack up`, `down` or `status`."""
+"""Command `python -m infra.stack up`, `down` or `status`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ _MISSING = "the stack's own packages are not installed here: pip install 'repair
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0, or 1 where something did not start, or is not up. What a person can mend is said in one
-    sentence."""
+    """Return the exit code: 0, or 1 if a part did not start or is not up. Errors of the user are one sentence."""
     parser = argparse.ArgumentParser(prog="python -m infra.stack", description="A small cluster on this machine.")
     parser.add_argument("command", choices=["up", "down", "status"])
     command: str = parser.parse_args(arguments).command
@@ -76,7 +75,7 @@ def _status() -> int:
 
 
 def _near(path: Path) -> str:
-    """As short as it can be typed here."""
+    """Return `path` in the shortest form that can be typed here."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 

@@ -20,7 +20,7 @@ def _draw() -> SecretStr:
 
 
 class Credentials(BaseModel):
-    """One for each server."""
+    """Passwords and keys, one for each server."""
 
     postgres: SecretStr
     prefect: SecretStr
@@ -28,12 +28,12 @@ class Credentials(BaseModel):
 
     @property
     def prefect_auth(self) -> SecretStr:
-        """As Prefect's settings take it."""
+        """Return user and password as Prefect's settings take them."""
         return SecretStr(f"{USER}:{self.prefect.get_secret_value()}")
 
 
 def load_credentials(path: Path, data: Path) -> Credentials:
-    """Those in `path`, drawn where there is no such file. StackError where `data` were written under lost ones."""
+    """Return the credentials in `path`, drawn if there is no such file. Raises StackError if `data` need lost ones."""
     try:
         return Credentials.model_validate_json(path.read_text())
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""What a person can mend."""
+"""Errors that the user can mend."""
 
 from __future__ import annotations
 
 
 class StackError(Exception):
-    """The stack cannot be brought up as it is; the message is one sentence with the way out."""
+    """Error of a stack that cannot be brought up; the message is one sentence with the way out."""

@@ -1,4 +1,4 @@
-"""Brings the stack up, tells how it is, and takes it down: exactly what was started, and nothing else."""
+"""Bring the stack up, report its state, and take it down: exactly what was started, and nothing else."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _RECOVERY_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Report:
-    """How a part is: `running`, or `ended` where it was started and has died, or `down`."""
+    """State of a part: `running`, `ended` if it was started and has died, or `down`."""
 
     name: str
     title: str
@@ -47,10 +47,9 @@ class Report:
 
 
 def up(settings: StackSettings) -> list[str]:
-    """Starts what does not run, each stage before what needs it is asked for an answer, and returns the titles of what
-    that was; none where all of it ran.
+    """Start the parts that do not run, stage by stage, and return their titles.
 
-    Raises StackError, once whatever this call has started is ended again, where a part does not start. Deployments and
+    Raises StackError if a part does not start, after the parts that this call started are ended again. Deployments and
     the file of exports are made in any case: an earlier call may have been killed before it came to them.
     """
     folder = Folder(settings.dir)
@@ -98,7 +97,7 @@ def _runs(state: StackState, part: Part) -> bool:
 
 
 def _start_stage(stage: Sequence[Part], begun: list[Part], folder: Folder, state: StackState) -> None:
-    """Starts the parts of one stage together, and waits until each answers."""
+    """Start the parts of one stage together, and wait until each answers."""
     waiting: list[tuple[Part, subprocess.Popen[bytes]]] = []
     for part in stage:
         _check_ports(part, state)
@@ -115,7 +114,7 @@ def _start_stage(stage: Sequence[Part], begun: list[Part], folder: Folder, state
 
 
 def _check_answers(part: Part, log: Path, patience_seconds: float) -> None:
-    """StackError where a part that runs does not answer within `patience_seconds`."""
+    """Raise StackError if a running part does not answer within `patience_seconds`."""
     deadline = time.monotonic() + patience_seconds
     while not part.answers():
         if time.monotonic() > deadline:
@@ -126,8 +125,10 @@ def _check_answers(part: Part, log: Path, patience_seconds: float) -> None:
 
 
 def _check_ports(part: Part, state: StackState) -> None:
-    """StackError where somebody else listens on a port of a part that is to start. What else is up knows the part by
-    that port, so it gets no other while the rest runs."""
+    """Raise StackError if another process listens on a port of a part that is to start.
+
+    The parts that already run know it by that port, so it cannot take another.
+    """
     deadline = time.monotonic() + _FREEING_SECONDS
     for name in part.ports:
         host, port = address_of(state.host, name), state.ports[name]
@@ -141,7 +142,7 @@ def _check_ports(part: Part, state: StackState) -> None:
 
 
 def _wait_for(part: Part, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Waits until the part answers. Whatever answers once it has ended is somebody else's."""
+    """Wait until the part answers. After the part has exited, another process may be listening on its port."""
     deadline = time.monotonic() + part.startup_seconds
     while True:
         answered = process.poll() is None and part.answers()
@@ -155,8 +156,10 @@ def _wait_for(part: Part, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _register(folder: Folder, state: StackState, credentials: Credentials) -> None:
-    """Tells the Prefect server of our work pool, automation and deployments, in a process of its own: Prefect reads
-    where its server is when it is imported."""
+    """Register work pool, automation and deployments with the Prefect server, in a process of its own.
+
+    Prefect reads where its server is when it is imported.
+    """
     log = folder.log("deployments")
     worker = next(part for part in make_parts(folder, state, credentials) if part.name == "prefect-worker")
     with log.open("ab") as file:
@@ -169,13 +172,13 @@ def _register(folder: Folder, state: StackState, credentials: Credentials) -> No
 
 
 def _exports(state: StackState, credentials: Credentials) -> str:
-    """A shell file that makes a terminal a client of the stack."""
+    """Return a shell file that makes a terminal a client of the stack."""
     variables = secret_environment(state, credentials)
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
 
 
 def down(settings: StackSettings) -> list[str]:
-    """Ends what `up` has started, with all that it started in turn, and returns the names of what that was."""
+    """End what `up` has started, with its descendants, and return the names of these parts."""
     folder = Folder(settings.dir)
     folder.check()
     if not folder.path.is_dir():
@@ -199,7 +202,7 @@ def down(settings: StackSettings) -> list[str]:
 
 
 def _end_part(state: StackState, name: str, part: Part | None) -> bool:
-    """Ends a part with all that descends from it; says whether it ran."""
+    """End a part with its descendants, and return whether it ran."""
     started = state.processes.pop(name)
     members = family(started)
     if not members:
@@ -217,7 +220,7 @@ def _end_part(state: StackState, name: str, part: Part | None) -> bool:
 
 
 def status(settings: StackSettings) -> list[Report]:
-    """How every part is, in the order in which they start; none where there is no stack."""
+    """Return the state of every part, in the order in which they start, or an empty list if there is no stack."""
     folder = Folder(settings.dir)
     state = folder.read_state()
     if state is None:
@@ -231,7 +234,7 @@ def status(settings: StackSettings) -> list[Report]:
 
 
 def warnings(settings: StackSettings) -> list[str]:
-    """What a person should know of the address they chose."""
+    """Return warnings about the address that the user chose."""
     if settings.host == LOOPBACK or settings.host.startswith("127."):
         return []
     return [

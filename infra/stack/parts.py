@@ -1,4 +1,4 @@
-"""The parts of the stack: what each is run with, who may see which secret, and how one knows that it answers."""
+"""Parts of the stack: the command of each, the secrets that it may see, and the check that it answers."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ HEARTBEAT_SECONDS = 30
 
 @dataclass(frozen=True)
 class Part:
-    """One process that the stack starts, with what it starts by itself.
+    """One process that the stack starts, with its descendants.
 
-    `stage`: parts of one stage start together, after all of the earlier ones answer. `prepare` comes before the start.
-    `ports`: names of those that it listens on. `takes_runs`: whether it carries out what the Prefect server is asked
-    for, and so starts last, once that server knows our work pool. `children_first`: whether what it started is asked to
-    end before it is. `litter`: files that it may leave behind.
+    Parts of one `stage` start together, after all earlier ones answer. `prepare` is called before the start. `ports`
+    names the ports that it listens on. A part that `takes_runs` carries out what the Prefect server is asked for, and
+    starts last, once that server knows our work pool. With `children_first`, its children are asked to end before it.
+    `litter` lists files that it may leave behind.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Part:
 
 
 def make_parts(folder: Folder, state: StackState, credentials: Credentials) -> list[Part]:
-    """All parts, in the order they start. StackError, with what to install, where a program is missing."""
+    """Return all parts in starting order. Raises StackError, with what to install, for a missing program."""
     if importlib.util.find_spec("distributed") is None:
         raise StackError("there is no Dask here: pip install 'repairlab[stack]'")
     ours = _inherited() | {MARK: state.mark, "PREFECT_HOME": str(folder.path / "prefect")}
@@ -82,7 +82,7 @@ def make_parts(folder: Folder, state: StackState, credentials: Credentials) -> l
 
 
 def secret_environment(state: StackState, credentials: Credentials) -> dict[str, str]:
-    """What a client of the stack has in its environment, secrets among it."""
+    """Return the environment variables of a client of the stack, secrets included."""
     host = state.host
     return {
         "PREFECT_API_URL": f"http://{host}:{state.ports['prefect']}/api",
@@ -99,7 +99,7 @@ def secret_environment(state: StackState, credentials: Credentials) -> dict[str,
 
 
 def _inherited() -> dict[str, str]:
-    """This process's environment without what would lead a part of the stack to another server or another's keys."""
+    """Return this process's environment without variables that lead to another server or another's keys."""
     foreign = ("PREFECT_", "AWS_", "REPAIRLAB_STACK_", "REPAIRLAB_STORE", "REPAIRLAB_SCHEDULER", "PG", "DASK_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return kept | {
@@ -191,7 +191,7 @@ def _find_weed() -> str:
 
 
 def has_bucket(state: StackState, credentials: Credentials) -> bool:
-    """Whether the S3 server takes our key and has our bucket, which is made where it is not there."""
+    """Return whether the S3 server takes our key and has our bucket; a missing bucket is made."""
     if not is_listening(state.host, state.ports["s3"]):
         return False
     import s3fs
@@ -321,7 +321,7 @@ def _python(module: str) -> list[str]:
 
 
 def get(host: str, port: int, path: str, auth: SecretStr | None = None) -> bytes | None:
-    """What the server answers with status 200; None for any other answer, and for none."""
+    """Return the body of an answer with status 200, or None for any other answer and for none."""
     connection = http.client.HTTPConnection(host, port, timeout=5)
     headers: dict[str, str] = {}
     if auth is not None:

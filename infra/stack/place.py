@@ -1,4 +1,4 @@
-"""Where the stack lives on this machine: its folder, its address, and what it remembers between commands."""
+"""Place of the stack on this machine: its folder, its address, and its state between commands."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PUBLIC = ("prefect", "s3", "s3_grpc", "dask", "dask_page")
 
 
 class StackSettings(BaseSettings):
-    """`REPAIRLAB_STACK_DIR` and `REPAIRLAB_STACK_HOST`."""
+    """Settings of the stack, from `REPAIRLAB_STACK_DIR` and `REPAIRLAB_STACK_HOST`."""
 
     model_config = SettingsConfigDict(env_prefix="REPAIRLAB_STACK_", extra="ignore")
 
@@ -53,7 +53,7 @@ class StackSettings(BaseSettings):
 
 
 def load_stack_settings() -> StackSettings:
-    """StackError for an address that no other machine could be told, and for a folder without a name."""
+    """Return the settings. Raises StackError for an unreachable address and for an empty folder name."""
     if not os.environ.get("REPAIRLAB_STACK_DIR", ".stack").strip():
         raise StackError("REPAIRLAB_STACK_DIR is empty: give it a folder of the stack's own, or unset it")
     settings = StackSettings()
@@ -71,10 +71,10 @@ def load_stack_settings() -> StackSettings:
 
 
 class StackState(BaseModel):
-    """What runs where. Holds no secrets.
+    """Running processes and their ports. Holds no secrets.
 
-    `mark` is in the environment of every process of the stack, and of whatever these start: what outlives its parent
-    is known by it.
+    `mark` is in the environment of every process of the stack and of its descendants, which are recognized by it after
+    their parent is gone.
     """
 
     host: str
@@ -84,7 +84,7 @@ class StackState(BaseModel):
 
 
 class Folder:
-    """The stack's own folder, absolute."""
+    """Folder of the stack, absolute."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -98,7 +98,7 @@ class Folder:
         self._state = self.path / "state.json"
 
     def make(self) -> None:
-        """Nobody else can list it; PostgreSQL's user, where that is another, has to pass through."""
+        """Make the folder, which nobody else can list; PostgreSQL's user can pass through it."""
         if len(str(self.path)) > MAX_PATH:
             raise StackError(
                 f"{self.path} is too long a name for the sockets in it: REPAIRLAB_STACK_DIR names another folder"
@@ -113,7 +113,7 @@ class Folder:
             ) from error
 
     def check(self) -> None:
-        """StackError where it is there and somebody else's, who may have laid anything in it."""
+        """Raise StackError if the folder belongs to another user, who may have put anything into it."""
         try:
             owner = self.path.stat().st_uid
         except FileNotFoundError:
@@ -130,7 +130,7 @@ class Folder:
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        """One command at a time. StackError where another is at work."""
+        """Hold the lock of the stack. Raises StackError if another command holds it."""
         lock = self.path / "lock"
         try:
             file = lock.open("w")
@@ -149,7 +149,7 @@ class Folder:
             yield
 
     def read_state(self) -> StackState | None:
-        """None where nothing was started. StackError where the file is not what was written there, or not ours."""
+        """Return the state, or None if nothing was started. Raises StackError for a damaged or foreign file."""
         self.check()
         try:
             return StackState.model_validate_json(self._state.read_text())
@@ -174,7 +174,7 @@ class Folder:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Writes a file that only its owner reads, whole or not at all."""
+    """Write a file that only its owner can read, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -186,7 +186,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def choose_ports(host: str) -> dict[str, int]:
-    """A free port for each name, the preferred one where there is one and it is free."""
+    """Return a free port for each name, the preferred one if that is free."""
     chosen: dict[str, int] = {}
     # All stay bound until the last is chosen, so that no two are the same.
     with ExitStack() as held:
@@ -200,13 +200,13 @@ def choose_ports(host: str) -> dict[str, int]:
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there."""
+    """Return whether a server could listen at this address."""
     with ExitStack() as held:
         return _hold(held, host, port)
 
 
 def address_of(host: str, name: str) -> str:
-    """Where the port called `name` is listened on, by a stack on `host`."""
+    """Return the address that the port called `name` is listened on, by a stack on `host`."""
     return host if name in PUBLIC else LOOPBACK
 
 
@@ -224,7 +224,7 @@ def _hold(held: ExitStack, host: str, port: int) -> bool:
 
 
 def is_listening(host: str, port: int) -> bool:
-    """Whether something takes connections there."""
+    """Return whether a server takes connections at this address."""
     with suppress(OSError), socket.create_connection((host, port), timeout=2):
         return True
     return False

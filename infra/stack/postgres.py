@@ -1,4 +1,4 @@
-"""PostgreSQL as Debian installs it: its programs, the user it runs as, and a database of the stack's own."""
+"""PostgreSQL as Debian installs it: its programs, the user it runs as, and a database for the stack."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ROOTS_USER = "postgres"
 
 
 def find_programs() -> Path:
-    """The folder of PostgreSQL's programs, of the newest version that is there."""
+    """Return the folder of PostgreSQL's programs, of the newest installed version."""
     versions = [path.parent for path in DEBIAN.glob("*/bin/initdb")]
     if versions:
         return max(versions, key=lambda path: [int(number) for number in re.findall(r"\d+", path.parent.name)])
@@ -34,7 +34,7 @@ def find_programs() -> Path:
 
 
 def runs_as() -> str | None:
-    """Whose rights it needs: it refuses root's. None for those of this process."""
+    """Return the user that the server runs as, since it refuses root, or None for the user of this process."""
     if os.geteuid() != 0:
         return None
     try:
@@ -47,19 +47,19 @@ def runs_as() -> str | None:
 
 
 def serve_command(programs: Path, data: Path, port: int) -> list[str]:
-    """The server, on loopback alone and with no socket in the file system."""
+    """Return the command of a server on loopback alone, with no socket in the file system."""
     settings = {"listen_addresses": LOOPBACK, "port": str(port), "unix_socket_directories": ""}
     return [str(programs / "postgres"), "-D", str(data), *(f"--{name}={value}" for name, value in settings.items())]
 
 
 def answers(programs: Path, port: int) -> bool:
-    """Whether the server takes connections."""
+    """Return whether the server takes connections."""
     ready = [str(programs / "pg_isready"), "--quiet", f"--host={LOOPBACK}", f"--port={port}"]
     return subprocess.run(ready, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def make_database(programs: Path, data: Path, password: SecretStr, log: Path) -> None:
-    """A database cluster in the folder `data` unless there is one, whose one user has to give `password` (by SCRAM)."""
+    """Make a database cluster in the folder `data`, unless there is one, whose user needs `password` (SCRAM)."""
     user = runs_as()
     folder = data.parent
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Processes that outlive the command that started them, and are ended by another, which never ends a stranger."""
+"""Processes that outlive the command that started them; a later command ends them, and no others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _children: list[subprocess.Popen[bytes]] = []
 
 
 class Started(BaseModel):
-    """A process by its id and its birth: an id is given again once a process has ended, the pair never."""
+    """Process by its id and its birth: an id is used again after a process has ended, the pair never."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -37,7 +37,7 @@ class Started(BaseModel):
 
 
 def birth_of(pid: int) -> str | None:
-    """When process `pid` began, to be compared; None where there is none, or it has ended and waits for its parent."""
+    """Return when process `pid` began, or None if it has ended, even if its parent has not noticed yet."""
     if sys.platform != "linux":
         try:
             process = psutil.Process(pid)
@@ -60,8 +60,10 @@ def start(
     folder: Path,
     user: str | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Starts `command` in `folder`, in a session of its own: Ctrl-C in this terminal does not reach it. What it says is
-    added to `log`. `user` is whose rights it has, for root to choose."""
+    """Start `command` in `folder`, in a session of its own, so that Ctrl-C in this terminal does not reach it.
+
+    Its output is appended to `log`. `user` has the rights that it runs with; only root can choose.
+    """
     with log.open("ab") as file:
         process = subprocess.Popen(
             command,
@@ -80,13 +82,13 @@ def start(
 
 
 def identify(process: subprocess.Popen[bytes]) -> Started | None:
-    """None where it has ended already."""
+    """Return the process `pid` with its birth, or None if it has ended already."""
     birth = birth_of(process.pid)
     return None if birth is None else Started(pid=process.pid, birth=birth)
 
 
 def family(started: Started) -> list[Started]:
-    """The process and all that descend from it, as far as these run."""
+    """Return the process and its descendants, as far as these run."""
     if not started.is_running:
         return []
     with suppress(psutil.Error):
@@ -96,7 +98,7 @@ def family(started: Started) -> list[Started]:
 
 
 def marked(mark: str) -> list[Started]:
-    """Every running process whose environment holds `mark`."""
+    """Return every running process whose environment holds `mark`."""
     found: list[int] = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
@@ -111,7 +113,7 @@ def _running(pids: Iterable[int]) -> list[Started]:
 
 
 def end(processes: Sequence[Started], how: signal.Signals, patience_seconds: float) -> None:
-    """Sends each of `processes` the signal `how`, and kills what runs on after `patience_seconds`."""
+    """Send the signal `how` to each of `processes`, and kill those that run on after `patience_seconds`."""
     _send(processes, how)
     if left := _wait(processes, patience_seconds):
         _send(left, signal.SIGKILL)
@@ -126,7 +128,7 @@ def _send(processes: Sequence[Started], how: signal.Signals) -> None:
 
 
 def _wait(processes: Sequence[Started], seconds: float) -> list[Started]:
-    """What of them still runs after at most `seconds`."""
+    """Return those of the processes that still run after at most `seconds`."""
     deadline = time.monotonic() + seconds
     while left := [process for process in processes if process.is_running]:
         if time.monotonic() > deadline:

@@ -1,7 +1,6 @@
-"""Makes what the stack wants a Prefect server to know: the work pool, the automation that finds dead runs, and our
-deployments.
+"""Register with a Prefect server: the work pool, the automation that finds dead runs, and the deployments.
 
-Run with the stack's environment, before its worker takes runs. Again is as good as once.
+Runs with the stack's environment, before its worker takes runs. A second call changes nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")
 
 
 def dead_runs() -> AutomationCore:
-    """Marks a run Crashed that has told that it lives, and then tells nothing more, not even that it ended."""
+    """Return the automation that marks a run Crashed once its heartbeats stop before it has ended."""
     mark_crashed = ChangeFlowRunState(
         name="Crashed",
         state=StateType.CRASHED,
@@ -58,19 +57,21 @@ def dead_runs() -> AutomationCore:
 
 
 def pool_template() -> dict[str, Any]:
-    """The base job template of the work pool: a worker starts every run alike, and a run or deployment that asks for
-    another command, environment or folder by job variables is refused by the server.
+    """Return the base job template of the work pool, which makes a worker start every run alike.
 
-    There is no `env` in it: were there one, a worker would add the environment that a run asks for, whatever the
-    variables allow.
+    The server refuses a run or deployment whose job variables ask for another command, environment or folder. The
+    template has no `env`: with one, a worker would add the environment that a run asks for, whatever the variables
+    allow.
     """
     template: dict[str, Any] = json.loads(resources.files("infra").joinpath("work-pool.json").read_text())
     return template
 
 
 def close_pool(client: SyncPrefectClient) -> None:
-    """Gives the work pool our template, and makes the pool where there is none. StackError where its name is taken by a
-    pool of another type."""
+    """Give the work pool our template, and make the pool if there is none.
+
+    Raises StackError if a pool of another type has its name.
+    """
     try:
         pool = client.read_work_pool(POOL)
     except ObjectNotFound:
@@ -84,7 +85,7 @@ def close_pool(client: SyncPrefectClient) -> None:
 
 
 def main() -> int:
-    """The exit code: that of `prefect deploy`, or 1 where the work pool is not ours to mend."""
+    """Return the exit code of `prefect deploy`, or 1 if the work pool is not ours to mend."""
     automation = dead_runs()
     with get_client(sync_client=True) as client:
         try:

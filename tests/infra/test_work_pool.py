@@ -161,9 +161,11 @@ def early(pool: Pool) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def worker(pool: Pool, early: list[Any]) -> Iterator[Process]:
-    assert early
     words = ("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--limit", "2")
     with Process(pool.folder / "worker.log", *words, **pool.environment) as process:
+        # One at a time: what a test asks for while these go on would be cancelled.
+        for run in early:
+            pool.wait_for(run)
         yield process
 
 

@@ -145,7 +145,7 @@ def test_of_data_in_halves_shifted_logits_ensembles_and_joint_training_stand_bes
     store: Store, cell: Cell, blobs, monkeypatch
 ):
     halved = dataclasses.replace(blobs, spec=dataclasses.replace(blobs.spec, halves=True))
-    for name in ("train", "align", "pairs"):
+    for name in ("train", "align", "stored.pairs"):
         monkeypatch.setattr(f"tasks.{name}.load_dataset", lambda _name, _folder: halved)
     split = dataclasses.replace(cell, data=halved.spec)
     plain = make_request(split, n_seeds=4)

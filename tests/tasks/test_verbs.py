@@ -120,7 +120,7 @@ def test_more_alphas_train_and_match_nothing(store: Store, cell: Cell):
 
 def test_another_correction_or_alpha_grid_costs_only_itself(store: Store, cell: Cell, monkeypatch):
     run_all(store, make_request(cell))
-    measuring = ("science.curves.preactivation_moments", "pairs.evaluate_splits")
+    measuring = ("science.paths.curves.preactivation_moments", "stored.pairs.evaluate_splits")
     for name in ("train.train_group", "align.match", *measuring):
         monkeypatch.setattr(f"tasks.{name}", lambda *_, **__: pytest.fail("what the store has is made again"))
     finer = make_request(cell, alphas=7)

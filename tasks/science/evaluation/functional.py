@@ -91,4 +91,5 @@ def lay_out_weights(network: nn.Module, state: State) -> State:
 
 
 def is_convolutional(network: nn.Module) -> bool:
+    """Return whether any module of `network` is a two-dimensional convolution."""
     return any(isinstance(module, nn.Conv2d) for module in network.modules())
