@@ -119,12 +119,12 @@ class Variant(Options):
 
     size: Annotated[
         str | None,
-        Option(page="`small` is what a laptop carries, `smoke` shows that everything runs"),
+        Option(page="`small` runs on a laptop in hours, `smoke` in minutes"),
     ] = Field(default=None, description="Size of the study: smoke, small or paper")
     recipe: Annotated[
         str | None,
         Option(
-            page="`repairlab studies` lists the names; a study with a network of your own takes `family/name` of "
+            page="Command `repairlab studies` lists the names; a user-defined network takes `family/name` of "
             "[the recipes](recipes.md)"
         ),
     ] = Field(default=None, description="Training recipe, one of the study's")
@@ -133,13 +133,13 @@ class Variant(Options):
 class Design(Options):
     """The factors of a study."""
 
-    dataset: Annotated[Words, Option(page="known names and your own: [howto/data.md](howto/data.md)")] = Field(
-        default=None, description="Data sets"
-    )
-    architecture: Annotated[Words, Option(page="on a study that is there: only these of its networks")] = Field(
+    dataset: Annotated[
+        Words, Option(page="Known ones, and user-defined ones as [howto/data.md](howto/data.md) says")
+    ] = Field(default=None, description="Data sets")
+    architecture: Annotated[Words, Option(page="They choose among the networks of a study")] = Field(
         default=None, description="Architectures of the networks"
     )
-    normalization: Annotated[Words, Option(page="on a study that is there: only these of its networks")] = Field(
+    normalization: Annotated[Words, Option(page="They choose among the networks of a study")] = Field(
         default=None, description="Normalizations of the networks"
     )
     width: Widths = Field(default=None, description="Widths of the networks")
@@ -151,22 +151,22 @@ class Design(Options):
         Matchers,
         Option(
             default=["none", "activation"],
-            page="`activation`, `activation-published`, `weight`, `random` or `none`, with options as in "
-            "`weight/restarts=5`; [adding one](howto/matcher.md) is two changes",
+            page="Known are `activation`, `activation-published`, `weight`, `random` or `none`, with options as in "
+            "`weight/restarts=5`. [Adding one](howto/matcher.md) takes two changes",
         ),
     ] = Field(default=None, description="Matchers that permute network B: activation, weight/restarts=5, none, ...")
     correction: Annotated[
         Matchers,
         Option(
             default=["none", "repair"],
-            page="[the corrections](corrections.md); one that is not defined for a network is left out there, and said "
-            "so",
+            page="[corrections.md](corrections.md) lists them. One that is not defined for a network is left out "
+            "there, and a line says so",
         ),
     ] = Field(default=None, description="Corrections of the interpolated network: repair, reset, none, ...")
     sweep: Annotated[
         Sweeps,
         Option(
-            page="fields of the recipes are the columns `recipe_*` of [the table `cells`](tables.md) without that "
+            page="Fields of the recipes are the columns `recipe_*` of [the table `cells`](tables.md) without that "
             "prefix (`batch_size`, `learning_rate`, ...), fields of the measurement `alphas`, `statistics`, "
             "`evaluation`, `draw`, `augmented`, `flip_averaged` and `evaluated_in`. `epoch=0,1,5,last` takes the "
             "weights of one training after these epochs, and pairs are measured at each. The values are crossed with "
@@ -190,7 +190,7 @@ class Measured(Options):
     """Fields of every measurement of a study."""
 
     alphas: Annotated[
-        int | None, Field(ge=3, le=MAX_ALPHAS), Option(page="odd, so that the midpoint is among them")
+        int | None, Field(ge=3, le=MAX_ALPHAS), Option(page="An odd number has the midpoint among them")
     ] = Field(default=None, description="Number of points on each path, an odd number")
     statistics: Annotated[int | None, Field(ge=2, le=MAX_NUMBER)] = Field(
         default=None, description="Number of train images that matchers and corrections see (all by default)"
@@ -206,7 +206,7 @@ class Measured(Options):
 class Extras(Options):
     """Measurements beside the paths of every pair."""
 
-    controls: Annotated[bool | None, Option(default=True, page="their outcome is known")] = Field(
+    controls: Annotated[bool | None, Option(default=True, page="Controls have a known outcome")] = Field(
         default=None,
         description="Measure one pair of each cell under a random permutation, and its first network against a "
         "permuted copy",
@@ -215,14 +215,14 @@ class Extras(Options):
         bool | None,
         Option(
             default=False,
-            page="it takes twice one network's time and no alignment: `method` is `ensemble` in the table `paths`",
+            page="It takes twice one network's time and no alignment: `method` is `ensemble` in the table `paths`",
         ),
     ] = Field(default=None, description="Measure every pair with its outputs averaged as well")
     logit_shifts: Annotated[
         bool | None,
         Option(
             default=False,
-            page="a constant is added to the logits of half of the classes, which corrects for the classes that an "
+            page="A constant is added to the logits of half of the classes, which corrects for the classes that an "
             "endpoint expects more often: `method` is `logit-shift` in the table `paths`, and "
             "`logit-shift/chosen=test` where the constant is chosen on the test split",
         ),
@@ -231,7 +231,7 @@ class Extras(Options):
         bool | None,
         Option(
             default=False,
-            page="the network that a merged one is compared with: `method` is `joint` in the table `paths`",
+            page="It is the network that a merged one is compared with: `method` is `joint` in the table `paths`",
         ),
     ] = Field(default=None, description="Train every seed on both halves as well, where the train split is in halves")
 
@@ -283,12 +283,12 @@ class RunOptions(OneSentence, Choices):
         default="own",
         description="Name of the study, or a TOML file that defines one; `repairlab studies` lists the names",
     )
-    network: Annotated[str | None, Option(page="[howto/network.md](howto/network.md)")] = Field(
+    network: Annotated[str | None, Option(page="See [howto/network.md](howto/network.md)")] = Field(
         default=None, description="User-defined network of the study, as package.module:function"
     )
-    data: Annotated[str | None, Option(page="[howto/data.md](howto/data.md)")] = Field(
+    data: Annotated[str | None, Option(page="See [howto/data.md](howto/data.md)")] = Field(
         default=None, description="Data set of a user-defined network, or package.module:function that loads one"
     )
     trust_code: Annotated[
-        bool, Option(page="without it, such code is run only where `--network` and `--data` name it too")
+        bool, Option(page="Without it, such code is run only where `--network` and `--data` name it too")
     ] = Field(default=False, description="Run the code that the study's file, or what was imported, names")

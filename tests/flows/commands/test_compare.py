@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from flows.cli import WrongWordsError, app
+from flows.cli import app
 from flows.commands.compare import compare, summarise
+from flows.refusals import WrongWordsError
 from flows.report.figures.published import chart_comparison
 from flows.report.paper_points import tabulate_points
 from infra.storage import Store, StoreError

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
-from flows.commands.imports import ImportOptions, import_files
+from flows.commands.declared import ImportOptions
+from flows.commands.imports import import_files
 from infra.paths import endpoint_key, import_key
 from infra.sealing import NO_DIGEST
 from infra.storage import DamagedError, Store, StoreError
@@ -39,7 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options_of(folder: Path, pattern: str = "w?.safetensors", seed_from: str = "name") -> ImportOptions:
-    return ImportOptions((str(folder / pattern),), "mlp", "digits", "theirs", FACTS, seed_from)
+    files = [str(folder / pattern)]
+    return ImportOptions(files=files, network="mlp", data="digits", study="theirs", facts=FACTS, seed_from=seed_from)
 
 
 @pytest.fixture
