@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from flows.declaration import Option, RunOptions
+from flows.declaration import OptionInfo, RunOptions
 from flows.deployed import StudyForm
 from flows.options import OwnStudy
 
@@ -22,7 +22,7 @@ PAGE = Path(__file__).with_suffix(".md")
 
 def page() -> str:
     """The text of docs/options.md."""
-    options = [name for name, field in RunOptions.model_fields.items() if not Option.of(field).is_argument]
+    options = [name for name, field in RunOptions.model_fields.items() if not OptionInfo.of(field).is_argument]
     own = [name for name in OwnStudy.model_fields if name not in RunOptions.model_fields or name == "recipe"]
     return _replaced(_replaced(PAGE.read_text(), "options", map(_option, options)), "fields", map(_field, own))
 
@@ -34,7 +34,7 @@ def _replaced(text: str, name: str, rows: Iterable[str]) -> str:
 
 def _option(name: str) -> str:
     field = RunOptions.model_fields[name]
-    option = Option.of(field)
+    option = OptionInfo.of(field)
     flag = f"--{name.replace('_', '-')}"
     words = f"`{flag}`, `--no-{flag[2:]}`" if field.annotation == bool | None else f"`{flag}`"
     told = f"{field.description}. {option.page}" if option.page else str(field.description)

@@ -85,9 +85,9 @@ def studies(
     list_studies() if size is None else list_names(size)
 
 
-@app.command()
+@app.command(name="report")
 @takes_settings("store")
-def report(
+def redraw(
     study: StudyArgument,
     settings: Settings,
     opens: Annotated[
@@ -106,9 +106,9 @@ def report(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(name="compare")
 @takes_settings("store")
-def compare(study: StudyArgument, settings: Settings) -> None:
+def compare_study(study: StudyArgument, settings: Settings) -> None:
     """Compare a study with the figures that the authors of REPAIR saved, with a verdict on each."""
     from flows.commands.compare import compare
     from flows.commands.report import check_study
@@ -126,9 +126,9 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON")] = False,
 ) -> None:
     """Examine this machine, its store and its servers before a study; exit code 1 where something is wrong."""
-    from flows.commands.doctor import examine, print_findings
+    from flows.commands.doctor import examine_machine, print_findings
 
-    findings = examine(settings)
+    findings = examine_machine(settings)
     print_findings(findings, make_console(), as_json=as_json)
     if not all(finding.is_well for finding in findings):
         raise typer.Exit(1)

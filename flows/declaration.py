@@ -27,7 +27,7 @@ from tasks.science.specs.recipe import Precision
 
 
 @dataclass(frozen=True)
-class Option:
+class OptionInfo:
     """Metadata of a field beside its type and description.
 
     `read` turns the words of a command line into the field's value; `default` is the value in a study that does not
@@ -43,9 +43,9 @@ class Option:
     is_argument: bool | None = None
 
     @classmethod
-    def of(cls, field: FieldInfo) -> Option:
+    def of(cls, field: FieldInfo) -> OptionInfo:
         """Return the metadata of a field: of all that it is annotated with, the last that is given."""
-        parts = [part for part in field.metadata if isinstance(part, Option)]
+        parts = [part for part in field.metadata if isinstance(part, OptionInfo)]
         return cls(**{key: value for part in parts for key, value in vars(part).items() if value is not None})
 
 
@@ -94,14 +94,14 @@ def _listed(value: Any) -> Any:
     return value if value is None or isinstance(value, list | tuple) else [value]
 
 
-_NUMBERS = Option(read=split_numbers, metavar="N,M,...")
+_NUMBERS = OptionInfo(read=split_numbers, metavar="N,M,...")
 Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
 Depth = Annotated[int, Field(ge=1, le=MAX_DEPTH)]
-Words = Annotated[list[str] | None, BeforeValidator(_listed), Option(read=split_words, metavar="A,B,...")]
-Matchers = Annotated[list[str] | None, BeforeValidator(_listed), Option(read=split_matchers, metavar="A,B,...")]
+Words = Annotated[list[str] | None, BeforeValidator(_listed), OptionInfo(read=split_words, metavar="A,B,...")]
+Matchers = Annotated[list[str] | None, BeforeValidator(_listed), OptionInfo(read=split_matchers, metavar="A,B,...")]
 Widths = Annotated[list[Width] | None, BeforeValidator(_listed), _NUMBERS]
 Depths = Annotated[list[Depth] | None, BeforeValidator(_listed), _NUMBERS]
-Sweeps = Annotated[dict[str, list[Any]] | None, Option(read=split_sweeps, metavar="FIELD=A,B,...")]
+Sweeps = Annotated[dict[str, list[Any]] | None, OptionInfo(read=split_sweeps, metavar="FIELD=A,B,...")]
 
 
 class Options(BaseModel):
@@ -119,11 +119,11 @@ class Variant(Options):
 
     size: Annotated[
         str | None,
-        Option(page="`small` runs on a laptop in hours, `smoke` in minutes"),
+        OptionInfo(page="`small` runs on a laptop in hours, `smoke` in minutes"),
     ] = Field(default=None, description="Size of the study: smoke, small or paper")
     recipe: Annotated[
         str | None,
-        Option(
+        OptionInfo(
             page="Command `repairlab studies` lists the names; a user-defined network takes `family/name` of "
             "[the recipes](recipes.md)"
         ),
@@ -134,22 +134,22 @@ class Design(Options):
     """The factors of a study."""
 
     dataset: Annotated[
-        Words, Option(page="Known ones, and user-defined ones as [howto/data.md](howto/data.md) says")
+        Words, OptionInfo(page="Known ones, and user-defined ones as [howto/data.md](howto/data.md) says")
     ] = Field(default=None, description="Data sets")
-    architecture: Annotated[Words, Option(page="They choose among the networks of a study")] = Field(
+    architecture: Annotated[Words, OptionInfo(page="They choose among the networks of a study")] = Field(
         default=None, description="Architectures of the networks"
     )
-    normalization: Annotated[Words, Option(page="They choose among the networks of a study")] = Field(
+    normalization: Annotated[Words, OptionInfo(page="They choose among the networks of a study")] = Field(
         default=None, description="Normalizations of the networks"
     )
     width: Widths = Field(default=None, description="Widths of the networks")
     depth: Depths = Field(default=None, description="Numbers of hidden layers, for MLPs")
-    seeds: Annotated[int | None, Field(ge=2, le=MAX_SEEDS), Option(default=4)] = Field(
+    seeds: Annotated[int | None, Field(ge=2, le=MAX_SEEDS), OptionInfo(default=4)] = Field(
         default=None, description="Number of seeds that each cell is trained with; every pair of them is measured"
     )
     matcher: Annotated[
         Matchers,
-        Option(
+        OptionInfo(
             default=["none", "activation"],
             page="Known are `activation`, `activation-published`, `weight`, `random` or `none`, with options as in "
             "`weight/restarts=5`. [Adding one](howto/matcher.md) takes two changes",
@@ -157,7 +157,7 @@ class Design(Options):
     ] = Field(default=None, description="Matchers that permute network B: activation, weight/restarts=5, none, ...")
     correction: Annotated[
         Matchers,
-        Option(
+        OptionInfo(
             default=["none", "repair"],
             page="[corrections.md](corrections.md) lists them. One that is not defined for a network is left out "
             "there, and a line says so",
@@ -165,7 +165,7 @@ class Design(Options):
     ] = Field(default=None, description="Corrections of the interpolated network: repair, reset, none, ...")
     sweep: Annotated[
         Sweeps,
-        Option(
+        OptionInfo(
             page="Fields of the recipes are the columns `recipe_*` of [the table `cells`](tables.md) without that "
             "prefix (`batch_size`, `learning_rate`, ...), fields of the measurement `alphas`, `statistics`, "
             "`evaluation`, `draw`, `augmented`, `flip_averaged` and `evaluated_in`. `epoch=0,1,5,last` takes the "
@@ -175,22 +175,22 @@ class Design(Options):
     ] = Field(default=None, description="Fields of the recipes or measurements with several values each")
 
 
-class Trained(Options):
+class TrainingFields(Options):
     """Fields of every recipe of a study."""
 
     epochs: Annotated[int | None, Field(ge=1, le=MAX_EPOCHS)] = Field(
         default=None, description="Number of training epochs, in place of the recipe's"
     )
-    precision: Annotated[Precision | None, Option(page="`float16` needs a GPU")] = Field(
+    precision: Annotated[Precision | None, OptionInfo(page="`float16` needs a GPU")] = Field(
         default=None, description="Precision of training, in place of the recipe's"
     )
 
 
-class Measured(Options):
+class MeasurementFields(Options):
     """Fields of every measurement of a study."""
 
     alphas: Annotated[
-        int | None, Field(ge=3, le=MAX_ALPHAS), Option(page="An odd number has the midpoint among them")
+        int | None, Field(ge=3, le=MAX_ALPHAS), OptionInfo(page="An odd number has the midpoint among them")
     ] = Field(default=None, description="Number of points on each path, an odd number")
     statistics: Annotated[int | None, Field(ge=2, le=MAX_NUMBER)] = Field(
         default=None, description="Number of train images that matchers and corrections see (all by default)"
@@ -206,21 +206,21 @@ class Measured(Options):
 class Extras(Options):
     """Measurements beside the paths of every pair."""
 
-    controls: Annotated[bool | None, Option(default=True, page="Controls have a known outcome")] = Field(
+    controls: Annotated[bool | None, OptionInfo(default=True, page="Controls have a known outcome")] = Field(
         default=None,
         description="Measure one pair of each cell under a random permutation, and its first network against a "
         "permuted copy",
     )
     ensembles: Annotated[
         bool | None,
-        Option(
+        OptionInfo(
             default=False,
             page="It takes twice one network's time and no alignment: `method` is `ensemble` in the table `paths`",
         ),
     ] = Field(default=None, description="Measure every pair with its outputs averaged as well")
     logit_shifts: Annotated[
         bool | None,
-        Option(
+        OptionInfo(
             default=False,
             page="A constant is added to the logits of half of the classes, which corrects for the classes that an "
             "endpoint expects more often: `method` is `logit-shift` in the table `paths`, and "
@@ -229,20 +229,20 @@ class Extras(Options):
     ] = Field(default=None, description="Measure endpoints with shifted logits, where the train split is in halves")
     joint_training: Annotated[
         bool | None,
-        Option(
+        OptionInfo(
             default=False,
             page="It is the network that a merged one is compared with: `method` is `joint` in the table `paths`",
         ),
     ] = Field(default=None, description="Train every seed on both halves as well, where the train split is in halves")
 
 
-class Choices(Extras, Measured, Trained, Design, Variant):
+class Choices(Extras, MeasurementFields, TrainingFields, Design, Variant):
     """All values of a study that may be replaced."""
 
 
 def study_default(name: str) -> Any:
     """Return the value of an option in a study that does not state one."""
-    return Option.of(Choices.model_fields[name]).default
+    return OptionInfo.of(Choices.model_fields[name]).default
 
 
 class OneSentence(BaseModel):
@@ -279,16 +279,16 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
 class RunOptions(OneSentence, Choices):
     """A study by its name, and what replaces its own values."""
 
-    study: Annotated[str, Option(is_argument=True)] = Field(
+    study: Annotated[str, OptionInfo(is_argument=True)] = Field(
         default="own",
         description="Name of the study, or a TOML file that defines one; `repairlab studies` lists the names",
     )
-    network: Annotated[str | None, Option(page="See [howto/network.md](howto/network.md)")] = Field(
+    network: Annotated[str | None, OptionInfo(page="See [howto/network.md](howto/network.md)")] = Field(
         default=None, description="User-defined network of the study, as package.module:function"
     )
-    data: Annotated[str | None, Option(page="See [howto/data.md](howto/data.md)")] = Field(
+    data: Annotated[str | None, OptionInfo(page="See [howto/data.md](howto/data.md)")] = Field(
         default=None, description="Data set of a user-defined network, or package.module:function that loads one"
     )
     trust_code: Annotated[
-        bool, Option(page="Without it, such code is run only where `--network` and `--data` name it too")
+        bool, OptionInfo(page="Without it, such code is run only where `--network` and `--data` name it too")
     ] = Field(default=False, description="Run the code that the study's file, or what was imported, names")

@@ -69,7 +69,7 @@ def _is_fixed(url: str) -> bool:
 
 
 # A server compares a run's parameters with the form's patterns before it takes them.
-Word = Annotated[str, AfterValidator(_check_word), WithJsonSchema({"type": "string", "pattern": "^[^:]*$"})]
+PlainWord = Annotated[str, AfterValidator(_check_word), WithJsonSchema({"type": "string", "pattern": "^[^:]*$"})]
 StoreUrl = Annotated[str, AfterValidator(_check_store), WithJsonSchema({"type": "string", "pattern": _STORES})]
 
 
@@ -112,8 +112,8 @@ class StudyForm(Place, Choices):
 
     study: StudyName = Field(default="digits-depth", description="Name of the study")
     size: SizeName | None = _told("size")
-    dataset: list[Word] | None = _told("dataset")
-    architecture: list[Word] | None = _told("architecture")
+    dataset: list[PlainWord] | None = _told("dataset")
+    architecture: list[PlainWord] | None = _told("architecture")
 
     def options(self) -> StudyOptions:
         """Return the options that the form asks for."""

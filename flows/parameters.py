@@ -13,7 +13,7 @@ import typer
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings
 
-from flows.declaration import Option
+from flows.declaration import OptionInfo
 from flows.refusals import checking_words
 from infra.settings import DEVICES, RUNNERS, Settings, load_settings
 
@@ -68,7 +68,7 @@ def _read(model: type[BaseModel], words: dict[str, Any]) -> dict[str, Any]:
     """Return the values of the options that were given, lists of words turned into what their fields hold."""
     values: dict[str, Any] = {}
     for name, value in words.items():
-        read = Option.of(model.model_fields[name]).read
+        read = OptionInfo.of(model.model_fields[name]).read
         if value not in (None, []):
             values[name] = read(_dashed(model, name), value) if read is not None else value
     return values
@@ -76,7 +76,7 @@ def _read(model: type[BaseModel], words: dict[str, Any]) -> dict[str, Any]:
 
 def _parameter(model: type[BaseModel], name: str) -> inspect.Parameter:
     field = model.model_fields[name]
-    option = Option.of(field)
+    option = OptionInfo.of(field)
     is_setting = issubclass(model, BaseSettings)
     kind = list[str] if option.read is not None else _plain(field.annotation)
     default = inspect.Parameter.empty if field.is_required() else None
@@ -92,7 +92,7 @@ def _parameter(model: type[BaseModel], name: str) -> inspect.Parameter:
 
 
 def _dashed(model: type[BaseModel], name: str) -> str:
-    return Option.of(model.model_fields[name]).flag or name.replace("_", "-")
+    return OptionInfo.of(model.model_fields[name]).flag or name.replace("_", "-")
 
 
 def _plain(annotation: Any) -> Any:

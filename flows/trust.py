@@ -1,4 +1,4 @@
-"""Code that a study's file or a store names: run only where the command at hand names the same place, or trusts all."""
+"""Trust in code that a study's file or a store names: it runs only where the command names it too, or trusts all."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from tasks.science.specs.checks import is_own
 
 
 def check_preset_code(preset: Preset, named: Collection[str]) -> None:
-    """ValueError, with both ways out, where any grid, size or imported cell of a study names code that is not among
-    the `named` places. Nothing is imported."""
+    """Raise ValueError where a grid, size or imported cell of a study names code not `named`. Imports nothing."""
     grids = [*preset.grids, *(grid for size in preset.sizes.values() for grid in size.grids)]
     cells = [endpoint.cell for endpoint in preset.imported]
     networks = [architecture for grid in grids for architecture, _ in grid.networks]
@@ -26,26 +25,28 @@ def check_preset_code(preset: Preset, named: Collection[str]) -> None:
     options = [f"{option} {','.join(places)}" for option, places in unnamed.items() if places]
     if options:
         raise ValueError(
-            f"{preset.name} names code, which is run only where you name it too: give {' '.join(options)}, or "
-            "--trust-code to run whatever it names"
+            f"{preset.name} names code, which runs only where you name it too: give {' '.join(options)}, or "
+            "--trust-code to run all code that it names"
         )
 
 
 def check_cell_code(owner: str, cell: Cell) -> None:
-    """ValueError where a `cell` that a store names has user-defined code. Nothing is imported."""
+    """Raise ValueError where a `cell` of a store has user-defined code. Imports nothing."""
     places = [*_unnamed([cell.architecture], (), "--network"), *_unnamed([cell.data.name], (), "--data")]
     if places:
         raise ValueError(
-            f"{owner} names code, {' and '.join(places)}, which is run only where you say so: trust_code=True runs it"
+            f"{owner} names code, {' and '.join(places)}, which runs only where you trust it: trust_code=True runs it"
         )
 
 
 def check_folder(folder: Path) -> None:
-    """ValueError where Prefect would take settings from a file in `folder`, the current one: they may name code, by a
-    configuration of its log or a server that it is to believe. A study's file may come with such a one beside it."""
+    """Raise ValueError where Prefect reads settings from a file in `folder`, the current one.
+
+    They may name code, by a configuration of its log or by its server, and a study's file may come with such a file.
+    """
     if (name := _settings_file(folder)) is not None:
         raise ValueError(
-            f"{name} in this folder sets Prefect up, which may run code: give the command in another folder, or "
+            f"{name} in this folder configures Prefect, which may run code: give the command in another folder, or "
             "--trust-code where you trust it"
         )
 
@@ -58,12 +59,12 @@ def _settings_file(folder: Path) -> str | None:
     try:
         tools = tomllib.loads(_text(folder / "pyproject.toml")).get("tool", {})
     except tomllib.TOMLDecodeError:
-        return None  # Prefect does not take it either.
+        return None  # Prefect does not read it either.
     return "pyproject.toml" if "prefect" in tools else None
 
 
 def _text(path: Path) -> str:
-    """Return the text of a file; empty where it is not there, or not to be read."""
+    """Return the text of a file; empty for a file that is missing or cannot be read."""
     try:
         return path.read_text(errors="replace")
     except OSError:
@@ -71,8 +72,7 @@ def _text(path: Path) -> str:
 
 
 def _unnamed(words: Iterable[str], named: Collection[str], option: str) -> list[str]:
-    """The places among `words` that are not `named`, each once; `option` names them. ValueError for a word that can be
-    no place."""
+    """Return the places of code among `words` that are not `named`, each once. ValueError for a malformed place."""
     places = [word for word in dict.fromkeys(words) if is_own(word) and word not in named]
     for place in places:
         split_place(place, option)

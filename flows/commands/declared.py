@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from flows.declaration import OneSentence, Option
+from flows.declaration import OneSentence, OptionInfo
 from infra.weights import SUFFIX
 from tasks.science.specs.corrections import find_correction
 from tasks.science.specs.identity import safe_name
@@ -19,10 +19,10 @@ class MergeOptions(OneSentence):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    a: Annotated[Path, Option(is_argument=True)] = Field(
+    a: Annotated[Path, OptionInfo(is_argument=True)] = Field(
         description="Weights of network A: a safetensors or torch file"
     )
-    b: Annotated[Path, Option(is_argument=True)] = Field(
+    b: Annotated[Path, OptionInfo(is_argument=True)] = Field(
         description="Weights of network B, which has the same architecture"
     )
     network: str = Field(description="package.module:function that builds the network")
@@ -72,13 +72,13 @@ class ImportOptions(OneSentence):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    files: Annotated[list[str], Option(read=lambda _name, words: words, is_argument=True)] = Field(
+    files: Annotated[list[str], OptionInfo(read=lambda _name, words: words, is_argument=True)] = Field(
         description="Weights files or patterns of them: safetensors or torch files"
     )
     network: str = Field(description="Known architecture, or package.module:function that builds the network")
     data: str = Field(description="Known data set, or package.module:function that loads one")
     study: str = Field(default="imported", description="Study that the networks become the endpoints of")
-    facts: Annotated[dict[str, str], Option(read=split_facts, flag="set", metavar="FIELD=VALUE")] = Field(
+    facts: Annotated[dict[str, str], OptionInfo(read=split_facts, flag="set", metavar="FIELD=VALUE")] = Field(
         default={}, description="Known field of the training recipe, or width, depth or normalization"
     )
     seed_from: Literal["order", "name"] = Field(

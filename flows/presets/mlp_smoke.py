@@ -9,7 +9,7 @@ from tasks.science.specs.matchers import MATCHERS
 from tasks.science.specs.overrides import override
 from tasks.science.specs.recipes import DIGITS
 
-GRID = Grid(
+_GRID = Grid(
     ("digits",), (("mlp", "none"), ("mlp", "batch"), ("mlp", "batch-fused")), (32,),
     {"digits": override(DIGITS, epochs=10)}, (4,),
 )  # fmt: skip
@@ -17,7 +17,7 @@ GRID = Grid(
 PRESET = Preset(
     name="mlp-smoke",
     question="Does an MLP train, align, and take a correction under every normalization?",
-    grids=(GRID,),
+    grids=(_GRID,),
     n_seeds=3,
     extras=Extras(controls=False),
     matchers=tuple(MATCHERS),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from flows.declaration import Choices, Extras, Measured, Trained, study_default
+from flows.declaration import Choices, Extras, MeasurementFields, TrainingFields, study_default
 from tasks.science.networks import build_network, find_architecture
 from tasks.science.specs.bounds import MAX_CELLS, MAX_VALUES
 from tasks.science.specs.cell import Cell, Endpoint
@@ -27,10 +27,10 @@ DEFAULT_MEASUREMENT = Measurement("default")
 Network = tuple[str, str]
 """An architecture with a normalization; an empty one is the default of a user-defined network."""
 
-CELL_FACTORS = ("dataset", "architecture", "normalization", "width", "depth")
+_CELL_FACTORS = ("dataset", "architecture", "normalization", "width", "depth")
 """Options that replace or choose the cells of a study."""
 
-FACTORS = (*CELL_FACTORS, "matcher", "correction", "seeds")
+_FACTORS = (*_CELL_FACTORS, "matcher", "correction", "seeds")
 """Options that a sweep cannot vary."""
 
 _RECIPE_FIELDS = [f.name for f in dataclasses.fields(Recipe) if f.name != "name"]
@@ -133,12 +133,12 @@ class Preset:
         Raises ValueError for a word or number that cannot be, before anything runs.
         """
         choices = choices or Choices()
-        measured = choices.given(Measured)
-        replaced = measured | choices.given(Trained)
+        measured = choices.given(MeasurementFields)
+        replaced = measured | choices.given(TrainingFields)
         swept = {name: values for name, values in self.sweep.items() if name not in replaced} | (choices.sweep or {})
         of_recipes, of_measurements, epochs = _split_sweep(swept)
         if self.imported:
-            if choices.recipe is not None or choices.given(Trained) or of_recipes or epochs is not None:
+            if choices.recipe is not None or choices.given(TrainingFields) or of_recipes or epochs is not None:
                 raise ValueError(f"the endpoints of {self.name} were imported: none is trained here, in whatever way")
             cells, seeds = self._imported(choices)
         else:
@@ -170,7 +170,7 @@ class Preset:
 
         def recipes(grid: Grid) -> list[Recipe]:
             own = grid.recipes[word if word is not None else next(iter(grid.recipes))]
-            chosen = override(own, **choices.given(Trained))
+            chosen = override(own, **choices.given(TrainingFields))
             return [override(chosen, **change) for change in changes]
 
         return recipes
@@ -202,7 +202,7 @@ class Preset:
     def _imported(self, choices: Choices) -> tuple[list[Cell], list[int]]:
         """Return the imported cells that have the factors that are given, and their seeds."""
         every = list(dict.fromkeys(endpoint.cell for endpoint in self.imported))
-        wanted = {factor: values for factor in CELL_FACTORS if (values := getattr(choices, factor))}
+        wanted = {factor: values for factor in _CELL_FACTORS if (values := getattr(choices, factor))}
 
         def value(cell: Cell, factor: str) -> Any:
             return cell.data.name if factor == "dataset" else getattr(cell, factor)
@@ -303,7 +303,7 @@ def _split_sweep(
     Raises ValueError, naming the known fields, for any other field.
     """
     for name, values in swept.items():
-        if name in FACTORS:
+        if name in _FACTORS:
             raise ValueError(f"{name} has an option of its own: --{name}")
         if name not in [*_RECIPE_FIELDS, *_MEASUREMENT_FIELDS, "epoch"]:
             raise ValueError(

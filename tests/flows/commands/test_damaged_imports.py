@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 
 from flows.commands.declared import ImportOptions
-from flows.commands.imports import import_files
+from flows.commands.imports import import_files, make_cell
 from infra.paths import endpoint_key, import_key
 from infra.sealing import NO_DIGEST
 from infra.storage import DamagedError, Store, StoreError
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("imports")
     options = options_of(folder)
     store = Store(str(folder / "whole"))
-    cell = options.cell(load_dataset("digits", folder).spec)
+    cell = make_cell(options, load_dataset("digits", folder).spec)
     for seed in range(2):
         state = initial_state(build_network(cell), stream("test", seed))
         safetensors.torch.save_file(state, folder / f"w{seed}.safetensors")

@@ -238,7 +238,7 @@ def test_code_that_only_a_store_names_is_never_run(own: str, call):
     code, _, err = call("run", "mine", "--dry-run")
     assert code == 2
     named = f"--network {own}:build --data {own}:load"
-    assert f"mine names code, which is run only where you name it too: give {named}, or --trust-code to run" in err
+    assert f"mine names code, which runs only where you name it too: give {named}, or --trust-code to run" in err
     module = sys.modules.pop(own)
     assert call("run", "mine", "--network", f"{own}:build", "--dry-run")[0] == 2
     assert own not in sys.modules
