@@ -187,11 +187,13 @@ def merge(options: MergeOptions) -> None:
 @takes_settings("store")
 def import_networks(options: ImportOptions, settings: Settings) -> None:
     """Import networks that were trained elsewhere into a store, as the endpoints of a study that trains none."""
-    from flows.commands.imports import import_files, print_imports
+    from flows.commands.imports import check_options, import_files, print_imports
 
     console = make_console()
     with checking_words():
+        check_options(options)
         store = _open_store(settings)
+        store.check_writable()
         trained = import_files(options, store, settings.data_dir, partial(tell, console, soft_wrap=True))
     print_imports(trained, options, console)
 

@@ -129,14 +129,14 @@ def import_files(
 ) -> dict[int, Training]:
     """Store every file as an endpoint, by seed, measured on both splits, and return the endpoints' trainings.
 
+    `options` have passed `check_options`.
+
     Every file is read and fits the network before any is stored. Endpoints that the store has already stay, and are
     replaced where they are damaged. `tell` receives a sentence for parts of a file that are not used.
 
     Raises ValueError for words that cannot be, WeightsError for files, MergeError for weights that do not fit,
     OwnCodeError and TraceError for user-defined code, StoreError where the store has other weights of a seed.
     """
-    check_options(options)
-    store.check_writable()
     files = find_files(options)
     dataset = load_dataset(options.data, data_dir)
     cell = make_cell(options, dataset.spec)
