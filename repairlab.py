@@ -40,7 +40,18 @@ _HOMES = {
 }
 """The public names, each with the module that defines it."""
 
-__all__ = list(_HOMES)
+__all__ = [
+    "TABLES",
+    "PermutationSpec",
+    "StudyResults",
+    "load_dataset",
+    "load_settings",
+    "merge_networks",
+    "open_study",
+    "read_weights",
+    "trace_permutation_spec",
+    "write_weights",
+]
 
 _PACKAGES = ("flows", "tasks", "infra")
 

@@ -104,7 +104,7 @@ def measure_barriers(
 ) -> dict[str, list[float]]:
     """The test accuracy barrier of every pair, in points, aligned and repaired."""
     network, spec = build_network(cell), cell_permutation_spec(cell)
-    statistics = statistics_images(dataset, cell.recipe, Samples(n_images))
+    statistics = statistics_images(dataset, cell.recipe.augmentation, Samples(n_images))
     few = dataset.reduced(n_images)
     alphas = Measurement("", alphas=n_alphas).grid
     sides = [measure_side(network, state, statistics) for state in states]

@@ -213,7 +213,7 @@ def measure_augmentation(dataset: Dataset, device: torch.device) -> float:
     n, size = len(dataset.train), dataset.train.size
     images = TrainImages(dataset, recipe, device, torch.float32)
     order = torch.from_numpy(stream("order", 0).permutation(n))[None].to(device)
-    views = draw_views(stream("views", 0), n, size, recipe)
+    views = draw_views(stream("views", 0), n, size, recipe.augmentation)
     views = dataclasses.replace(
         views, offsets=views.offsets.to(device), mirrored=views.mirrored.to(device), corners=views.corners.to(device)
     )

@@ -223,7 +223,7 @@ def data_works(sizes: Sizes) -> Iterator[Work]:
             shown: TrainImages = shown, recipe: Recipe = recipe, n: int = n_examples, size: tuple[int, int] = shape[1:]
         ) -> int:
             order = torch.from_numpy(stream("order").permutation(n))[None]
-            views = draw_views(stream("augmentation"), n, size, recipe)
+            views = draw_views(stream("augmentation"), n, size, recipe.augmentation)
             return sum(len(batch[0]) for batch in shown.batches(order, views, recipe.batch_size))
 
         def reference(pixels: Tensor = pixels, batch_size: int = batch_size) -> int:

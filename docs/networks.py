@@ -54,8 +54,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from docs.zoo import FAMILIES, ZOO, Expected, family_of
 from docs.zoo import build as build_zoo
 from tasks.science.symmetry.permutation import PermutationSpec
+from tasks.science.symmetry.proof import FUNCTION_TOLERANCE
 from tasks.science.symmetry.tracing import FAILED_CHECK, TraceError, trace_permutation_spec
-from tasks.science.symmetry.tracing.check import TOLERANCE, Check
+from tasks.science.symmetry.tracing.check import Check
 
 ROWS = Path(__file__).with_name("networks.json")
 
@@ -383,7 +384,8 @@ def tracer_state() -> str:
     """Digest of the tracer's sources: rows of another state say nothing certain about this one."""
     science = Path(__file__).resolve().parents[1] / "tasks" / "science"
     sources = [
-        science / f"{name}.py" for name in ("symmetry/permutation", "evaluation/precision", "evaluation/outputs")
+        science / f"{name}.py"
+        for name in ("symmetry/permutation", "symmetry/proof", "evaluation/precision", "evaluation/outputs")
     ]
     sources += sorted((science / "symmetry/tracing").glob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:7]
@@ -435,10 +437,10 @@ def examine(name: str) -> Row:
     seconds = time.perf_counter() - start
     misses = missing(spec, wanted)
     check = Check(network, inputs, ())
-    if check.tolerance > TOLERANCE:
+    if check.proof.tolerance > FUNCTION_TOLERANCE:
         # The network insists on float32, and the page speaks of float64.
         raise RuntimeError("could not be compared in float64")
-    error = check.error(spec, spec.random(torch.Generator().manual_seed(1)))
+    error = check.proof.error(spec, spec.random(torch.Generator().manual_seed(1)))
     caught = sum(f.reason == FAILED_CHECK for f in spec.fixed)
     found = total - sum(m.copies for m in misses)
     keys = {miss.key for miss in misses}

@@ -1,12 +1,11 @@
-"""What a request still needs, and about how long that takes."""
+"""The missing part of a request, and an estimate of the time that it takes."""
 
 from __future__ import annotations
 
 import functools
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
@@ -18,74 +17,47 @@ from infra.text import one_line
 from tasks.data.datasets import UNKNOWN_FINGERPRINT
 from tasks.science.networks import build_network
 from tasks.science.networks.normalization import LayerNorm2d
-from tasks.science.specs.cell import Cell, Endpoint
+from tasks.science.specs.cell import Cell, NetworkSpec
 from tasks.science.specs.checks import is_own
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.matchers import parse_matcher
 from tasks.science.specs.measurement import Measurement
+from tasks.science.specs.pairing import Pairing
 from tasks.science.specs.recipe import Recipe
 from tasks.science.specs.request import Request
 from tasks.science.training.training import check_trainable
-from tasks.stored.artifacts import has_match, has_path, joint_members, missing_seeds, read_endpoint, trained_members
-from tasks.stored.trainings import has_arrived
+from tasks.stored.expansion import Expansion, group_checkpoints, group_parents
 
 TASK_SECONDS = 20.0
-"""About what one task should carry: long beside what a task costs, short beside what a killed one loses."""
+"""The seconds that one task should carry: long beside the cost of a task, short beside what a killed one loses."""
 
 LEAST_TASK_SECONDS = 2.0
-"""What one task should carry at least: ten times what it costs."""
+"""The seconds that one task should carry at least: ten times the cost of a task."""
 
 TASKS_PER_WORKER = 4
-"""So many tasks of a stage for each worker, or more, leave workers idle at its end for a small part of it alone."""
+"""The tasks of a stage for each worker that keep workers from being idle for long at its end."""
 
 CPU_FLOPS = 4e10
-"""What one core is taken to do when tasks are cut; a plan for a person measures it instead."""
+"""The rate of one core that tasks are cut by; a plan measures it instead."""
 
 _STEP_SECONDS = 1e-4
-"""What one layer costs per training step beside its arithmetic."""
+"""The cost of one layer per training step beside its arithmetic."""
 
 
-def group_checkpoints(cells: Iterable[Cell]) -> dict[Cell, list[Cell]]:
-    """Cells that one training per seed passes through, by the cell at its end."""
-    groups: dict[Cell, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(cell.at(None), []).append(cell)
-    return groups
-
-
-def parents_of(cells: Iterable[Cell]) -> list[list[Endpoint]]:
-    """What `cells` are spawned from: the checkpoints of each training together."""
-    trainings: dict[Endpoint, dict[Endpoint, None]] = {}
-    for cell in cells:
-        if (parent := cell.parent) is not None:
-            trainings.setdefault(Endpoint(parent.cell.at(None), parent.seed), {})[parent] = None
-    return [list(parents) for parents in trainings.values()]
-
-
-def missing_parents(store: Store, request: Request) -> list[list[Endpoint]]:
-    """As `parents_of`, those that some missing endpoint needs and the store has no state of."""
-    waiting = [cell for cell in request.cells if cell.spawn is not None and missing_seeds(store, cell, request.seeds)]
-    lacking = [cell for cell in waiting if cell.parent is not None and not has_arrived(store, cell.parent)]
-    return parents_of(lacking)
-
-
-def trainings_to_go(store: Store, request: Request) -> list[Cell]:
-    """A cell for every training that is still to be run, of parents too: at the last epoch that it is wanted at."""
-    to_go = [_latest(parent.cell for parent in parents) for parents in missing_parents(store, request)]
-    for cells in group_checkpoints(request.trained_cells).values():
-        missing: dict[int, list[Cell]] = {}
-        for cell in cells:
-            for seed in missing_seeds(store, cell, request.seeds):
-                missing.setdefault(seed, []).append(cell)
-        to_go += [_latest(of_seed) for of_seed in missing.values()]
-    return to_go
+def trainings_to_go(expansion: Expansion) -> list[Cell]:
+    """Return a cell for every training still to be run, parents included, at the last epoch asked for."""
+    groups = group_checkpoints(expansion.request.trained_cells).values()
+    to_go = [*expansion.missing_parents()]
+    to_go += [missing for cells in groups for missing in expansion.missing_checkpoints(cells).values()]
+    return [_latest(endpoint.cell for endpoint in endpoints) for endpoints in to_go]
 
 
 def refuse_training(store: Store, request: Request, device: Device) -> str | None:
-    """Why an endpoint that is missing cannot be trained on `device`, in a sentence; None where all can."""
+    """Return the reason why a missing endpoint cannot be trained on `device`; None where all can be."""
+    expansion = Expansion.of(request, store)
     try:
         for cell in request.trained_cells:
-            if missing_seeds(store, cell, request.seeds):
+            if expansion.missing_endpoints(cell):
                 check_trainable(cell.recipe, device)
     except ValueError as error:
         return str(error)
@@ -97,19 +69,17 @@ def _latest(cells: Iterable[Cell]) -> Cell:
 
 
 def training_flops(cell: Cell) -> float:
-    """Arithmetic of one training up to the cell's epoch, of a child from where it is spawned: a forward pass per
-    example and epoch, at the size that the recipe shows, and twice that backward. What was imported takes none."""
+    """Return the arithmetic of one training up to the cell's epoch, of a child from where it is spawned.
+
+    That is a forward pass per example and epoch, at the size that the recipe shows, and twice that backward. Imported
+    endpoints take none.
+    """
     if cell.origin is not None:
         return 0.0
     channels, height, width = cell.data.shape
     side = cell.recipe.resized_crop
     shape = (channels, side or height, side or width)
-    return (
-        3.0
-        * _count_forward(tuple(cell.network.items()), shape, cell.data.n_classes)
-        * cell.data.n_train_each
-        * _n_epochs(cell)
-    )
+    return 3.0 * _count_forward(cell.network, shape, cell.data.n_classes) * cell.data.n_train_each * _n_epochs(cell)
 
 
 def _n_epochs(cell: Cell) -> int:
@@ -117,15 +87,15 @@ def _n_epochs(cell: Cell) -> int:
 
 
 def forward_flops(cell: Cell) -> int:
-    """Additions and multiplications of one example's forward pass, counted on the network's shapes."""
+    """Return the additions and multiplications of one example's forward pass, counted on the network's shapes."""
     data = cell.data
-    return _count_forward(tuple(cell.network.items()), data.shape, data.n_classes)
+    return _count_forward(cell.network, data.shape, data.n_classes)
 
 
 @functools.lru_cache(maxsize=1024)
-def _count_forward(network: tuple[tuple[str, Any], ...], shape: tuple[int, ...], n_classes: int) -> int:
+def _count_forward(network: NetworkSpec, shape: tuple[int, ...], n_classes: int) -> int:
     data = DataSpec("", "", 1, 1, n_classes, shape)
-    cell = Cell(data, recipe=Recipe("", 1, 1, 1.0, 0.0), **dict(network))
+    cell = Cell(data, recipe=Recipe("", 1, 1, 1.0, 0.0), **asdict(network))
     counter = FlopCounterMode(display=False)
     module = build_network(cell)
     if not is_own(cell.architecture):
@@ -138,7 +108,7 @@ def _count_forward(network: tuple[tuple[str, Any], ...], shape: tuple[int, ...],
 
 
 def _leave_out_uncounted(network: nn.Module) -> None:
-    """Puts identities in the place of norms and ReLUs: they count for nothing, and take most of the time on shapes."""
+    """Replace norms and ReLUs by identities: they count for nothing and take most of the time on shapes."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d | LayerNorm2d | nn.ReLU):
@@ -146,17 +116,22 @@ def _leave_out_uncounted(network: nn.Module) -> None:
 
 
 def training_seconds(cell: Cell, flops_per_second: float = CPU_FLOPS) -> float:
+    """Return an estimate of the seconds of one training."""
     steps = _n_epochs(cell) * max(1, cell.data.n_train_each // cell.recipe.batch_size)
     return training_flops(cell) / flops_per_second + steps * (cell.depth + 1) * _STEP_SECONDS
 
 
 def path_seconds(cell: Cell, measurement: Measurement, flops_per_second: float = CPU_FLOPS) -> float:
+    """Return an estimate of the seconds of one path."""
     return path_flops(cell, measurement) / flops_per_second
 
 
 def path_flops(cell: Cell, measurement: Measurement) -> float:
-    """One path: at each alpha a forward pass over both splits, two where it is flip-averaged, and at most one over the
-    statistics samples."""
+    """Return the arithmetic of one path.
+
+    That is, at each alpha, a forward pass over both splits, two where it is flip-averaged, and at most one over the
+    statistics samples.
+    """
     n_evaluated = (1 + measurement.flip_averaged) * sum(
         _at_most(measurement.evaluation, n) for n in (cell.data.n_train, cell.data.n_test)
     )
@@ -165,8 +140,11 @@ def path_flops(cell: Cell, measurement: Measurement) -> float:
 
 
 def alignment_flops(cell: Cell, measurement: Measurement, n_pairs: int) -> float:
-    """About what aligning `n_pairs` by activations takes: a forward pass of each endpoint, of which there are at most
-    as many as pairs and one, and for each pair the products of its units, a third of two passes for an MLP."""
+    """Return an estimate of the arithmetic of aligning `n_pairs` by activations.
+
+    That is a forward pass of each endpoint, of which there are at most one more than pairs, and for each pair the
+    products of its units, a third of two passes for an MLP.
+    """
     n_seen = _at_most(measurement.statistics, cell.data.n_train)
     return forward_flops(cell) * n_seen * (n_pairs + 1 + 0.7 * n_pairs) if n_pairs else 0.0
 
@@ -176,20 +154,23 @@ def _at_most(n_images: int | None, n_examples: int) -> int:
 
 
 def task_seconds(stage_seconds: float, n_workers: int) -> float:
-    """About what one task should carry of a stage that takes `stage_seconds` of one core in all."""
+    """Return the seconds that one task should carry of a stage that takes `stage_seconds` of one core in all."""
     return min(TASK_SECONDS, max(LEAST_TASK_SECONDS, stage_seconds / (TASKS_PER_WORKER * n_workers)))
 
 
 def group_size(seconds_each: float, seconds: float = TASK_SECONDS) -> int:
-    """How many of a thing one task should carry that is to take `seconds`."""
+    """Return the number of things that one task should carry to take `seconds`."""
     # Initial weights take no training at all.
     return max(1, round(seconds / max(seconds_each, 0.001)))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`n_endpoints` and `n_pairs` are what the request asks for; `n_missing_*` what has to be made for it, and
-    `training_flops` and `measuring_flops` the arithmetic of that; `rate` is what one core here does per second."""
+    """The counts of a request, its missing part, and an estimate of the hours that this takes.
+
+    `training_flops` and `measuring_flops` are the arithmetic of the missing part; `rate` is that of one core per
+    second.
+    """
 
     n_endpoints: int
     n_pairs: int
@@ -203,6 +184,7 @@ class Plan:
     left_out: tuple[str, ...]
 
     def describe(self) -> str:
+        """Return the plan as lines of text."""
         lines = [
             f"{self.n_endpoints} endpoints, {self.n_pairs} pairs, {self.hours:.2g} hours to go",
             f"to do: {self.n_missing_endpoints} endpoints to train, {self.n_missing_pairs} pairs to measure",
@@ -215,29 +197,21 @@ class Plan:
 
 
 def make_plan(store: Store, request: Request, n_workers: int) -> Plan:
-    """Counts what is missing, and estimates its hours from the rate of matrix products measured on one core here.
+    """Count the missing part of a request, and estimate its hours from a rate measured on one core here.
 
-    Needs no data: what a data set without its files would need counts as missing.
+    Needs no data: all of a data set without its files counts as missing.
     """
-    rate = measure_flops_per_second()
-    n_missing_endpoints = n_missing_pairs = 0
-    training = measuring = seconds = 0.0
-    for cell in request.cells:
-        n_endpoints, n_of_cell = _count_missing(store, request, cell)
-        n_missing_endpoints += n_endpoints
-        n_missing_pairs += n_of_cell
-        measuring += measuring_flops(request, cell, n_of_cell)
-    for cell in set(request.trained_cells) - set(request.cells):
-        n_missing_endpoints += len(missing_seeds(store, cell, request.seeds))
-    for cell in trainings_to_go(store, request):
-        training += training_flops(cell)
-        seconds += training_seconds(cell, rate)
-    seconds += measuring / rate
+    rate, expansion = measure_flops_per_second(), Expansion.of(request, store)
+    n_missing = {cell: _count_missing_pairs(expansion, cell) for cell in request.cells}
+    to_go = trainings_to_go(expansion)
+    training = sum(training_flops(cell) for cell in to_go)
+    measuring = sum(measuring_flops(request, cell, n_pairs) for cell, n_pairs in n_missing.items())
+    seconds = sum(training_seconds(cell, rate) for cell in to_go) + measuring / rate
     return Plan(
         n_endpoints=len(request.trained_cells) * len(request.seeds),
         n_pairs=request.n_pairs,
-        n_missing_endpoints=n_missing_endpoints,
-        n_missing_pairs=n_missing_pairs,
+        n_missing_endpoints=sum(len(expansion.missing_endpoints(cell)) for cell in request.trained_cells),
+        n_missing_pairs=sum(n_missing.values()),
         training_flops=training,
         measuring_flops=measuring,
         rate=rate,
@@ -250,7 +224,7 @@ def make_plan(store: Store, request: Request, n_workers: int) -> Plan:
 
 
 def measuring_flops(request: Request, cell: Cell, n_pairs: int) -> float:
-    """Of `n_pairs` of a cell under every matcher, correction and measurement of `request`."""
+    """Return the arithmetic of `n_pairs` of a cell under every matcher, correction and measurement."""
     n_paths = n_pairs * len(request.matchers) * len(request.corrections_of(cell))
     paths = sum(n_paths * path_flops(cell, measurement) for measurement in request.measurements)
     by_samples = {measurement.samples: measurement for measurement in request.measurements}
@@ -259,43 +233,46 @@ def measuring_flops(request: Request, cell: Cell, n_pairs: int) -> float:
 
 
 def measuring_seconds(request: Request) -> float:
-    """What the paths of a whole request take one core, were none of them there yet."""
+    """Return an estimate of the seconds of one core that all paths of a request take."""
     flops = sum(measuring_flops(request, cell, len(cell.data.pairs(request.seeds))) for cell in request.cells)
     return flops / CPU_FLOPS
 
 
 def request_flops(request: Request) -> float:
-    """The arithmetic of a whole request, were nothing of it there yet."""
+    """Return the arithmetic of a whole request."""
     trained = [_latest(cells) for cells in group_checkpoints(request.trained_cells).values()]
     training = len(request.seeds) * sum(training_flops(cell) for cell in trained)
-    training += sum(training_flops(_latest(p.cell for p in parents)) for parents in parents_of(request.cells))
+    parents = group_parents(cell.parent for cell in request.cells if cell.parent is not None)
+    training += sum(training_flops(_latest(parent.cell for parent in of_one)) for of_one in parents)
     return training + sum(measuring_flops(request, cell, len(cell.data.pairs(request.seeds))) for cell in request.cells)
 
 
-def _count_missing(store: Store, request: Request, cell: Cell) -> tuple[int, int]:
-    """How many endpoints of `cell`, and how many of its pairs, are still to be made.
+def _count_missing_pairs(expansion: Expansion, cell: Cell) -> int:
+    """Return the number of a cell's pairs that are still to be made, controls apart.
 
     A pair with an endpoint that did not train is not made, so it is not missing either.
     """
     if cell.data.fingerprint == UNKNOWN_FINGERPRINT:
-        return len(request.seeds), len(cell.data.pairs(request.seeds))
-    records = {endpoint.seed: read_endpoint(store, endpoint) for endpoint in request.endpoints(cell)}
-    if cell.origin is not None:
-        records = {seed: record for seed, record in records.items() if record is not None}
-    usable = [seed for seed, record in records.items() if record is None or record["status"] == "trained"]
-    pairings = [
-        pairing for pairing in request.pairings(cell, trained_members(store, request, cell)) if not pairing.control
+        return cell.data.n_pairs(expansion.request.seeds)
+    records = expansion.records(cell).items()
+    usable = [
+        endpoint.seed
+        for endpoint, record in records
+        if (cell.origin is None if record is None else record["status"] == "trained")
     ]
-    unmatched = [pairing for pairing in pairings if not has_match(store, pairing)]
-    paths = request.paths(pairings, joint_members(store, request, cell))
-    unmeasured = [path.pairing for path in paths if not has_path(store, path)]
-    incomplete = {(pairing.a.seed, pairing.b.seed) for pairing in unmatched + unmeasured}
-    n_done = len({(pairing.a.seed, pairing.b.seed) for pairing in pairings}) - len(incomplete)
-    return sum(record is None for record in records.values()), len(cell.data.pairs(usable)) - n_done
+    matches = [match for match in expansion.matches(cell) if not match.pairing.control]
+    incomplete = [match.pairing for match in expansion.view.missing(matches)]
+    incomplete += [measured.path.pairing for measured in expansion.view.missing(expansion.paths(cell, matches))]
+    n_done = len({_seeds_of(match.pairing) for match in matches} - {_seeds_of(pairing) for pairing in incomplete})
+    return cell.data.n_pairs(usable) - n_done
+
+
+def _seeds_of(pairing: Pairing) -> tuple[int, int]:
+    return pairing.a.seed, pairing.b.seed
 
 
 def measure_flops_per_second() -> float:
-    """float32 matrix products of 512 x 512, one thread, over about a tenth of a second."""
+    """Return the rate of float32 products of 512 x 512 matrices on one thread, over about a tenth of a second."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Shows how far a study is: bars on a terminal, lines elsewhere, and whatever else watches its stages."""
+"""Displays of the progress of a study: bars on a terminal, lines elsewhere, and further watchers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from flows.terminal import make_console
 from infra.interrupt import before_the_end
 
 _LINE_SECONDS = 60.0
-"""How often, at most, a stage that works says so where there is no terminal."""
+"""The seconds between lines of a working stage, at least, where there is no terminal."""
 
 _TICK_SECONDS = 0.5
 
 _PATIENCE_SECONDS = 15.0
-"""How long the end of a study waits for a watcher to have its last look."""
+"""The seconds that the end of a study waits for a watcher to have its last look."""
 
 
 class Lines:
@@ -35,6 +35,7 @@ class Lines:
         self._over: set[str] = set()
 
     def look(self, stages: Sequence[Stage], now: float, *, last: bool) -> None:
+        """Write the lines that are due."""
         for stage in stages:
             if stage.name not in self._told:
                 todo = f"{stage.n_expected} {stage.unit} to do" if stage.whole else "begun"
@@ -53,7 +54,7 @@ class Lines:
 
 
 class _Told(ProgressColumn):
-    """A stage in words, as its task holds them."""
+    """The progress of a stage in words, as its task holds them."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["told"])
@@ -73,12 +74,13 @@ class Bars:
         self._drawing, self._is_over = threading.Lock(), False
 
     def look(self, stages: Sequence[Stage], now: float, *, last: bool) -> None:
+        """Draw the bars."""
         with self._drawing:
             if not self._is_over:
                 self._draw(stages, now, last=last)
 
     def end(self) -> None:
-        """Leaves the terminal in order, below the bars, and draws no more."""
+        """Leave the terminal in order, below the bars, and draw no more."""
         with self._drawing:
             self._is_over = True
             self._progress.stop()
@@ -96,8 +98,7 @@ class Bars:
 
 @contextmanager
 def show_stages(watchers: Sequence[Watcher] = (), *, quiet: bool = False) -> Generator[Stages]:
-    """Stages that `watchers` are shown and, unless `quiet`, standard error, so that what a command prints stays
-    clean."""
+    """Yield stages that are shown to `watchers` and, unless `quiet`, on standard error."""
     console = make_console(stderr=True)
     bars = Bars(console) if console.is_terminal and not quiet else None
     terminal: list[Watcher] = [] if quiet else [bars or Lines(console)]

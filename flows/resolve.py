@@ -8,13 +8,13 @@ from flows.options import StudyOptions
 from flows.presets.preset import Preset
 from infra.storage import Store
 from tasks.data.datasets import UNKNOWN_FINGERPRINT
-from tasks.imports import read_imports
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.checks import is_own
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.request import Request
 from tasks.science.user_cells import describe_own
 from tasks.stored.artifacts import read_endpoint
+from tasks.stored.imports import read_imports
 from tasks.stored.requests import read_requests
 
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from flows.report.figures.ablation import chart_width
 from flows.report.figures.drawing import draw
-from flows.report.gathered import TABLES, has_tables, mixed_tables
+from flows.report.gathered import TABLES_BY_NAME, has_tables, mixed_tables
 from flows.trust import check_cell_code
 from infra.paths import table_key
 from infra.settings import load_settings
@@ -29,10 +29,8 @@ from infra.storage import Store, StoreError
 from infra.tables import open_table, read_descriptions, read_provenance
 from tasks.science.paths.curves import CorrectedPath
 from tasks.science.paths.networks import interpolate_network
-from tasks.science.specs.cell import Cell
-from tasks.science.specs.pairing import Path
-from tasks.science.specs.request import Request
-from tasks.stored.artifacts import joint_members, trained_members
+from tasks.science.specs.path import Path, WeightPath
+from tasks.stored.expansion import Expansion, StoreView
 from tasks.stored.pairs import PairBench
 from tasks.stored.requests import read_requests
 from tasks.tables import schema
@@ -40,7 +38,7 @@ from tasks.tables import schema
 
 @dataclass(frozen=True)
 class StudyResults:
-    """The tables of one study, each read when it is first asked for; `describe` says what their columns mean."""
+    """The tables of one study, each read when it is first asked for; `describe` explains their columns."""
 
     store: Store
     name: str
@@ -106,8 +104,8 @@ class StudyResults:
         return read_provenance(self.store, table_key(self.name, "ablation"))
 
     def table(self, name: str) -> pd.DataFrame:
-        """ValueError, naming those there are, for a table that there is not."""
-        frame, provenance = open_table(self.store, self._key(name), TABLES[name])
+        """Return a table by its name. Raises ValueError, with the known names, for another name."""
+        frame, provenance = open_table(self.store, self._key(name), TABLES_BY_NAME[name])
         if provenance.get("gathering") != self.provenance.get("gathering"):
             now = read_provenance(self.store, table_key(self.name, "ablation"))
             if now.get("gathering") == provenance.get("gathering"):
@@ -116,13 +114,15 @@ class StudyResults:
         return frame
 
     def describe(self, name: str) -> pd.DataFrame:
-        """Every column of a table, with its `type` and `description` as the table's own file tells them. ValueError as
-        `table`."""
+        """Return every column of a table, with the `type` and `description` in the table's own file.
+
+        Raises ValueError as `table`.
+        """
         return read_descriptions(self.store, self._key(name))
 
     def _key(self, name: str) -> str:
-        if name not in TABLES:
-            raise ValueError(f"there is no table {name!r}; known: {', '.join(TABLES)}")
+        if name not in TABLES_BY_NAME:
+            raise ValueError(f"there is no table {name!r}; known: {', '.join(TABLES_BY_NAME)}")
         return table_key(self.name, name)
 
     def contrast(
@@ -134,10 +134,10 @@ class StudyResults:
         metric: str = "accuracy_barrier",
         split: str = "test",
     ) -> pd.DataFrame:
-        """How much larger `metric` is under `correction` than under `other`, a row per cell and measurement: the mean
-        `difference` over the pairs that both have, and its 95 % interval (`low`, `high`) over seeds.
+        """Return how much larger `metric` is under `correction` than under `other`, a row per cell and measurement.
 
-        ValueError, naming those that were measured, where one of the two was not.
+        `difference` is the mean over the pairs that both have, `low` and `high` its 95 % interval over seeds. Raises
+        ValueError, with what was measured, where one of the two was not.
         """
         found = self.contrasts
         found = found[(found["matcher"] == matcher) & (found["other_matcher"] == matcher)]
@@ -163,8 +163,11 @@ class StudyResults:
         return rows[kept].sort_values([*columns[1:], *swept, "measurement"], ignore_index=True)
 
     def plot_width(self, metric: str = "accuracy_barrier", split: str = "test") -> Figure:
-        """`metric` against width, a line per path and a panel per series of cells, with 95 % intervals over seeds;
-        accuracies in percent. ValueError, naming what there is, where it was not measured."""
+        """Draw `metric` against width, a line per path and a panel per series of cells.
+
+        Intervals are of 95 % over seeds, accuracies in percent. Raises ValueError, with what there is, where `metric`
+        was not measured.
+        """
         return draw(chart_width(self.ablation, metric, split))
 
     def network(
@@ -177,12 +180,24 @@ class StudyResults:
         data_dir: Folder | None = None,
         trust_code: bool = False,
     ) -> nn.Module:
-        """The network at `alpha` of a path, in evaluation mode with its weights: A at 0, B at 1, aligned as the merge
-        aligned it, and corrected where asked for, which needs the data set that the statistics come from.
+        """Return the network at `alpha` of a path, in evaluation mode with its weights: A at 0, B at 1.
 
-        `measurement`: which of the study's, where it has several; it is what the correction sees. `data_dir` as in
-        the settings by default. `trust_code`: whether user-defined code is run that the store names. Raises ValueError
-        where some is and may not be, and for a merge, measurement or correction that the study has not.
+        B is aligned as the merge aligned it. A correction needs the data set that its statistics come from.
+
+        Parameters
+        ----------
+        measurement
+            The measurement whose samples the correction sees, where the study has several.
+        data_dir
+            The folder of data, as in the settings by default.
+        trust_code
+            Whether user-defined code that the store names is run.
+
+        Raises
+        ------
+        ValueError
+            Where code would have to be run that may not be, and for a merge, measurement or correction not in the
+            study.
         """
         path = self._find(merge_id, correction, measurement)
         if not trust_code:
@@ -198,8 +213,8 @@ class StudyResults:
         module.load_state_dict(state)
         return module.eval()
 
-    def _find(self, merge_id: str, correction: str, measurement: str | None) -> Path:
-        found = [path for path in self._paths if path.pairing.id == merge_id and path.method == "weights"]
+    def _find(self, merge_id: str, correction: str, measurement: str | None) -> WeightPath:
+        found = [path for path in self._paths if isinstance(path, WeightPath) and path.pairing.id == merge_id]
         if not found:
             raise ValueError(f"{self.name} has no merge {merge_id!r}: take one from the column merge_id of barriers")
         of_correction = [path for path in found if path.correction == correction]
@@ -216,24 +231,19 @@ class StudyResults:
 
     @cached_property
     def _paths(self) -> list[Path]:
-        """Everything that any request of the study asks for and whose endpoints are there."""
-        paths: list[Path] = []
-        for request in read_requests(self.store, self.name).values():
-            paths += [path for cell in request.cells for path in self._of_cell(request, cell)]
-        return paths
-
-    def _of_cell(self, request: Request, cell: Cell) -> list[Path]:
-        pairings = request.pairings(cell, trained_members(self.store, request, cell))
-        return request.paths(pairings, joint_members(self.store, request, cell))
+        """The paths that any request of the study asks for and whose endpoints are there."""
+        view = StoreView(self.store)
+        expansions = [Expansion(request, view) for request in read_requests(self.store, self.name).values()]
+        return [measured.path for expansion in expansions for measured in expansion.all_paths()]
 
 
 _TELLING = ("cell_id", "dataset", "architecture", "normalization", "width", "depth", "recipe")
 
 
 def open_study(store: str | Store, study: str) -> StudyResults:
-    """The results of `study` in `store`, a folder or an s3:// URL whose keys come from the usual AWS variables.
+    """Return the results of `study` in `store`, a folder or an s3:// URL with keys from the usual AWS variables.
 
-    StoreError, naming the studies that have tables, where this one has none.
+    Raises StoreError, with the studies that have tables, where this one has none.
     """
     opened = store if isinstance(store, Store) else Store(store, patience_seconds=0)
     if not has_tables(opened, study):

@@ -1,4 +1,4 @@
-"""How far a study is: what each stage has to do, has done, at what rate, and how long it still takes."""
+"""The progress of a study: the units of each stage, those done, their rate and the time left."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Protocol
 _UNITS = {"train": "endpoints", "train_parent": "checkpoints", "align": "pairs"}
 
 _LEAST_SECONDS = 2.0
-"""Over less no rate is told: what several workers end at once would make it as large as one likes."""
+"""The seconds below which no rate is told: several workers that end at once would make it arbitrarily large."""
 
 
 @dataclass
 class Stage:
-    """The units of one stage, times as a clock tells them. It is `whole` once no more units will be handed out.
+    """The units of one stage; it is `whole` once no more units will be submitted.
 
-    `since` is when it came to work: when its first unit was handed out or, as workers take units in turn, when the last
-    one of another stage ended before its own first.
+    `since` is when its work began: when its first unit was submitted or, as workers take units in turn, when the last
+    unit of another stage ended before its own first.
     """
 
     name: str
@@ -32,34 +32,39 @@ class Stage:
 
     @property
     def label(self) -> str:
+        """The name in words."""
         return self.name.replace("_", " ")
 
     @property
     def unit(self) -> str:
-        """What it counts."""
+        """The unit that is counted."""
         return _UNITS.get(self.name, "paths")
 
     @property
     def n_ended(self) -> int:
+        """The units that were done or failed."""
         return self.n_done + self.n_failed
 
     @property
     def is_over(self) -> bool:
+        """True once all units of a whole stage have ended."""
         return self.whole and self.n_ended == self.n_expected
 
     @property
     def percent(self) -> int:
-        """What is done; 100 only where all of it is."""
+        """The share of units done; 100 only where all are."""
         return 100 * self.n_done // self.n_expected if self.n_expected else 0
 
     def rate(self) -> float | None:
-        """Units that ended per second, up to the last of them; None before that can be told."""
+        """Return the units that ended per second, up to the last of them; None before that can be told."""
         seconds = self.last - self.since
         return self.n_ended / seconds if self.n_ended and seconds >= _LEAST_SECONDS else None
 
     def seconds_left(self, now: float) -> float | None:
-        """By the rate so far; None before there is one, and while more may be handed out. One that waits longer than
-        it should for its next unit is taken to need as long again."""
+        """Return the time left by the rate so far; None before there is a rate, and while the stage is not whole.
+
+        A stage that waits longer than it should for its next unit is taken to need as long again.
+        """
         rate = self.rate()
         if rate is None or not self.whole:
             return None
@@ -67,8 +72,11 @@ class Stage:
         return max((self.n_expected - self.n_ended) / rate - idle, idle)
 
     def tell(self, now: float) -> str:
-        """As in `12 of 36 endpoints, about 1 min left, 0.4 a second`, where what is cut off on a narrow page is worth
-        least; `36 endpoints in 2 min` once it is over."""
+        """Return the progress in words: `12 of 36 endpoints, about 1 min left, 0.4 a second`.
+
+        The least important words come last, since a narrow page cuts them off. Once it is over: `36 endpoints in 2
+        min`.
+        """
         counted = f"{self.n_done} of {self.n_expected} {self.unit}"
         if self.is_over and not self.n_failed:
             counted = f"{self.n_done} {self.unit}"
@@ -86,7 +94,7 @@ class Stage:
 
 
 def tell_seconds(seconds: float) -> str:
-    """A duration in the unit that a person would take."""
+    """Return a duration in seconds, minutes or hours, whichever suits it."""
     if seconds < 59.5:
         return f"{seconds:.0f} s"
     if seconds < 59.5 * 60:
@@ -95,6 +103,7 @@ def tell_seconds(seconds: float) -> str:
 
 
 def tell_rate(per_second: float) -> str:
+    """Return a rate per second, minute or hour, whichever suits it."""
     for per, name in ((1, "second"), (60, "minute")):
         if per_second * per >= 0.1:
             return f"{_short(per_second * per)} a {name}"
@@ -106,15 +115,15 @@ def _short(number: float) -> str:
 
 
 class Watcher(Protocol):
-    """Something that shows stages; one thread calls it, again and again."""
+    """A display of stages; one thread calls it again and again."""
 
     def look(self, stages: Sequence[Stage], now: float, *, last: bool) -> None:
-        """Shows what is new; all of it where this is the `last` look."""
+        """Show the news; everything where this is the `last` look."""
         ...
 
 
 class Stages:
-    """Counts what each stage has to do and has done. Any thread may call it."""
+    """Counts of the units of each stage. Any thread may call it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
@@ -122,20 +131,20 @@ class Stages:
         self._last_end = clock()
 
     def expect(self, stage: str, n: int) -> None:
-        """`n` more units for `stage` to do."""
+        """Add `n` units to `stage`."""
         with self._lock:
             found = self._stages.setdefault(stage, Stage(stage, since=self._clock()))
             found.n_expected += n
             found.whole = False
 
     def settle(self) -> None:
-        """Nothing more will be handed out to the stages that there are."""
+        """Declare the present stages whole: no more units will be submitted to them."""
         with self._lock:
             for stage in self._stages.values():
                 stage.whole = True
 
     def advance(self, stage: str, n: int, *, failed: bool = False) -> None:
-        """`n` of them done, or `failed`."""
+        """Count `n` units of a stage as done, or as `failed`."""
         with self._lock:
             found, now = self._stages[stage], self._clock()
             if not found.n_ended:
@@ -147,7 +156,7 @@ class Stages:
             found.last = self._last_end = now
 
     def show(self, watcher: Watcher, *, last: bool = False) -> None:
-        """Has `watcher` look at the stages as they are."""
+        """Show the stages as they are to `watcher`."""
         with self._lock:
             stages = [Stage(**vars(stage)) for stage in self._stages.values()]
         watcher.look(stages, self._clock(), last=last)

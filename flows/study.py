@@ -1,46 +1,35 @@
 """A study as a DAG: endpoints -> permutations -> paths (direct, aligned, repaired) -> tables -> report.
 
 Each cell's endpoints are trained by groups of seeds, a seed's checkpoints in one run; all pairs of a cell are aligned
-in one pass; their paths are measured as interpolation leaves them, and after each correction; what all requests under
-the study's name have measured is gathered into tables. Only what the store lacks is submitted, so a study that was
-interrupted goes on where it was.
+in one pass; their paths are measured as interpolation leaves them, and after each correction; the measurements of all
+requests under the study's name are gathered into tables. Only missing artifacts are submitted, so an interrupted study
+goes on where it was.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path as Folder
-from typing import Any, get_args
+from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows.lasting import Lasting
 from flows.options import StudyOptions
-from flows.plan import (
-    TASK_SECONDS,
-    group_checkpoints,
-    group_size,
-    measuring_seconds,
-    missing_parents,
-    path_seconds,
-    task_seconds,
-    training_seconds,
-)
+from flows.plan import TASK_SECONDS, group_size, measuring_seconds, path_seconds, task_seconds, training_seconds
 from flows.progress import show_stages
 from flows.report.page import report
 from flows.report.prefect_page import progress_artifacts, tag_run
 from flows.resolve import resolve
 from flows.work import Submitted, Work
-from infra.paths import ENDPOINTS, request_key
 from infra.runners import Routing, ServerError, check_runner, make_runner, prefect_api, safe_path, telling_of_the_api
 from infra.settings import Settings
-from infra.storage import Store, StoreError, UnreachableError
-from infra.text import one_line
+from infra.storage import Store, StoreError
 from tasks.align import align
 from tasks.data.datasets import load_dataset, published_shape
 from tasks.data.published import DataError
@@ -52,59 +41,53 @@ from tasks.repair import repair
 from tasks.science.data.augmentation import check_statistics
 from tasks.science.networks.user_code import OwnCodeError
 from tasks.science.specs.cell import Cell, Endpoint
-from tasks.science.specs.corrections import CORRECTIONS
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.measurement import Measurement
-from tasks.science.specs.pairing import Pairing, Path, ShiftMethod
+from tasks.science.specs.path import EnsemblePath, JointPath, LogitShiftPath, Path, UnmergedPath, WeightPath
 from tasks.science.specs.request import Request
 from tasks.shift import shift
-from tasks.stored.artifacts import (
-    has_match,
-    has_path,
-    joint_members,
-    missing_checkpoints,
-    missing_seeds,
-    trained_members,
-)
+from tasks.stored.expansion import Expansion, UsableMatch, group_checkpoints
 from tasks.stored.requests import save_request
 from tasks.train import train, train_parent
 
-PATH_TASKS = {
-    **{("weights", name): interpolate if name == "none" else repair for name in CORRECTIONS},
-    ("ensemble", "none"): ensemble,
-    ("joint", "none"): evaluate_joint,
-    **{(method, "none"): shift for method in get_args(ShiftMethod)},
+UNMERGED_TASKS: Mapping[type[UnmergedPath], Any] = {
+    EnsemblePath: ensemble,
+    LogitShiftPath: shift,
+    JointPath: evaluate_joint,
 }
-"""What measures a path, by its method and correction."""
+"""The task that measures each kind of path on which no weights are averaged."""
+
+
+def path_task(path: Path) -> Any:
+    """Return the task that measures paths of this kind."""
+    if isinstance(path, WeightPath):
+        return interpolate if path.correction == "none" else repair
+    return UNMERGED_TASKS[type(path)]
 
 
 @dataclass(frozen=True)
 class StudyResult:
-    """Where a study's tables and report lie."""
+    """The places of a study's tables and of its report."""
 
     tables: list[str]
     report: str
 
 
 class UnfinishedError(Exception):
-    """A study came to its end, tables and report included, with something left undone: a sentence each."""
+    """A study was carried out, tables and report included, but for some problems: a sentence each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = tuple(problems)
 
 
-class MissingFileError(DataError):
-    """A file that a study needs, and that is none of its store's, is not there."""
-
-
 FOR_A_PERSON = (DataError, OwnCodeError, StoreError, ServerError, UnfinishedError)
-"""Errors whose message is a sentence with the way out; a traceback adds nothing to it."""
+"""Errors whose message is a sentence with the way out, to which a traceback adds nothing."""
 
 
 @flow(name="study", persist_result=False)
 def study(options: StudyOptions, settings: Settings) -> State[StudyResult]:
-    """Trains what a study lacks, measures every pair, and gathers its tables and report."""
+    """Train the missing endpoints of a study, measure every pair, and gather its tables and report."""
     try:
         result = carry_out(options, settings)
     except FOR_A_PERSON as error:
@@ -113,120 +96,116 @@ def study(options: StudyOptions, settings: Settings) -> State[StudyResult]:
     return Completed(message=f"Report: {result.report}", data=result)
 
 
-def carry_out(options: StudyOptions, settings: Settings) -> StudyResult:
-    """Carries a study out, in the flow run that there is, on the store that the settings name, and gathers everything
-    measured under its name.
+@dataclass(frozen=True)
+class Run:
+    """The tasks, the expansion and the settings that the steps of one flow run share."""
 
-    Raises UnfinishedError, after tables and report are written, where a task failed or a pair had to stop; before
-    anything is trained, DataError where the samples of a measurement cannot be held in memory, and StoreError where
-    requests of the study cannot be read.
+    work: Work
+    expansion: Expansion
+    settings: Settings
+
+    @property
+    def request(self) -> Request:
+        return self.expansion.request
+
+    @property
+    def where(self) -> tuple[Store, Folder]:
+        """The store and the folder of data, which every verb takes."""
+        return self.expansion.view.store, self.settings.data_dir
+
+
+@dataclass(frozen=True)
+class CellTraining:
+    """Cells that one training per seed passes through, and the tasks that train their missing seeds."""
+
+    cells: list[Cell]
+    tasks: list[tuple[list[int], Submitted]]
+
+    def wait(self, work: Work) -> dict[str, str]:
+        """Wait for the tasks; return the reasons why endpoints are missing, by id."""
+        failures: dict[str, str] = {}
+        for seeds, submitted in self.tasks:
+            if failure := work.wait(submitted).failure:
+                failures |= {Endpoint(cell, seed).id: failure for cell in self.cells for seed in seeds}
+        return failures
+
+
+@dataclass(frozen=True)
+class CellAlignment:
+    """A cell's pairings, and the tasks that find the missing permutations."""
+
+    cell: Cell
+    matches: list[UsableMatch]
+    tasks: list[Submitted]
+
+    def wait(self, work: Work) -> None:
+        """Wait for the tasks, and report the pairs that had to stop."""
+        for submitted in self.tasks:
+            for stopped in work.wait(submitted).result or []:
+                work.report(stopped)
+
+
+def carry_out(options: StudyOptions, settings: Settings) -> StudyResult:
+    """Carry a study out in the current flow run, and gather everything measured under its name.
+
+    Raises UnfinishedError, after tables and report are written, where a task failed or a pair had to stop. Before
+    anything is trained, raises DataError where the samples of a measurement cannot be held in memory, and StoreError
+    where requests of the study cannot be read.
     """
-    store, data_dir = Store(settings.store, settings.upstream), settings.data_dir
-    request, lacking = find_request(options, store, data_dir)
+    # 1. Declare the request on the data that there are.
+    store = Store(settings.store, settings.upstream)
+    request, lacking = find_request(options, store, settings.data_dir)
+    _check_samples(request)
+    save_request(store, request)
+    tag_run(request, options.size)
+    with Lasting(store, request) as lasting:
+        with progress_artifacts(request.study) as artifacts, show_stages(artifacts, quiet=settings.quiet) as stages:
+            run = Run(Work(stages, Routing.of(settings)), Expansion.of(request, store), settings)
+            for sentence in lacking:
+                run.work.report(sentence)
+            # 2. Train what is missing.
+            trainings = train_endpoints(run)
+            stages.settle()
+            # 3. Align the pairs of each cell once its endpoints are there.
+            failures: dict[str, str] = {}
+            alignments: list[CellAlignment] = []
+            for training in trainings:
+                failures |= training.wait(run.work)
+                alignments += [align_pairs(run, cell, training) for cell in training.cells if cell in request.cells]
+                lasting.check_kept(training.cells, failures)
+            stages.settle()
+            # 4. Measure the paths of each cell once its permutations are there.
+            seconds = task_seconds(measuring_seconds(request), settings.workers)
+            measuring: list[Submitted] = []
+            for alignment in alignments:
+                alignment.wait(run.work)
+                measuring += measure_paths(run, alignment, seconds)
+            stages.settle()
+            for submitted in measuring:
+                run.work.wait(submitted)
+        # 5. Gather and report all that was measured under the study's name.
+        lasting.check_kept()
+        tables = gather.with_options(task_run_name=f"gather {request.study}")(request.study, store, failures)
+        page = report.with_options(task_run_name=f"report {request.study}")(request.study, store)
+    if run.work.problems:
+        raise UnfinishedError(run.work.problems)
+    return StudyResult(tables, page)
+
+
+def _check_samples(request: Request) -> None:
+    """Raise DataError where the samples of a measurement cannot be held in memory."""
     for cell, measurement in product(request.cells, request.measurements):
         try:
             check_statistics(cell.data, measurement.samples)
         except ValueError as error:
             raise DataError(str(error)) from error
-    save_request(store, request)
-    tag_run(request, options.size)
-    with lasting(store, request) as check_kept:
-        with progress_artifacts(request.study) as artifacts, show_stages(artifacts, quiet=settings.quiet) as stages:
-            work = Work(stages, Routing.of(settings))
-            for sentence in lacking:
-                work.report(sentence)
-            training = train_endpoints(work, request, store, settings)
-            stages.settle()
-            failures: dict[str, str] = {}
-            matching: list[tuple[Cell, list[Pairing], list[Submitted]]] = []
-            for cells, groups in training:
-                for seeds, submitted in groups:
-                    if failure := work.wait(submitted).failure:
-                        failures |= {Endpoint(cell, seed).id: failure for cell in cells for seed in seeds}
-                trained = [submitted for _, submitted in groups]
-                for cell in (cell for cell in cells if cell in request.cells):
-                    pairings = request.pairings(cell, trained_members(store, request, cell))
-                    matching.append((cell, pairings, align_pairs(work, pairings, trained, store, data_dir)))
-                check_kept(cells, failures)
-            stages.settle()
-            measuring: list[Submitted] = []
-            carried = task_seconds(measuring_seconds(request), settings.workers)
-            for cell, pairings, aligning in matching:
-                for submitted in aligning:
-                    for stopped in work.wait(submitted).result or []:
-                        work.report(stopped)
-                usable = [pairing for pairing in pairings if has_match(store, pairing)]
-                paths = request.paths(usable, joint_members(store, request, cell))
-                measuring += measure_paths(work, paths, carried, aligning, store, data_dir)
-            stages.settle()
-            for submitted in measuring:
-                work.wait(submitted)
-        check_kept([], failures)
-        tables = gather.with_options(task_run_name=f"gather {request.study}")(request.study, store, failures)
-        page = report.with_options(task_run_name=f"report {request.study}")(request.study, store)
-    if work.problems:
-        raise UnfinishedError(work.problems)
-    return StudyResult(tables, page)
-
-
-@contextmanager
-def lasting(store: Store, request: Request) -> Generator[Callable[[Iterable[Cell], Collection[str]], None]]:
-    """Raises StoreError where what a study has finished goes from its store, or from the upstream, before the study is
-    gathered. What is given looks whether the request is still there, and those endpoints of cells that have not failed.
-
-    MissingFileError for a file that is missing elsewhere.
-    """
-    upstream = store.upstream
-    lent = set[str]() if upstream is None else set(upstream.names(ENDPOINTS)) - set(store.own.names(ENDPOINTS))
-    seen: dict[Cell, Collection[str]] = {}
-
-    def gone(place: str) -> StoreError:
-        return StoreError(
-            f"{place} was emptied, or lost some of its files, while {request.study} ran, so nothing is reported: the "
-            "same command makes again what is gone"
-        )
-
-    def check_kept(cells: Iterable[Cell], failures: Collection[str]) -> None:
-        if not store.own.exists(request_key(request.study, request.id)):
-            raise gone(f"the store {store.url}")
-        lost: list[str] = []
-        for cell in cells:
-            seen[cell] = failures
-            ids = [Endpoint(cell, seed).id for seed in missing_seeds(store, cell, request.seeds)]
-            lost += [f"{endpoint_id}.safetensors" for endpoint_id in ids if endpoint_id not in failures]
-        if upstream is not None and lost and lent.issuperset(lost):
-            raise gone(f"the upstream {upstream.url}")
-        if lost:
-            raise gone(f"the store {store.url}")
-
-    def check_all() -> None:
-        check_kept([], [])
-        for cell, failures in list(seen.items()):
-            check_kept([cell], failures)
-
-    try:
-        yield check_kept
-    except UnreachableError:
-        raise
-    except FileNotFoundError as error:
-        check_all()
-        # A store names no file in what it raises, but has a cause.
-        if error.filename is None and isinstance(error.__cause__, OSError):
-            either = "" if upstream is None else f", or its upstream {upstream.url},"
-            raise gone(f"the store {store.url}{either}") from error
-        raise MissingFileError(
-            f"{request.study} stopped, for a file outside its store is missing ({one_line(error.filename or error)}): "
-            "with it in its place the same command goes on from here"
-        ) from error
-    except Exception:  # Whatever comes of half a store is explained by that.
-        check_all()
-        raise
-    check_kept([], [])
 
 
 def find_request(options: StudyOptions, store: Store, data_dir: Folder) -> tuple[Request, list[str]]:
-    """What `options` ask for on the data that there are, and a sentence for each data set that is not there, whose
-    cells are left out. Raises DataError where none of them is there, and else as `resolve`."""
+    """Return the request that `options` make on the data that there are, and a sentence for each missing data set.
+
+    Cells of missing data sets are left out. Raises DataError where none is left, and else as `resolve`.
+    """
     missing: dict[str, DataError] = {}
 
     def describe(name: str) -> DataSpec:
@@ -247,93 +226,88 @@ def find_request(options: StudyOptions, store: Store, data_dir: Folder) -> tuple
     ]
 
 
-def train_endpoints(
-    work: Work, request: Request, store: Store, settings: Settings
-) -> list[tuple[list[Cell], list[tuple[list[int], Submitted]]]]:
-    """Submits the endpoints that are missing, the longest trainings first, so that no worker ends up with one alone:
-    cells that are checkpoints of one training per seed, with their groups of seeds.
+def train_endpoints(run: Run) -> list[CellTraining]:
+    """Submit the trainings of missing endpoints, the longest first, so that none is left alone at the end.
 
-    What others are spawned from is trained first, beside all that needs no parent.
+    Parents are trained first, beside all that needs no parent; a child is submitted once they have ended.
     """
-    data_dir, device = settings.data_dir, settings.device
-    parents: list[Submitted] = []
-    for states in missing_parents(store, request):
-        name = f"train {states[0].cell.at(None).label}, seed {states[0].seed}, to spawn from"
-        parents.append(work.submit(train_parent, name, len(states), states, store, data_dir, device, trains=True))
-    training: list[tuple[list[Cell], list[tuple[list[int], Submitted]]]] = []
-    groups = group_checkpoints(request.trained_cells)
-    lacking = {
-        end: missing_checkpoints(store, end, request.seeds, [cell.epoch for cell in cells])
-        for end, cells in groups.items()
-    }
-    seconds_each = {
-        end: training_seconds(max(cells, key=lambda cell: cell.last_epoch)) for end, cells in groups.items()
-    }
-    whole = sum(len(lacking[end]) * seconds for end, seconds in seconds_each.items())
+    parents = [_submit_parent(run, states) for states in run.expansion.missing_parents()]
+    groups = group_checkpoints(run.request.trained_cells)
+    missing = {end: run.expansion.missing_checkpoints(cells) for end, cells in groups.items()}
+    seconds = {end: training_seconds(max(cells, key=lambda cell: cell.last_epoch)) for end, cells in groups.items()}
+    whole = sum(len(missing[end]) * seconds[end] for end in groups)
     # On a GPU a group is trained as one network.
-    carried = task_seconds(whole, settings.workers) if device == "cpu" else TASK_SECONDS
-    # Children last, and each group the longest first.
+    on_cpu = run.settings.device == "cpu"
+    carried = task_seconds(whole, run.settings.workers) if on_cpu else TASK_SECONDS
+    trainings: list[CellTraining] = []
     for end in sorted(groups, key=lambda cell: (cell.spawn is None, training_seconds(cell)), reverse=True):
         if end.spawn is not None:
-            # One that failed is tried once more by its children, which then tell the reason.
+            # A parent that failed is tried once more by its children, which then tell the reason.
             for parent in parents:
-                work.wait(parent)
+                run.work.wait(parent)
             parents = []
-        cells = groups[end]
-        epochs = [cell.epoch for cell in cells]
-        missing = lacking[end]
-        seeds, size = list(missing), group_size(seconds_each[end], carried)
-        submitted: list[tuple[list[int], Submitted]] = []
-        for start in range(0, len(seeds), size):
-            group = seeds[start : start + size]
-            name = f"train {end.label}, {label_seeds(group)}"
-            if len(cells) > 1:
-                name += f", {len(cells)} checkpoints"
-            n_endpoints = sum(len(missing[seed]) for seed in group)
-            where = (store, data_dir, epochs, device)
-            task = work.submit(train, name, n_endpoints, end, group, *where, trains=True)
-            submitted.append((group, task))
-        training.append((cells, submitted))
-    return training
+        seeds, size = list(missing[end]), group_size(seconds[end], carried)
+        chunks = [seeds[start : start + size] for start in range(0, len(seeds), size)]
+        tasks = [(chunk, _submit_training(run, groups[end], chunk, missing[end])) for chunk in chunks]
+        trainings.append(CellTraining(groups[end], tasks))
+    return trainings
 
 
-def align_pairs(
-    work: Work, pairings: Sequence[Pairing], trained: Sequence[Submitted], store: Store, data_dir: Folder
-) -> list[Submitted]:
-    """Submits a cell's missing alignments, all that see the same images in one task: they come from one pass."""
+def _submit_parent(run: Run, states: Sequence[Endpoint]) -> Submitted:
+    name = f"train {states[0].cell.at(None).label}, seed {states[0].seed}, to spawn from"
+    arguments = (states, *run.where, run.settings.device)
+    return run.work.submit(train_parent, name, len(states), *arguments, trains=True)
+
+
+def _submit_training(
+    run: Run, cells: Sequence[Cell], seeds: Sequence[int], missing: Mapping[int, Sequence[Endpoint]]
+) -> Submitted:
+    end, epochs = cells[0].at(None), [cell.epoch for cell in cells]
+    name = f"train {end.label}, {label_seeds(seeds)}"
+    if len(cells) > 1:
+        name += f", {len(cells)} checkpoints"
+    n_endpoints = sum(len(missing[seed]) for seed in seeds)
+    arguments = (end, seeds, *run.where, epochs, run.settings.device)
+    return run.work.submit(train, name, n_endpoints, *arguments, trains=True)
+
+
+def align_pairs(run: Run, cell: Cell, training: CellTraining) -> CellAlignment:
+    """Submit a cell's missing alignments, all that see the same images in one task: they come from one pass."""
+    run.expansion.view.refresh()
+    matches = run.expansion.matches(cell)
     # A matcher that needs no data makes one permutation for all samples, and is asked for it once.
-    missing = {pairing.id: pairing for pairing in pairings if not has_match(store, pairing)}
+    missing = [match.pairing for match in run.expansion.view.due(matches)]
     submitted: list[Submitted] = []
-    for samples in dict.fromkeys(pairing.samples for pairing in missing.values()):
-        wanted = [pairing for pairing in missing.values() if pairing.samples == samples]
-        name = f"align {wanted[0].cell.label}, {len(wanted)} pairs"
-        submitted.append(work.submit(align, name, len(wanted), wanted, store, data_dir, after=trained))
-    return submitted
+    for samples in dict.fromkeys(pairing.samples for pairing in missing):
+        wanted = [pairing for pairing in missing if pairing.samples == samples]
+        name = f"align {cell.label}, {len(wanted)} pairs"
+        after = [task for _, task in training.tasks]
+        submitted.append(run.work.submit(align, name, len(wanted), wanted, *run.where, after=after))
+    return CellAlignment(cell, matches, submitted)
 
 
-def measure_paths(
-    work: Work, paths: Sequence[Path], seconds: float, aligned: Sequence[Submitted], store: Store, data_dir: Folder
-) -> list[Submitted]:
-    """Submits a cell's missing paths, by method, correction and measurement, as many to a task as fill `seconds`."""
+def measure_paths(run: Run, alignment: CellAlignment, seconds: float) -> list[Submitted]:
+    """Submit a cell's missing paths, by method, correction and measurement, as many to a task as fill `seconds`."""
+    run.expansion.view.refresh()
     groups: dict[tuple[str, str, Measurement], list[Path]] = {}
     # Measurements that differ in their statistics alone share their ensembles and logit shifts.
-    for path in {path.id: path for path in paths}.values():
-        if not has_path(store, path):
-            groups.setdefault((path.method, path.correction, path.measurement), []).append(path)
+    for measured in run.expansion.view.due(run.expansion.paths(alignment.cell, alignment.matches)):
+        path = measured.path
+        groups.setdefault((path.method, path.correction, path.measurement), []).append(path)
     measuring: list[Submitted] = []
-    for (method, correction, measurement), missing in groups.items():
-        verb, cell = PATH_TASKS[method, correction], missing[0].pairing.cell
-        size = group_size(path_seconds(cell, measurement), seconds)
+    for (_, correction, measurement), missing in groups.items():
+        verb = path_task(missing[0])
+        size = group_size(path_seconds(alignment.cell, measurement), seconds)
         for start in range(0, len(missing), size):
             chunk = missing[start : start + size]
             done = verb.name if correction == "none" else correction
-            name = f"{done} {cell.label}, paths {start + 1}-{start + len(chunk)} of {len(missing)}"
-            measuring.append(work.submit(verb, name, len(chunk), chunk, store, data_dir, after=aligned))
+            name = f"{done} {alignment.cell.label}, paths {start + 1}-{start + len(chunk)} of {len(missing)}"
+            measuring.append(run.work.submit(verb, name, len(chunk), chunk, *run.where, after=alignment.tasks))
     return measuring
 
 
 def run_study(options: StudyOptions, settings: Settings) -> StudyResult:
-    """The flow, on the runner that the settings name. Raises ServerError where what it needs does not answer."""
+    """Run the flow on the runner that the settings name. Raises ServerError where a server it needs does not answer."""
     check_runner(settings)
     with safe_path(), prefect_api():
         configured = study.with_options(task_runner=make_runner(settings), flow_run_name=options.study)
@@ -344,7 +318,7 @@ def run_study(options: StudyOptions, settings: Settings) -> StudyResult:
 
 
 def label_seeds(seeds: Sequence[int]) -> str:
-    """`seed 4`, `seeds 0-3`, or, with gaps, `seeds 0, 2, 3`."""
+    """Return the seeds as a label: `seed 4`, `seeds 0-3`, or, with gaps, `seeds 0, 2, 3`."""
     if len(seeds) == 1:
         return f"seed {seeds[0]}"
     if list(seeds) == list(range(seeds[0], seeds[-1] + 1)):

@@ -1,4 +1,4 @@
-"""Submits a study's tasks and waits for them: one that fails is recorded and stops nothing else."""
+"""The tasks of a flow run: one that fails is recorded and stops nothing else."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from infra.text import one_line
 from tasks.data.published import DataError
 
 
-def describe(error: Exception) -> str:
-    """The first line of what went wrong, with its kind where the words alone would not tell."""
+def describe_failure(error: Exception) -> str:
+    """Return the first line of an error, with its type where the words alone would not tell."""
     if lost_its_worker(error):
         return "it was given up, for every worker that it ran on was killed, most likely for want of memory"
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -30,15 +30,16 @@ def describe(error: Exception) -> str:
 
 
 LOST_TRIES = 2
-"""How often a task is submitted whose workers keep being killed. Dask gives such a task up after four workers, and with
-it others that only waited on the same workers: they are done when they are tried again, the guilty one is not."""
+"""The times that a task is submitted whose workers keep being killed. Dask gives such a task up after four workers, and
+with it others that only waited on the same workers; those are done at the second try."""
 
 
 @dataclass
 class Submitted:
-    """A task that was submitted, and how many `things` (endpoints, pairs, paths) of its stage it carries; `submit`
-    submits it again. `has_ended_well` is known once it was waited for, `is_counted` once its stage knows that it
-    ended."""
+    """A submitted task, and the number of endpoints, pairs or paths of its stage that it carries.
+
+    `submit` submits it again. `has_ended_well` is set once it was waited for, `is_counted` once its stage counts it.
+    """
 
     future: PrefectFuture[Any]
     name: str
@@ -51,7 +52,7 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task returned; or `failure`, the sentence that says why it returned nothing."""
+    """The result of a task, or `failure`, a sentence that says why there is none."""
 
     result: Any = None
     failure: str | None = None
@@ -73,8 +74,11 @@ class Work:
         after: Sequence[Submitted] = (),
         trains: bool = False,
     ) -> Submitted:
-        """Submits `task` under `name`; `after` are tasks that were waited for and that it builds on, which the UI draws
-        as edges. One that `trains` goes where training is routed to."""
+        """Submit `task` under `name`, which carries `n_things` of its stage.
+
+        `after` are tasks that were waited for and that it builds on, which the UI draws as edges. A task that `trains`
+        goes where training is routed to.
+        """
         self._stages.expect(task.name, n_things)
         done = [submitted.future for submitted in after if submitted.has_ended_well]
         named = task.with_options(task_run_name=name)
@@ -104,7 +108,7 @@ class Work:
         self._stages.advance(submitted.stage, submitted.n_things, failed=failed)
 
     def wait(self, submitted: Submitted) -> Outcome:
-        """Waits for a task to end. Raises ServerError where nothing that was submitted can end any more."""
+        """Wait for a task to end. Raises ServerError where no submitted task can end any more."""
         try:
             result = self._result(submitted)
         except BrokenProcessPool:
@@ -121,7 +125,7 @@ class Work:
                     "the Dask scheduler is gone, and with it all that was submitted: start it and its workers again, "
                     "and the same command goes on from here"
                 ) from error
-            failure = describe(error)
+            failure = describe_failure(error)
             self.report(f"{submitted.name}: {failure}")
             self._count(submitted, failed=True)
             return Outcome(failure=failure)
@@ -130,8 +134,11 @@ class Work:
         return Outcome(result)
 
     def _result(self, submitted: Submitted) -> Any:
-        """What a task returned. One that never began, for the Prefect server did not answer, is submitted again after a
-        while, and at once one that Dask gave up."""
+        """Return the result of a task.
+
+        A task that never began, since the Prefect server did not answer, is submitted again after a while; one that
+        Dask gave up, at once.
+        """
         waits, tries = iter(RETRY_DELAYS_SECONDS), iter([0.0] * (LOST_TRIES - 1))
         while True:
             try:
@@ -144,7 +151,7 @@ class Work:
             submitted.future = submitted.submit()
 
     def report(self, problem: str) -> None:
-        """Keeps a sentence for the person, once, and has it stand in the run's log."""
+        """Keep a problem for the user, once, and write it to the run's log."""
         problem = one_line(problem)
         if problem not in self.problems:
             self.problems.append(problem)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from infra.cores import usable_cores
+
 Runner = Literal["processes", "threads", "dask"]
 RUNNERS: tuple[str, ...] = get_args(Runner)
 
 Device = Literal["cpu", "cuda"]
 DEVICES: tuple[str, ...] = get_args(Device)
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    # macOS has no affinities.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Settings(BaseSettings):

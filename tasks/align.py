@@ -1,4 +1,4 @@
-"""Finds the permutations of a cell's pairs and stores those that leave the function unchanged."""
+"""The verb that finds the permutations of a cell's pairs and stores those that preserve the function."""
 
 from __future__ import annotations
 
@@ -10,27 +10,31 @@ from prefect import task
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
 from tasks.data.datasets import check_data, load_dataset
-from tasks.science.alignment.matching import FUNCTION_TOLERANCE, function_error, match
+from tasks.science.alignment.matching import match
 from tasks.science.data.augmentation import statistics_images
 from tasks.science.networks import build_network
 from tasks.science.networks.permutation_spec import cell_permutation_spec
 from tasks.science.specs.pairing import Pairing
 from tasks.science.specs.state import State
 from tasks.science.symmetry.controls import permuted_self
-from tasks.stored.artifacts import LazyStates, has_match, load_weights, save_match
+from tasks.science.symmetry.proof import FUNCTION_TOLERANCE, function_error
+from tasks.stored.artifacts import LazyStates, load_weights, save_match
+from tasks.stored.expansion import UsableMatch
 
 
 @task(**TASK_OPTIONS)
 def align(pairings: Sequence[Pairing], store: Store, data_dir: Path) -> list[str]:
-    """Aligns those pairs of one cell and statistics set that the store lacks, those of a matcher in one pass; returns a
-    sentence for each that must stop."""
-    pairings = [pairing for pairing in pairings if not has_match(store, pairing)]
+    """Align the missing ones of pairings of one cell and the same samples, those of a matcher in one pass.
+
+    Returns a sentence for each pair that must stop.
+    """
+    pairings = [pairing for pairing in pairings if not UsableMatch(pairing).is_in(store)]
     if not pairings:
         return []
     cell = pairings[0].cell
     network, spec = build_network(cell), cell_permutation_spec(cell)
     dataset = check_data(load_dataset(cell.data.name, data_dir), cell.data)
-    images = statistics_images(dataset, cell.recipe, pairings[0].samples)
+    images = statistics_images(dataset, cell.recipe.augmentation, pairings[0].samples)
     ends = list(
         dict.fromkeys(end for pairing in pairings for end in ((pairing.a, False), (pairing.b, pairing.permuted_self)))
     )

@@ -1,4 +1,4 @@
-"""Measures the direct and aligned paths of pairs, as interpolation leaves them."""
+"""The verb that measures the direct and aligned paths of pairs without correction."""
 
 from __future__ import annotations
 
@@ -9,35 +9,19 @@ from prefect import task
 
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.storage import Store
-from tasks.science.paths.curves import measure_path
-from tasks.science.specs.pairing import Path
-from tasks.stored.artifacts import has_path
+from tasks.science.specs.path import WeightPath
+from tasks.stored.expansion import MeasuredPath
 from tasks.stored.pairs import PairBench, save_points
 
 
 @task(**TASK_OPTIONS)
-def interpolate(paths: Sequence[Path], store: Store, data_dir: Folder) -> None:
-    """Measures those uncorrected paths of one cell and measurement that the store lacks; raw endpoints are evaluated
-    once for all."""
-    missing = [path for path in paths if not has_path(store, path)]
+def interpolate(paths: Sequence[WeightPath], store: Store, data_dir: Folder) -> None:
+    """Measure the missing uncorrected paths of one cell and measurement; raw endpoints are evaluated once for all."""
+    missing = [path for path in paths if not MeasuredPath(path).is_in(store)]
     if not missing:
         return
     bench = PairBench(store, missing, data_dir)
     ends = {member: bench.evaluate(member) for member in bench.endpoints}
     for path in missing:
-        pair, alphas = path.pairing, path.measurement.grid.tolist()
-        save_points(
-            store,
-            path,
-            measure_path(
-                bench.network,
-                bench.aligned(pair),
-                "none",
-                alphas,
-                bench.dataset,
-                bench.statistics,
-                ends=(ends[pair.a], ends[pair.b]),
-                viewing=path.measurement.viewing,
-            ),
-        )
+        save_points(store, path, bench.measure(path, (ends[path.pairing.a], ends[path.pairing.b])))
     run_logger().info("%s: %d paths interpolated", missing[0].pairing.cell.label, len(missing))

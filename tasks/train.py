@@ -1,4 +1,4 @@
-"""Trains endpoints and stores each as soon as it is reached."""
+"""The verb that trains endpoints and stores each as soon as its epoch is reached."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from infra.storage import Store
 from tasks.data.datasets import check_data, load_dataset
 from tasks.science.specs.cell import Cell, Endpoint
 from tasks.science.training.training import train_group
-from tasks.stored.artifacts import missing_checkpoints, save_endpoint
+from tasks.stored.artifacts import save_endpoint
+from tasks.stored.expansion import EndpointFile
 from tasks.stored.trainings import StoredProgress, ensure_states
 
 
@@ -27,11 +28,17 @@ def train(
     epochs: Sequence[int | None] | None = None,
     device: Device = "cpu",
 ) -> None:
-    """Trains those of a group of seeds that the store lacks, each in one run through all checkpoints `epochs` that are
-    missing; by default the cell's own."""
+    """Train the missing ones of a group of seeds, each in one run through all of its missing checkpoints.
+
+    `epochs` are the checkpoints, by default the cell's own. Imported endpoints are not trained.
+    """
     dataset = check_data(load_dataset(cell.data.name, data_dir), cell.data)
-    missing = missing_checkpoints(store, cell, seeds, [cell.epoch] if epochs is None else epochs)
-    if not missing:
+    wanted = [cell.at(epoch) for epoch in ([cell.epoch] if epochs is None else epochs)]
+    lacking = {
+        seed: [c.last_epoch for c in wanted if not EndpointFile(Endpoint(c, seed)).is_in(store)] for seed in seeds
+    }
+    missing = {seed: epochs for seed, epochs in lacking.items() if epochs}
+    if not missing or cell.origin is not None:
         return
     parent = None
     if cell.parent is not None:
@@ -53,12 +60,11 @@ def train(
 
 @task(**TASK_OPTIONS)
 def train_parent(parents: Sequence[Endpoint], store: Store, data_dir: Path, device: Device = "cpu") -> None:
-    """Trains one seed through `parents`, the checkpoints that others are spawned from, as far as the store lacks their
-    states."""
+    """Train one seed through `parents`, checkpoints that others are spawned from, where their states are missing."""
     data = parents[0].cell.data
     ensure_states(store, parents, check_data(load_dataset(data.name, data_dir), data), device)
 
 
 def _name_device(device: Device) -> str:
-    """What the table `endpoints` calls it."""
+    """Return the device's name for the table `endpoints`."""
     return torch.cuda.get_device_name() if device == "cuda" else device

@@ -180,7 +180,7 @@ def test_every_command_of_the_docs_is_understood(words: tuple[str, ...], request
     called = CliRunner().invoke(app, arguments)
     if arguments[0] in ("report", "compare"):
         # A study of one's own that was not run is no name that is known.
-        refusal = "holds no tables of" if arguments[1] in PRESETS else "there is no study"
+        refusal = "has no tables of" if arguments[1] in PRESETS else "there is no study"
         assert refusal in str(called.exception)
     elif arguments[0] == "doctor" and "cuda" in arguments:
         assert "on cuda" in called.output or "no GPU" in called.output

@@ -30,6 +30,10 @@ def test_every_public_name_is_there_and_is_what_its_module_defines(name: str):
     assert getattr(value, "__module__", repairlab._HOMES[name]) == repairlab._HOMES[name]
 
 
+def test_the_names_to_import_are_those_that_have_a_home():
+    assert sorted(repairlab._HOMES) == sorted(repairlab.__all__)
+
+
 def test_an_unknown_name_is_told_beside_those_that_there_are():
     with pytest.raises(AttributeError, match=r"no attribute 'open_stduy'; it has open_study, "):
         repairlab.open_stduy  # noqa: B018

@@ -20,11 +20,11 @@ from infra.paths import endpoint_key, import_key, request_key, table_key, traini
 from infra.sealing import SLOT, seal
 from infra.storage import DamagedError, Store
 from infra.tables import Column, Table, read_descriptions, read_provenance, read_rows, read_table
-from tasks.imports import read_imports
 from tasks.science.specs.cell import Endpoint
 from tasks.science.specs.identity import safe_name
 from tasks.stored.artifacts import read_endpoint
 from tasks.stored.checkpoints import pack, read_checkpoint, read_header
+from tasks.stored.imports import read_imports
 from tasks.stored.requests import read_requests
 from tasks.stored.trainings import load_state
 

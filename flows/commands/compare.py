@@ -13,7 +13,7 @@ from flows.report.figures.drawing import draw_png
 from flows.report.figures.published import chart_comparison
 from flows.report.gathered import check_gathered, read_gathered
 from flows.report.labels import NETWORK
-from flows.report.paper_points import ALIKE, factors_of, in_order, tabulate_points
+from flows.report.paper_points import ALIKE, in_order, sizes_varied, tabulate_points
 from flows.terminal import tell
 from infra.paths import figure_key
 from infra.sealing import seal_png
@@ -80,7 +80,7 @@ def _print_points(of_network: pd.DataFrame, console: Console) -> None:
         tell(console, f"{NOT_RUN}{sizes}: {', '.join(methods)}")
     for _, cell in missing.drop_duplicates("cell_id").iterrows():
         if cell["n_diverged"] + cell["n_untrained"]:
-            where = ", ".join(f"{name} {cell[name]}" for name in factors_of(of_network))
+            where = ", ".join(f"{name} {cell[name]}" for name in sizes_varied(of_network))
             lost = f"{cell['n_diverged']} endpoints diverged, {cell['n_untrained']} did not learn"
             tell(console, f"no pair at {where} by {cell['recipe']}: {lost}")
 
@@ -118,7 +118,7 @@ def _in_points(values: pd.Series, form: str) -> str:
 
 def _at_sizes(rows: pd.DataFrame, among: pd.DataFrame) -> str:
     """Return the sizes of the rows in words; empty where they are all of the sizes in `among`."""
-    factors = factors_of(among)
+    factors = sizes_varied(among)
     of_rows, of_all = (frame[factors].drop_duplicates().sort_values(factors) for frame in (rows, among))
     if len(of_rows) == len(of_all):
         return ""

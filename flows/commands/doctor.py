@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from infra.cores import usable_cores
 from infra.runners import ServerError, check_runner
-from infra.settings import Settings, usable_cores
+from infra.settings import Settings
 from infra.storage import Store, StoreError
 from infra.text import one_line
 from tasks.data.datasets import DATASETS, find_dataset

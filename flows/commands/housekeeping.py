@@ -16,8 +16,8 @@ from infra.text import one_line
 from tasks.stored.integrity import (
     UnreadableError,
     add_digest,
-    examine,
-    find_damage,
+    examine_file,
+    find_damaged_files,
     has_no_digest,
     is_linked,
     kind_of,
@@ -82,7 +82,7 @@ def check_files(store: Store, console: Console, *, delete: bool, seal: bool) -> 
     for error in unlisted:
         _say(str(error), console)
     counts = Counter[_State]()
-    for entry, error in find_damage(store.own, entries):
+    for entry, error in find_damaged_files(store.own, entries):
         try:
             state = _settle(store.own, entry.key, error, console, delete=delete, seal=seal) if error else "whole"
         except FileNotFoundError:
@@ -123,7 +123,7 @@ def _settle(store: Store, key: str, found: StoreError, console: Console, *, dele
         is_theirs = is_linked(store, key)
         if seal and not is_theirs and has_no_digest(found) and add_digest(store, key):
             return "sealed"
-        error = examine(store, key)
+        error = examine_file(store, key)
         state: _State = "unreadable" if isinstance(error, UnreadableError) else "left" if error else "whole"
         if delete and state == "left":
             if is_theirs:

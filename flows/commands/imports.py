@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from infra.storage import Store
 from infra.text import one_line
 from infra.weights import open_weights, read_weights
 from tasks.data.datasets import load_dataset
-from tasks.imports import MOST, check_import, imported_digest, read_imports, save_import
-from tasks.science.merging import check_classes
+from tasks.imports import check_import, imported_digest, save_import
 from tasks.science.networks import build_network, find_architecture
 from tasks.science.networks.fitting import fit_state, in_float32
+from tasks.science.networks.output_checks import check_classes
 from tasks.science.networks.user_defined import factors_of
 from tasks.science.specs.cell import Cell, Endpoint, Origin
 from tasks.science.specs.checks import is_own
@@ -35,6 +36,7 @@ from tasks.science.specs.recipe import Recipe
 from tasks.science.specs.state import State
 from tasks.science.training.training import Training
 from tasks.science.user_cells import describe_own
+from tasks.stored.imports import MOST, read_imports
 from tasks.tables.columns import RECIPE
 from tasks.tables.sweep import parse_value
 
@@ -179,7 +181,7 @@ def _check_company(cell: Cell, store: Store, study: str, known: Sequence[Endpoin
             )
         if other.data.name == cell.data.name and other.data != cell.data:
             raise ValueError(f"{cell.data.name} holds other data than when {study} was imported: take another --study")
-        if other.network | {"graph": ""} == cell.network | {"graph": ""} and other.graph != cell.graph:
+        if other.graph != cell.graph and replace(other.network, graph=cell.graph) == cell.network:
             raise ValueError(
                 f"{cell.architecture} makes another network than when {study} was imported: take another --study"
             )

@@ -22,8 +22,9 @@ from tasks.data.datasets import load_dataset
 from tasks.science.correction.layout import LeftOut
 from tasks.science.data.examples import Dataset, subset
 from tasks.science.evaluation.metrics import Evaluation, evaluate
-from tasks.science.merging import Merged, check_classes, merge_networks
+from tasks.science.merging import Merged, merge_networks
 from tasks.science.networks.fitting import fit_state, in_float32, renamed
+from tasks.science.networks.output_checks import check_classes
 from tasks.science.networks.user_code import build_own_network, find_function
 from tasks.science.specs.checks import is_own
 from tasks.science.specs.identity import weights_digest

@@ -275,7 +275,7 @@ def _check_networks(cells: Sequence[Cell], matchers: Sequence[str]) -> None:
     """Build every network once. ValueError where one cannot be, or has no published reading that a matcher asks for."""
     published = any(parse_matcher(matcher).options.get("reading") == "published" for matcher in matchers)
     # Cells that differ in their data or recipe have the same network.
-    distinct = {(*cell.network.values(), cell.data.shape, cell.data.n_classes): cell for cell in cells}
+    distinct = {(cell.network, cell.data.shape, cell.data.n_classes): cell for cell in cells}
     for cell in distinct.values():
         network = build_network(cell)
         if published:

@@ -1,10 +1,10 @@
-"""What a study found, in sentences."""
+"""The text of the report's claim: the finding of a study, in sentences."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-from flows.report.labels import FACTORS, label_value, main_factor
+from flows.report.labels import SIZE_FACTORS, label_value, main_factor
 from flows.report.summary import tell_interval
 from tasks.science.statistics.jackknife import MIN_SEEDS
 
@@ -12,50 +12,53 @@ _NETWORK = ["dataset", "architecture", "normalization", "width", "depth"]
 
 
 def make_claim(ablation: pd.DataFrame) -> str:
-    """What the study found, in a sentence for each normalization, at the largest depth and smallest width with a
-    barrier to speak of: where the question is hardest. A study of one size has a sentence for each of its networks;
-    one that sweeps something else for the least and the largest value."""
+    """Return the share of aligned barriers that REPAIR removes, in a sentence for each of the hardest cells.
+
+    A study of several sizes has a sentence for each normalization, at the largest depth and smallest width with a
+    barrier. A study of one size has one for each of its networks; one that sweeps another field, for the smallest and
+    the largest value.
+    """
     factor = main_factor(ablation)
     test = ablation[(ablation["split"] == "test") & (ablation["matcher"] == "activation")]
     removed = test[(test["metric"] == "accuracy_barrier_reduction") & (test["correction"] == "repair")]
     known = removed[removed["mean"].notna()].sort_values([factor, "dataset"])
     if not ablation["n_pairs"].max():
-        return "No pair was measured, so nothing is claimed."
+        return "No pair was measured, so there is no claim."
     if "repair" not in set(test["correction"]):
-        return "Nothing was aligned by activations and repaired here, so nothing is claimed."
+        return "No pair was aligned by activations and corrected by REPAIR, so there is no claim."
     if known.empty and ablation["n_seeds"].max() < MIN_SEEDS:
-        return f"With fewer than {MIN_SEEDS} trained seeds there are no intervals, and nothing is claimed."
+        return f"With fewer than {MIN_SEEDS} trained seeds there are no intervals, so there is no claim."
     if known.empty:
         return (
-            "No cell of this study has an aligned barrier whose 95 % interval excludes zero, "
-            "so there is no share of it that REPAIR could be said to remove."
+            "No cell of this study has an aligned barrier whose 95 % interval excludes zero, so REPAIR has no barrier "
+            "to remove."
         )
-    if factor in FACTORS and known[factor].nunique() > 1:
+    if factor in SIZE_FACTORS and known[factor].nunique() > 1:
         other = "width" if factor == "depth" else "depth"
         hardest_first = known.sort_values(
             [factor, other, "dataset"], ascending=[factor == "width", other == "width", True]
         )
         hardest = hardest_first.drop_duplicates("normalization").sort_values("normalization")
         return _claim_of(hardest, test)
-    if factor not in FACTORS:
-        # Which value is hardest is what the study asks: the least and the largest of them have a sentence each.
+    if factor not in SIZE_FACTORS:
+        # The study asks which value is hardest.
         ends = known.iloc[[0, -1]] if len(known) > 1 else known
         return _claim_of(ends, test, factor)
-    # Neither depth nor width is what this study asks about: every network has its sentence.
     return _claim_of(known, test)
 
 
 def answer_widths(laws: pd.DataFrame) -> list[str]:
-    """Say how wide networks must be for their barriers to vanish once aligned and repaired, a sentence for each series
-    of widths in the table of `laws`."""
+    """Return the widths that aligned and repaired networks need, a sentence for each series of the table `laws`."""
     asked = laws[(laws["split"] == "test") & (laws["metric"] == "accuracy_barrier")]
     asked = asked[(asked["matcher"] == "activation") & (asked["correction"] == "repair")]
     return list(dict.fromkeys(asked["answer_text"]))
 
 
 def _claim_of(cells: pd.DataFrame, test: pd.DataFrame, swept: str = "") -> str:
-    """What REPAIR removes of the barrier of each of `cells`, which are rows of `test`; how many networks that is of is
-    said once where it is the same for all. `swept` is the factor whose value tells cells apart."""
+    """Return a sentence for each of `cells`, rows of `test`; equal counts of pairs and seeds are given once.
+
+    `swept` is the factor that distinguishes the cells.
+    """
     sentences = [_removed(cell, test, swept) for _, cell in cells.iterrows()]
     counts = [f"over {cell['n_pairs']} pairs of {cell['n_seeds']} seeds" for _, cell in cells.iterrows()]
     tails = [f" (means {count}, 95 % intervals over seeds)" for count in counts]
@@ -65,7 +68,7 @@ def _claim_of(cells: pd.DataFrame, test: pd.DataFrame, swept: str = "") -> str:
 
 
 def _removed(removed: pd.Series, test: pd.DataFrame, swept: str) -> str:
-    """What REPAIR `removed` of the aligned barrier of one cell, and what there was to remove."""
+    """Return the aligned barrier of one cell in words, and the share that REPAIR `removed`."""
     before = test[(test["cell_id"] == removed["cell_id"]) & (test["metric"] == "accuracy_barrier")]
     before = before[(before["correction"] == "none") & (before["measurement"] == removed["measurement"])].iloc[0]
     network = f"At width {removed['width']} and {removed['depth']} hidden layers"

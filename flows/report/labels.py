@@ -1,4 +1,4 @@
-"""What tells a study's cells apart, in as few words as do: of figures and of the report."""
+"""Labels of cells and paths in figures and in the report, as short as the study allows."""
 
 from __future__ import annotations
 
@@ -9,54 +9,55 @@ import pandas as pd
 
 from tasks.tables.sweep import FIELDS
 
-FACTORS = ["depth", "width"]
+SIZE_FACTORS = ["depth", "width"]
 NETWORK = ["dataset", "architecture", "normalization"]
 SERIES = [*NETWORK, "recipe", "measurement"]
 
 
 def label_path(matcher: str, correction: str) -> str:
-    """A path in words: how B was permuted, and what was done to the interpolated network."""
+    """Return a path in words: the matcher of B, and the correction of the interpolated network."""
     aligned = {"none": "direct", "activation": "aligned"}.get(matcher, f"aligned by {matcher}")
     return aligned if correction == "none" else f"{aligned}, {'REPAIR' if correction == 'repair' else correction}"
 
 
 def swept_factors(ablation: pd.DataFrame) -> list[str]:
-    """The fields of recipes and measurements that a study sweeps: those that its table has a column for."""
+    """Return the swept fields of recipes and measurements, which have columns in the table."""
     return [name for name in ablation.columns if name in FIELDS]
 
 
 def main_factor(ablation: pd.DataFrame) -> str:
-    """What the horizontal axis shows: of depth, width and all that is swept the one with most values."""
-    return max([*FACTORS, *swept_factors(ablation)], key=lambda factor: ablation[factor].nunique(dropna=False))
+    """Return the factor of the horizontal axis: depth, width or the swept field with most values."""
+    return max([*SIZE_FACTORS, *swept_factors(ablation)], key=lambda factor: ablation[factor].nunique(dropna=False))
 
 
 def label_value(value: Any, factor: str = "") -> str:
-    """A factor's value on an axis; a number of images that is not bounded is all of them, and an epoch that is not
-    given the last."""
+    """Return a factor's value on an axis; null is `all` images, the `last` epoch, or `none` for spawning."""
     if pd.isna(value):
         return {"epoch": "last", "spawn_seed": "none", "spawn_epoch": "none"}.get(factor, "all")
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def label_points(frame: pd.DataFrame, aside: str = "") -> pd.Series:
-    """One text per row that says what tells its cell and measurement apart, in as few words as do, a factor aside."""
+    """Return a short label per row that distinguishes its cell and measurement, without the factor `aside`."""
     swept = swept_factors(frame)
     if aside == "depth":
-        # A VGG's depth is in its name. ResNets of other depths are other designs, so their names stay.
+        # VGGs differ only in depth. ResNets of other depths are other designs, so their names stay.
         frame = frame.assign(architecture=frame["architecture"].replace(r"^vgg\d+$", "vgg", regex=True))
-    names = [*NETWORK, *FACTORS, *swept, *([] if swept else ["recipe", "measurement"])]
-    return _labels(frame, telling(frame, [name for name in names if name != aside]))
+    names = [*NETWORK, *SIZE_FACTORS, *swept, *([] if swept else ["recipe", "measurement"])]
+    return _labels(frame, distinguishing(frame, [name for name in names if name != aside]))
 
 
 def label_lines(frame: pd.DataFrame) -> pd.Series:
-    """One text per row that says which of the fewest lines holds its point, a line being along one factor alone."""
-    labels = [label_points(frame, factor) for factor in [*FACTORS, *swept_factors(frame)]]
+    """Return the label of each row's line, with lines along the one factor that makes the fewest."""
+    labels = [label_points(frame, factor) for factor in [*SIZE_FACTORS, *swept_factors(frame)]]
     return min(labels, key=lambda of_rows: of_rows.nunique())
 
 
-def telling(frame: pd.DataFrame, names: list[str]) -> list[str]:
-    """Those of the columns that tell rows apart; not those that follow from others before them, as the depth of a
-    VGG does from its name."""
+def distinguishing(frame: pd.DataFrame, names: list[str]) -> list[str]:
+    """Return the columns that distinguish rows, without those that follow from the columns before them.
+
+    The depth of a VGG, for example, follows from its architecture.
+    """
     chosen: list[str] = []
     for name in names:
         distinct = len(frame[chosen].drop_duplicates()) if chosen else 1
@@ -66,7 +67,7 @@ def telling(frame: pd.DataFrame, names: list[str]) -> list[str]:
 
 
 def _labels(frame: pd.DataFrame, names: list[str]) -> pd.Series:
-    """One text per row of what these columns hold."""
+    """Return the values of the columns `names`, as one label per row."""
     if not names:
         return pd.Series("", index=frame.index)
     return frame[names].apply(lambda row: _label(row, names), axis=1)
@@ -77,13 +78,12 @@ def _label(row: pd.Series, names: Sequence[str]) -> str:
 
 
 def cell_names(frame: pd.DataFrame) -> pd.Series:
-    """One text per row that names its cell and measurement, the same in every table."""
+    """Return the name of each row's cell and measurement, the same in every table."""
     return frame["cell_id"] + "/" + frame["measurement"]
 
 
 def cells_of(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The rows of each cell and measurement with what sets it apart from the others, in the order of network, depth,
-    width and what is swept."""
-    names = [*NETWORK, *FACTORS, *swept_factors(frame), "cell_id", "measurement"]
+    """Return the label and the rows of each cell and measurement, ordered by network, size and swept values."""
+    names = [*NETWORK, *SIZE_FACTORS, *swept_factors(frame), "cell_id", "measurement"]
     labels = label_points(frame.drop_duplicates(names))
     return [(str(labels[group.index[0]]), group) for _, group in frame.groupby(names, sort=True, dropna=False)]

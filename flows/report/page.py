@@ -1,7 +1,7 @@
-"""A study's report: its claim in a sentence, its figures, the ablation, what failed, and where it comes from.
+"""A study's report: the claim, figures, the ablation, failures, and provenance, as one HTML page.
 
-The page is one file that asks nobody for anything: tables and charts stand in it as data, and plotly.js, which draws
-them, does too. The same charts lie beside it as pictures.
+The page is self-contained: it holds the data of tables and charts, and plotly.js, which draws them. The same charts are
+saved beside it as pictures.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from prefect import task
 from prefect.context import TaskRunContext
 
 from flows.report.claims import answer_widths, make_claim
-from flows.report.controls import began_apart, tell_controls
-from flows.report.figures.ablation import PUBLISHED, chart_against, chart_barriers, chart_errors, factors_varied
+from flows.report.controls import independently_initialized, tell_controls
+from flows.report.figures.ablation import PUBLISHED_LABEL, chart_against, chart_barriers, chart_errors, factors_varied
 from flows.report.figures.chart import Chart
 from flows.report.figures.curves import curves_of
 from flows.report.figures.drawing import draw_png
@@ -35,8 +35,8 @@ from flows.report.figures.pairs import (
     chart_variance,
 )
 from flows.report.figures.published import chart_comparison
-from flows.report.gathered import TABLES, check_gathered, read_gathering
-from flows.report.labels import FACTORS, NETWORK, cell_names, label_points, label_value, swept_factors
+from flows.report.gathered import TABLES_BY_NAME, check_gathered, read_gathering
+from flows.report.labels import NETWORK, SIZE_FACTORS, cell_names, label_points, label_value, swept_factors
 from flows.report.paper_points import tabulate_paper
 from flows.report.prefect_page import show_report
 from flows.report.summary import TEXT_COLUMNS, section_starts, summarise_ablation, tabulate_left_out
@@ -44,10 +44,10 @@ from infra.paths import figure_key, report_key
 from infra.runners import TASK_OPTIONS, run_logger
 from infra.sealing import seal_page, seal_png
 from infra.storage import Store
-from tasks.gather import StudyTables, wait_until_still
+from tasks.stored.study_tables import StudyTables, wait_until_still
 
 METRICS = ("accuracy_barrier", "loss_barrier", "midpoint_accuracy")
-"""What barriers are looked at by."""
+"""The metrics of the section of barriers."""
 
 SECTIONS = {
     "barriers": (
@@ -56,83 +56,79 @@ SECTIONS = {
     ),
     "comparison": (
         "Beside the paper",
-        "Test accuracy of midpoints and endpoints. Bars say where a new pair of two new seeds would fall in 95 of 100 "
-        "cases; open markers are what the authors saved, one pair each.",
+        "Test accuracy of midpoints and endpoints. Bars are 95 % prediction intervals of a new pair of two new seeds; "
+        "open markers are the authors' saved values, one pair each.",
     ),
     "paths": (
         "Along the path",
-        "Test accuracy from A (alpha 0) to B (alpha 1): mean over pairs, and the band from the worst to the best of "
-        "them.",
+        "Test accuracy from A (alpha 0) to B (alpha 1): mean over pairs, and the band from the worst to the best.",
     ),
     "variance": (
         "Variance by layer",
         "Variance of each hidden layer's pre-activations at the midpoint, over the mean of the two endpoints': "
-        "interpolation collapses it, REPAIR sets it to its goal. Corrected direct paths have goals of their own, and "
-        "are left out.",
+        "interpolation makes it collapse, REPAIR sets it to its goal. Corrected direct paths have other goals, and are "
+        "left out.",
     ),
     "correlation": (
-        "How well units matched",
-        "Correlation of every unit's activations with those of its partner in the other network, mean over the units "
-        "of a layer and over pairs, and the band from the worst to the best pair; dashed, as the networks were "
-        "trained.",
+        "Correlation of matched units",
+        "Correlation of a unit's activations with those of its partner in the other network: mean over the units of a "
+        "layer and over pairs, with the band from the worst to the best pair. Dashed: before alignment.",
     ),
     "errors": (
         "Barriers against errors",
         "Accuracy barrier against the endpoints' test error, a point per cell, mean over pairs; bars are 95 % "
-        "intervals over seeds. Thin lines join cells that differ in one factor alone.",
+        "intervals over seeds. Thin lines join cells that differ in one factor only.",
     ),
     "closed_form": (
         "Closed form against forward pass",
-        "Test accuracy and loss at the midpoint of each aligned pair: corrected from the endpoints' moments alone "
-        "(closed form) against corrected by a pass over the interpolated network. On the dotted line both are equal; "
-        "the closed form is behind where its accuracy lies below, or its loss above.",
+        "Test accuracy and loss at the midpoint of each aligned pair: corrected from the endpoints' moments only "
+        "(closed form) against corrected by a forward pass of the interpolated network. Both are equal on the dotted "
+        "line; the closed form is worse if its accuracy lies below the line, or its loss above.",
     ),
     "predictions": (
-        "What the closed form predicts",
-        "How well the closed form predicts each layer's moments at the midpoint: the correlation over units of "
-        "predicted deviations and means with those of the layer behind corrected layers, mean over aligned pairs.",
+        "Predictions of the closed form",
+        "Correlation, over units, of the standard deviations and means that the closed form predicts for each layer at "
+        "the midpoint with the actual ones behind corrected layers: mean over aligned pairs.",
     ),
 }
-"""The figures of a report, with their titles and captions, in order."""
+"""Titles and captions of the figures of a report, in order."""
 
-OF_PUBLISHED = (
-    " Open markers are what the authors of REPAIR saved, one pair each, of its midpoint: point at one for the verdict "
-    "on it."
+PUBLISHED_CAPTION = (
+    " Open markers are midpoints saved by the authors of REPAIR, one pair each; hover over one for the verdict on it."
 )
-"""Stands behind the caption of barriers where there are such points."""
+"""End of the caption of a figure with published points."""
 
 FIRST_SECTIONS = ("barriers", "comparison")
-"""What stands above the table."""
+"""The figures above the table."""
 
 MAX_DRAWN_PANELS = 40
-"""Of a picture; the page turns through more."""
+"""Largest number of panels in a picture; the page shows more."""
 
 
 @task(**TASK_OPTIONS)
 def report(study: str, store: Store) -> str:
-    """Writes the report, and shows its table and main figure in the Prefect UI; returns where the page lies."""
+    """Write the report, show it in the Prefect UI, and return the location of the page."""
     where = write_report(store, study)
     if TaskRunContext.get() is not None:
         try:
             show_report(store, study, where)
         except httpx.HTTPError as error:
-            # The tables and the page are there; its artifacts are not worth a study.
-            run_logger().warning("the Prefect server has not taken the report's artifacts: %s", error)
+            # The tables and the page are complete without the artifacts.
+            run_logger().warning("the Prefect server did not accept the report's artifacts: %s", error)
     return where
 
 
 def write_report(store: Store, study: str) -> str:
-    """Draws figures and page from the study's tables; returns where the page lies. Raises StoreError without them."""
-    check_gathered(store, study, TABLES)
+    """Write figures and page from the study's tables, and return the page's location; StoreError without tables."""
+    check_gathered(store, study, TABLES_BY_NAME)
     while not _write_pages(store, study, StudyTables(store, study)):
-        run_logger().info("%s was gathered anew meanwhile: its report is drawn again", study)
+        run_logger().info("%s was gathered again meanwhile: its report is drawn again", study)
         wait_until_still(store, study)
     return store.locate(report_key(study))
 
 
 def _write_pages(store: Store, study: str, found: StudyTables) -> bool:
-    """Draw figures and page, and say whether they are of the tables as they were `found`: as soon as others have
-    written these, no more is written."""
+    """Draw and write figures and page; return False, and stop, once the tables are no longer as they were `found`."""
     tables, provenance = read_gathering(store, study)
     charts = make_charts(tables)
     pages: dict[str, bytes] = {}
@@ -151,12 +147,11 @@ def _write_pages(store: Store, study: str, found: StudyTables) -> bool:
 
 
 Charts = Mapping[str, Mapping[tuple[str, ...], Chart]]
-"""The charts of each section, by the choice that shows them: what barriers are of, and against what. A section of one
-chart has it under the choice of nothing."""
+"""The charts of each section by choice: the metric and the factor of barriers, nothing for a section of one chart."""
 
 
 def make_charts(tables: Mapping[str, pd.DataFrame]) -> Charts:
-    """Every chart that there is something to draw in."""
+    """Return every chart that has data."""
     ablation, paper = tables["ablation"], tables["paper"]
     barriers = {
         (metric.replace("_", " "), factor.replace("_", " ")): chart_against(ablation, factor, metric, paper)
@@ -179,19 +174,19 @@ def make_charts(tables: Mapping[str, pd.DataFrame]) -> Charts:
 
 
 def first_panels(of_section: Mapping[tuple[str, ...], Chart]) -> Chart:
-    """The only chart of a section, with as many panels as a picture has room for."""
+    """Return the only chart of a section, with as many panels as a picture has room for."""
     (chart,) = of_section.values()
     return dataclasses.replace(chart, panels=chart.panels[:MAX_DRAWN_PANELS])
 
 
 def render(study: str, tables: Mapping[str, pd.DataFrame], charts: Charts, provenance: Mapping[str, Any]) -> str:
-    """The page."""
+    """Return the page as HTML."""
     ablation, endpoints = tables["ablation"], tables["endpoints"]
     summary = summarise_ablation(ablation)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    published = {name: OF_PUBLISHED if _has_published(of_section) else "" for name, of_section in charts.items()}
+    published = {name: PUBLISHED_CAPTION if _has_published(of_section) else "" for name, of_section in charts.items()}
     sections = [
         {"name": name, "title": title, "caption": caption + published[name], "is_first": name in FIRST_SECTIONS}
         for name, (title, caption) in SECTIONS.items()
@@ -202,7 +197,7 @@ def render(study: str, tables: Mapping[str, pd.DataFrame], charts: Charts, prove
         claim=make_claim(ablation),
         widths=answer_widths(tables["width_laws"]),
         sections=sections,
-        controls=tell_controls(tables["barriers"], ablation, began_apart(tables["cells"], endpoints)),
+        controls=tell_controls(tables["barriers"], ablation, independently_initialized(tables["cells"], endpoints)),
         columns=list(summary.columns),
         rows=list(zip(summary.index, summary["path"], summary.to_numpy().tolist(), strict=True)),
         section_starts=section_starts(summary),
@@ -212,7 +207,7 @@ def render(study: str, tables: Mapping[str, pd.DataFrame], charts: Charts, prove
         endpoints=endpoints,
         n_pairs=len(_of_pairs(tables["barriers"]).drop_duplicates(["cell_id", "seed_a", "seed_b"])),
         provenance=provenance,
-        # None of these is anybody's words but ours and plotly's; data are escaped by `as_json`.
+        # Ours or plotly's, so not escaped; `as_json` escapes the data.
         style=Markup(_template("report.css")),
         script=Markup(_template("report.js")),
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
@@ -221,11 +216,11 @@ def render(study: str, tables: Mapping[str, pd.DataFrame], charts: Charts, prove
 
 
 def page_data(ablation: pd.DataFrame, charts: Charts) -> dict[str, Any]:
-    """What the page's script draws and filters by: the cells with what varies among them, the paths, the charts."""
+    """Return the data of the page's script: the cells with their varying factors, the paths, the charts."""
     cells = ablation.drop_duplicates(["cell_id", "measurement"])
     cells = cells.assign(key=cell_names(cells), label=label_points(cells))
     swept = swept_factors(cells)
-    names = [*NETWORK, *FACTORS, *swept, *([] if swept else ["recipe", "measurement"])]
+    names = [*NETWORK, *SIZE_FACTORS, *swept, *([] if swept else ["recipe", "measurement"])]
     varied = [name for name in names if cells[name].nunique(dropna=False) > 1]
     values = {name: {label_value(value, name): None for value in cells.sort_values(name)[name]} for name in varied}
     rows = cells.to_dict(orient="records")
@@ -245,12 +240,11 @@ def page_data(ablation: pd.DataFrame, charts: Charts) -> dict[str, Any]:
 
 def _has_published(of_section: Mapping[tuple[str, ...], Chart]) -> bool:
     lines = (line for chart in of_section.values() for panel in chart.panels for line in panel.lines)
-    return any(line.label == PUBLISHED for line in lines)
+    return any(line.label == PUBLISHED_LABEL for line in lines)
 
 
 def as_json(data: Any) -> str:
-    """`data` as JSON that can stand in a page's script: what is not finite is null, five digits of every number, and
-    nothing in it ends the script."""
+    """Return `data` as JSON for a script element: five digits, null if not finite, and HTML characters escaped."""
     text = json.dumps(_rounded(data), separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -266,7 +260,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _of_pairs(frame: pd.DataFrame) -> pd.DataFrame:
-    """Without controls."""
+    """Return the rows of pairs, without controls."""
     return frame[frame["kind"] == "pair"]
 
 

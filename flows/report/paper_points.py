@@ -1,4 +1,4 @@
-"""Published points of the authors of REPAIR beside ours, as text."""
+"""Published points beside ours, as text."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from flows.report.labels import NETWORK
 from tasks.tables.comparison import INSIDE, OUTSIDE, PATHS_OF_METHODS, UNINFORMATIVE
 
 ALIKE = (INSIDE, OUTSIDE, UNINFORMATIVE)
-"""The verdicts on points that ours were trained and measured like."""
+"""The verdicts on points whose training and measurement were the same as ours."""
 
 
 def tabulate_paper(paper: pd.DataFrame) -> pd.DataFrame:
-    """A row per published test accuracy that the study has measured as well, as text: judged ones first. How ours were
-    trained and measured stands there where it differs. `paper` is the table of that name, or empty."""
+    """Return a row of text per published test accuracy that the study measured too, those with a verdict first.
+
+    Recipe and measurement of ours are columns if they vary. `paper` is the table of that name, or empty.
+    """
     if paper.empty:
         return pd.DataFrame()
     run = paper[(paper["split"] == "test") & paper["metric"].str.endswith("accuracy") & (paper["n_pairs"] > 0)]
@@ -32,14 +34,14 @@ def tabulate_paper(paper: pd.DataFrame) -> pd.DataFrame:
 
 
 def tabulate_points(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row per point, as text: where, how, theirs, ours with the prediction interval of a new pair, the verdict."""
+    """Return a row of text per point: size, method, theirs, ours with a new pair's prediction interval, verdict."""
     text: list[dict[str, str]] = []
     for row in in_order(rows).to_dict(orient="records"):
         ours = "-" if pd.isna(row["mean"]) else f"{100 * row['mean']:.1f}"
         if not pd.isna(row["new_pair_low"]):
             ours += f" [{100 * row['new_pair_low']:.1f}, {100 * row['new_pair_high']:.1f}]"
         text.append(
-            {name: str(row[name]) for name in factors_of(rows)}
+            {name: str(row[name]) for name in sizes_varied(rows)}
             | {"method": row["method"], "theirs": f"{100 * row['published']:.1f}", "ours [a new pair]": ours}
             | {"pairs": str(row["n_pairs"]), "verdict": row["verdict"]}
         )
@@ -47,7 +49,7 @@ def tabulate_points(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """By network and size, and within them from endpoints to what is done most to a path."""
+    """Return `rows` sorted by network and size, and within them from endpoints to the most corrected path."""
     order = {method: position for position, method in enumerate(PATHS_OF_METHODS)}
     return rows.sort_values(
         [*NETWORK, "width", "depth", "method"],
@@ -55,6 +57,6 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def factors_of(rows: pd.DataFrame) -> list[str]:
-    """Of width and depth those that vary; the width where neither does."""
+def sizes_varied(rows: pd.DataFrame) -> list[str]:
+    """Return which of width and depth vary; the width if neither does."""
     return [name for name in ("width", "depth") if rows[name].nunique() > 1] or ["width"]

@@ -1,6 +1,6 @@
-"""What a study's flow run shows on Prefect's page: tags to filter by, how far each stage is, and what was found.
+"""A study's flow run on Prefect's page: tags, the progress of each stage, and the report.
 
-Everything here is a view of what the store has: where the server does not take it, the study goes on without.
+All of it shows what is in the store: if the server does not accept it, the study goes on without.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ from tasks.science.specs.request import Request
 
 _SECONDS_BETWEEN_CALLS = 1.0
 _SECONDS_BETWEEN_UPDATES = 6.0
-"""So often, at most, the server is told anything of a study's progress, and anything of one stage's. A call takes it
-some ten milliseconds, as much as a task."""
+"""Shortest times between two calls to the server, and between two about the same stage. A call costs the server about
+ten milliseconds, as much as a task."""
 
 
 def artifact_key(study: str, what: str) -> str:
-    """The key of a study's artifact: Prefect takes lowercase letters, digits and dashes alone. Studies whose names
-    differ have keys that differ."""
+    """Return the key of a study's artifact, unique among studies.
+
+    Prefect accepts only lowercase letters, digits and dashes.
+    """
     slug = re.sub(r"[^a-z0-9]+", "-", study.lower()).strip("-")
     if slug != study:
         slug += f"-{hashlib.sha256(study.encode()).hexdigest()[:6]}"
@@ -49,10 +51,10 @@ def artifact_key(study: str, what: str) -> str:
 
 
 def tag_run(request: Request, size: str | None) -> None:
-    """Tags the flow run by what one filters runs by.
+    """Tag the flow run with its study, size, data sets and networks, to filter runs by.
 
-    Its tasks are not: for one with tags Prefect asks the server for a free slot before it begins and gives it back at
-    its end, and a limit that somebody has set on such a tag would hold studies up.
+    Its tasks have no tags: Prefect asks the server for a slot of every tag at the start of a task, and a concurrency
+    limit on such a tag would delay studies.
     """
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
@@ -66,19 +68,21 @@ def tag_run(request: Request, size: str | None) -> None:
 
 @contextmanager
 def _unless_away(what: str) -> Generator[None]:
-    """Drops, but for a line in the log, what the server does not take because it is away."""
+    """Replace the error of a server that is away by a warning in the log."""
     try:
         yield
     except (httpx.HTTPError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not lost_the_api(error):
             raise
-        run_logger().warning("the Prefect server has not taken the run's %s: %s", what, error)
+        run_logger().warning("the Prefect server did not accept the run's %s: %s", what, error)
 
 
 @contextmanager
 def progress_artifacts(study: str) -> Generator[Sequence[Watcher]]:
-    """What shows a study's stages on the page of the flow run. Nothing where the API is our own: it has no page, and
-    each call would only cost."""
+    """Yield the watchers that show a study's stages on the page of the flow run.
+
+    None if the API is temporary and has no page.
+    """
     context = FlowRunContext.get()
     watchers: list[Watcher] = []
     with ExitStack() as stack:
@@ -90,7 +94,7 @@ def progress_artifacts(study: str) -> Generator[Sequence[Watcher]]:
 
 
 class ProgressArtifacts:
-    """An artifact per stage, made when it begins, and kept up to date by few calls."""
+    """An artifact per stage, made when the stage begins and updated by few calls."""
 
     def __init__(self, client: SyncPrefectClient, study: str, flow_run_id: UUID) -> None:
         self._client, self._study, self._flow_run_id = client, study, flow_run_id
@@ -101,7 +105,7 @@ class ProgressArtifacts:
         self._has_warned = False
 
     def look(self, stages: Sequence[Stage], now: float, *, last: bool) -> None:
-        # The one that was not heard of for longest first.
+        # The stage with the oldest update comes first.
         for stage in sorted(stages, key=lambda stage: self._times.get(stage.name, 0.0)):
             if not last and now - self._last_call < _SECONDS_BETWEEN_CALLS:
                 return
@@ -124,17 +128,20 @@ class ProgressArtifacts:
                 key = artifact_key(self._study, f"progress-{stage.name}")
                 made = ArtifactCreate(key=key, type="progress", flow_run_id=self._flow_run_id, **told)
                 self._ids[stage.name] = self._client.create_artifact(made).id
-        except (httpx.HTTPError, RuntimeError) as error:  # The latter where the client was closed while a call waited.
+        except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError if the client was closed during the call.
             if not self._has_warned:
-                run_logger().warning("the Prefect server does not take the run's progress: %s", error)
+                run_logger().warning("the Prefect server does not accept the run's progress: %s", error)
             self._has_warned = True
         else:
             self._shown[stage.name] = stage
 
 
 def show_report(store: Store, study: str, where: str) -> None:
-    """What a study found, as artifacts of the task that runs: the claim with the main figure, the ablation, the
-    comparison with the paper, and what was left out, where there is such."""
+    """Show the report as artifacts of the running task.
+
+    These are the claim with the main figure, the ablation, and, if not empty, the comparison with the paper and the
+    endpoints left out.
+    """
     ablation = read_gathered(store, study, "ablation")
     claim = as_markdown(make_claim(ablation))
     create_markdown_artifact(describe_report(store, study, where), artifact_key(study, "report"), claim)
@@ -142,14 +149,14 @@ def show_report(store: Store, study: str, where: str) -> None:
     paper = tabulate_paper(read_gathered(store, study, "paper"))
     _show_table(paper, artifact_key(study, "paper"), _PAPER_LEGEND)
     left_out = tabulate_left_out(read_gathered(store, study, "endpoints"))
-    _show_table(left_out, artifact_key(study, "left-out"), "Endpoints that are in no pair, and why.")
+    _show_table(left_out, artifact_key(study, "left-out"), "Endpoints left out of pairs, with the reason.")
 
 
 _PLAIN = re.compile(r"[\w .,:;/=+()%\[\]-]*")
 
 
 def as_markdown(text: str) -> str:
-    """`text` as Prefect's page, which takes it for Markdown, shows it: a name of a stranger's is no link and no tag."""
+    """Return `text` escaped for Prefect's page, which reads Markdown: no name in it becomes a link or a tag."""
     line = one_line(text)
     if _PLAIN.fullmatch(line) and "](" not in line:
         return line
@@ -158,30 +165,32 @@ def as_markdown(text: str) -> str:
 
 _LEGEND = (
     "Test split, means over pairs with 95 % intervals over seeds. barrier: highest rise of the error above the chord, "
-    "in points of accuracy; removed: which share of it the correction takes away; loss: barrier in nats; mid, ends: "
+    "in points of accuracy; removed: share of it that the correction removes; loss: barrier in nats; mid, ends: "
     "accuracy at the midpoint and of the endpoints, in %."
 )
 _PAPER_LEGEND = (
-    "Test accuracy in %. Theirs is one pair of the authors of REPAIR; ours is the mean over pairs, and in brackets "
-    "where one new pair of two new seeds falls in 95 of 100 cases."
+    "Test accuracy in %. Theirs is one pair of the authors of REPAIR; ours is the mean over pairs, with the 95 % "
+    "prediction interval of one new pair of two new seeds in brackets."
 )
 
 
 def _show_table(rows: pd.DataFrame, key: str, description: str) -> None:
     if len(rows):
-        # Prefect's page takes a dash that stands alone for the beginning of a list.
+        # Prefect's page reads a single dash as a list.
         plain = rows.replace("-", "").map(lambda value: as_markdown(value) if isinstance(value, str) else value)
         records: list[dict[str, Any]] = plain.to_dict(orient="records")  # pyright: ignore
         create_table_artifact(records, key, description)
 
 
 def describe_report(store: Store, study: str, where: str) -> str:
-    """The main figure, and how the whole page is opened: no browser follows a link from Prefect's page to a file or
-    into a bucket."""
+    """Return the main figure, and the command that opens the report, as Markdown.
+
+    Browsers follow no link from Prefect's page to a file or into a bucket.
+    """
     lines: list[str] = []
     if store.exists(figure_key(study, "barriers")):
         figure = base64.b64encode(read_png(store, figure_key(study, "barriers"))).decode()
         lines.append(f"![barriers](data:image/png;base64,{figure})")
     command = shlex.join(["repairlab", "report", study, "--store", store.url, "--open"])
-    lines += [f"The whole report is `{where}`. Where repairlab is installed, this opens it:", f"```sh\n{command}\n```"]
+    lines += [f"The whole report is `{where}`. If repairlab is installed, this opens it:", f"```sh\n{command}\n```"]
     return "\n\n".join(lines)

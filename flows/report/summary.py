@@ -1,4 +1,4 @@
-"""The ablation as a person reads it: a row per cell and path, means with their intervals as text."""
+"""Summaries of tables as text: the ablation, the endpoints left out, the layers not corrected."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 import pandas as pd
 
 from flows.report.figures.curves import curves_of
-from flows.report.labels import NETWORK, cell_names, label_value, swept_factors, telling
+from flows.report.labels import NETWORK, cell_names, distinguishing, label_value, swept_factors
 
 
 @dataclass(frozen=True)
-class Column:
-    """A metric as a person reads it; where room is short under the title `short`, not at all where that is empty, and
-    without its interval where `bare` is set."""
+class SummaryColumn:
+    """A metric of the ablation as a column of text.
+
+    In a brief summary its title is `short`, it is left out if that is empty, and has no interval if it is `bare`.
+    """
 
     metric: str
     title: str
@@ -23,30 +25,29 @@ class Column:
 
     @property
     def scale(self) -> int:
-        """Accuracies and shares are shown in percent, losses in nats."""
+        """The factor of the unit: percent for accuracies and shares, nats for losses."""
         return 100 if "accuracy" in self.metric or "reduction" in self.metric else 1
 
 
 COLUMNS = (
-    Column("accuracy_barrier", "accuracy barrier, points", "barrier, points", bare=False),
-    Column("accuracy_barrier_reduction", "accuracy removed, %", "removed, %", bare=False),
-    Column("loss_barrier", "loss barrier, nats", "loss", bare=True),
-    Column("loss_barrier_reduction", "loss removed, %", "", bare=True),
-    Column("midpoint_accuracy", "midpoint, %", "mid", bare=True),
-    Column("endpoint_accuracy", "endpoints, %", "ends", bare=True),
+    SummaryColumn("accuracy_barrier", "accuracy barrier, points", "barrier, points", bare=False),
+    SummaryColumn("accuracy_barrier_reduction", "accuracy removed, %", "removed, %", bare=False),
+    SummaryColumn("loss_barrier", "loss barrier, nats", "loss", bare=True),
+    SummaryColumn("loss_barrier_reduction", "loss removed, %", "", bare=True),
+    SummaryColumn("midpoint_accuracy", "midpoint, %", "mid", bare=True),
+    SummaryColumn("endpoint_accuracy", "endpoints, %", "ends", bare=True),
 )
-"""What of the ablation a person is shown first, on the test split; the rest is in the table."""
+"""The metrics of a summary, of the test split."""
 
 TEXT_COLUMNS = ("dataset", "architecture", "normalization", "path", "recipe", "measurement")
 
 
 def summarise_ablation(ablation: pd.DataFrame, brief: bool = False) -> pd.DataFrame:
-    """The ablation as a person reads it: a row per cell and path, means with intervals as text, on the test split;
-    indexed by the names of cells."""
+    """Return the ablation of the test split as text: a row per cell and path, indexed by the names of cells."""
     test = ablation[ablation["split"] == "test"]
     swept = swept_factors(ablation)
     names = ["dataset", "architecture", "normalization", "width", "depth", *swept, "recipe", "measurement"]
-    shown = telling(test, names) or ([] if brief else ["width", "depth"])
+    shown = distinguishing(test, names) or ([] if brief else ["width", "depth"])
     rows: list[dict[str, Any]] = []
     cells: list[str] = []
     for _, of_cell in test.groupby([*names, "cell_id"], sort=True, dropna=False):
@@ -68,8 +69,8 @@ def summarise_ablation(ablation: pd.DataFrame, brief: bool = False) -> pd.DataFr
 
 
 def tabulate_left_out(endpoints: pd.DataFrame) -> pd.DataFrame:
-    """A row for the endpoints of one network that did not train for one reason, with the sentence that tells it."""
-    columns = telling(endpoints, [*NETWORK, "width", "depth", "recipe"]) or ["width", "depth"]
+    """Return a row for the untrained endpoints of each network and reason, with their seeds."""
+    columns = distinguishing(endpoints, [*NETWORK, "width", "depth", "recipe"]) or ["width", "depth"]
     rows: list[dict[str, str]] = []
     left_out = endpoints[endpoints["status"] != "trained"]
     for _, alike in left_out.groupby([*columns, "status", "message"], dropna=False):
@@ -80,13 +81,13 @@ def tabulate_left_out(endpoints: pd.DataFrame) -> pd.DataFrame:
 
 
 def section_starts(summary: pd.DataFrame) -> list[int]:
-    """The rows of a summary at which another cell begins."""
+    """Return the positions of the rows of a summary at which a cell begins."""
     cells = summary.iloc[:, : list(summary.columns).index("path")].to_numpy().tolist()
     return [i for i in range(len(cells)) if i == 0 or cells[i] != cells[i - 1]]
 
 
 def tell_interval(row: Any, scale: int, bare: bool = False, digits: int | None = None) -> str:
-    """A mean with its interval in brackets, times `scale`; the mean alone where `bare`, or where it has none."""
+    """Return a mean times `scale` with its interval in brackets, if it has one and is not `bare`."""
     digits = digits if digits is not None else (2 if scale == 1 else 1)
     mean = f"{row['mean'] * scale:.{digits}f}"
     if bare or pd.isna(row["low"]):
@@ -95,7 +96,7 @@ def tell_interval(row: Any, scale: int, bare: bool = False, digits: int | None =
 
 
 def uncorrected_layers(layers: pd.DataFrame) -> list[str]:
-    """Return a sentence for every network and correction that does not reach some of its layers, with the reasons."""
+    """Return a sentence for every network and correction that does not reach all layers, with the reasons."""
     sentences: list[str] = []
     missed = layers[layers["left_out"].notna()]
     for (architecture, correction), alike in missed.groupby(["architecture", "correction"]):

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
+from infra.cores import usable_cores
 from tasks.data.published import DataError
 from tasks.science.data.crops import crop_boxes
 from tasks.science.data.examples import EVALUATION_SIDE, Dataset, FileExamples, Scaling
@@ -168,12 +169,7 @@ class FolderImages:
             return self.n_workers
         if n_images < WORTH_IMAGES:
             return 0
-        return 1 if multiprocessing.parent_process() is not None else min(MOST_WORKERS, _n_cores())
-
-
-def _n_cores() -> int:
-    """Those that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return 1 if multiprocessing.parent_process() is not None else min(MOST_WORKERS, usable_cores())
 
 
 Chunk = tuple[list[str], NDArray[np.float32] | None]

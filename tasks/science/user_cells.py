@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
 
 from tasks.science.correction.layout import find_layout
-from tasks.science.merging import check_classes
 from tasks.science.networks.fitting import shared_tensors
+from tasks.science.networks.output_checks import check_classes
 from tasks.science.networks.user_defined import build_at, factors_of
 from tasks.science.specs.checks import is_whole
 from tasks.science.specs.data import DataSpec

@@ -1,4 +1,4 @@
-"""What tasks store and in which form: endpoints, permutations, rows. The verbs load and save through these."""
+"""Reading and writing of the files that verbs store: endpoints, permutations, moments and rows."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from tasks.science.evaluation.metrics import Evaluation
 from tasks.science.networks import build_network
 from tasks.science.paths.curves import Splits
 from tasks.science.specs.bounds import MAX_DRAW
-from tasks.science.specs.cell import Cell, Endpoint
+from tasks.science.specs.cell import Endpoint
 from tasks.science.specs.checks import is_whole, shown
-from tasks.science.specs.pairing import Member, Pairing, Path
-from tasks.science.specs.request import Request
+from tasks.science.specs.pairing import Member, Pairing
 from tasks.science.specs.state import State
 from tasks.science.symmetry.permutation import Permutation, PermutationSpec
 from tasks.science.training.training import Status, Training
@@ -47,7 +46,7 @@ def _is_duration(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether `value` is text that a table can hold: half a surrogate pair has no bytes."""
+    """Return whether `value` is text that a table can hold: half a surrogate pair has no bytes."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
@@ -65,19 +64,17 @@ _RECORD: Mapping[str, Callable[[Any], bool]] = {
     "train_seconds": lambda value: value is None or _is_duration(value),
     "device": lambda value: value is None or _is_text(value),
 }
-"""The fields of an endpoint's record, and what each may hold."""
+"""The fields of an endpoint's record, each with a test of its values."""
 
-KEPT_BYTES = 2**29
-"""Weights that a task keeps in memory beside those that it works with."""
-
-
-def has_endpoint(store: Store, endpoint: Endpoint) -> bool:
-    return store.exists(endpoint_key(endpoint.id))
+KEPT_STATE_BYTES = 2**29
+"""The size of the weights that a task keeps in memory beside those that it works with."""
 
 
 def save_endpoint(store: Store, endpoint: Endpoint, trained: Training, device: str, *, anew: bool = False) -> None:
-    """Stores a trained seed, unless somebody has in the meantime: then theirs stands, or, where it is to be stored
-    `anew`, is replaced. Of one that was brought in nobody knows how long it took, and how many steps were skipped."""
+    """Store a trained seed unless somebody has in the meantime; with `anew`, replace what is there.
+
+    The record of an imported endpoint has neither training time nor skipped steps.
+    """
     is_ours = endpoint.cell.origin is None
     header = {
         "kind": "endpoint",
@@ -103,14 +100,18 @@ def save_endpoint(store: Store, endpoint: Endpoint, trained: Training, device: s
 
 
 def read_endpoint(store: Store, endpoint: Endpoint) -> dict[str, Any] | None:
-    """The endpoint's record and `weights_sha256`, without its weights; None where it is not there yet."""
-    key = endpoint_key(endpoint.id)
-    return read_record(store, key) if store.exists(key) else None
+    """Return the endpoint's record and `weights_sha256`, without its weights; None where it is not there yet."""
+    try:
+        return read_record(store, endpoint_key(endpoint.id))
+    except FileNotFoundError:
+        return None
 
 
 def read_record(store: Store, key: str) -> dict[str, Any]:
-    """Return what `read_endpoint` does, by the key of the endpoint. Raises DamagedError where a field has a value that
-    it cannot have."""
+    """Return the same as `read_endpoint`, by the endpoint's key.
+
+    Raises DamagedError where a field has an impossible value.
+    """
     header = read_header(store, key)
     try:
         # What was stored before recipes could skip a step has skipped none.
@@ -126,11 +127,12 @@ def read_record(store: Store, key: str) -> dict[str, Any]:
 
 
 def as_member(endpoint: Endpoint, record: Mapping[str, Any]) -> Member:
+    """Return the endpoint as a pair's member, by the weights that its record names."""
     return Member(endpoint.seed, endpoint.id, record["weights_sha256"])
 
 
 def load_weights(store: Store, members: Iterable[Member]) -> dict[Member, State]:
-    """The weights of each member, checked against the digest that everything derived from them is keyed by."""
+    """Return the weights of each member, checked against the digest that all that derives from them is keyed by."""
     states: dict[Member, State] = {}
     for member in sorted(set(members), key=lambda member: member.seed):
         key = endpoint_key(member.endpoint_id)
@@ -142,10 +144,12 @@ def load_weights(store: Store, members: Iterable[Member]) -> dict[Member, State]
 
 
 class LazyStates:
-    """States by position, each made by `load` when it is asked for; those asked for last are kept, as many as take
-    `kept_bytes`, and at least one."""
+    """States by position, each made by `load` when it is asked for.
 
-    def __init__(self, load: Callable[[int], State], kept_bytes: int = KEPT_BYTES) -> None:
+    The last ones asked for are kept, as many as take `kept_bytes`, and at least one.
+    """
+
+    def __init__(self, load: Callable[[int], State], kept_bytes: int = KEPT_STATE_BYTES) -> None:
         self.load, self.kept_bytes = load, kept_bytes
         self.kept: dict[int, State] = {}
 
@@ -166,7 +170,7 @@ def _n_bytes(state: State) -> int:
 
 
 def save_match(store: Store, pairing: Pairing, match: Match, function_error: float, exact: bool) -> None:
-    """Stores what matching found; the permutation itself only where it is `exact`, that is, may be used."""
+    """Store the result of matching; the permutation itself only where it is `exact`, so that it may be used."""
     rows = [{"merge_id": pairing.id, **dataclasses.asdict(axis)} for axis in match.axes]
     row = {
         "merge_id": pairing.id,
@@ -191,20 +195,8 @@ def save_match(store: Store, pairing: Pairing, match: Match, function_error: flo
         store.create(key, pack(key, vectors, header))
 
 
-def has_match(store: Store, pairing: Pairing) -> bool:
-    """Whether the merge's permutation can be used; a pairing without a matcher needs none."""
-    if pairing.matcher == "none":
-        return True
-    return store.exists(permutation_key(pairing.id)) and has_match_rows(store, pairing)
-
-
-def has_match_rows(store: Store, pairing: Pairing) -> bool:
-    """Whether matching was tried: true also for a pair that was stopped, whose permutation is not kept."""
-    return store.exists(row_key("merges", pairing.id)) and store.exists(row_key("axes", pairing.id))
-
-
 def load_permutation(store: Store, pairing: Pairing, spec: PermutationSpec) -> Permutation:
-    """Return a merge's permutation. Raises DamagedError where what is stored permutes no network of this `spec`."""
+    """Return a pairing's permutation. Raises DamagedError where it permutes no network of this `spec`."""
     key = permutation_key(pairing.id)
     permutation = read_permutation(store, key)
     try:
@@ -215,8 +207,10 @@ def load_permutation(store: Store, pairing: Pairing, spec: PermutationSpec) -> P
 
 
 def read_permutation(store: Store, key: str) -> Permutation:
-    """Return the permutation stored under `key`. Raises DamagedError where it is not what was written, or has an axis
-    whose vector is no row of whole numbers."""
+    """Return the permutation stored under `key`.
+
+    Raises DamagedError where it is not as written, or the vector of an axis is not a row of whole numbers.
+    """
     vectors, _ = read_checkpoint(store, key)
     for axis, vector in vectors.items():
         if vector.ndim != 1 or vector.dtype != torch.int64:
@@ -226,14 +220,14 @@ def read_permutation(store: Store, key: str) -> Permutation:
 
 
 def save_moments(store: Store, moments_id: str, moments: LayerMoments) -> None:
-    """Stores an endpoint's moments, in the type that they were measured in."""
+    """Store an endpoint's moments, in the type that they were measured in."""
     tensors = {f"{part}/{name}": getattr(of, part) for name, of in moments.items() for part in ("mean", "sd")}
     key = moments_key(moments_id)
     store.create(key, pack(key, tensors, {"kind": "moments", "layers": list(moments)}))
 
 
 def load_moments(store: Store, moments_id: str) -> LayerMoments | None:
-    """What was stored, to the bit and in its order; None where nothing was."""
+    """Return stored moments, to the bit and in their order; None where there are none."""
     key = moments_key(moments_id)
     if not store.exists(key):
         return None
@@ -245,13 +239,13 @@ def load_moments(store: Store, moments_id: str) -> LayerMoments | None:
 
 
 def save_evaluation(store: Store, evaluation_id: str, splits: Splits) -> None:
-    """Stores what was seen of an endpoint as it was trained."""
+    """Store the evaluation of an endpoint as it was trained."""
     rows = [{"split": split, **dataclasses.asdict(evaluation)} for split, evaluation in splits.items()]
     save_rows(store, END_ROWS, evaluation_id, rows)
 
 
 def load_evaluation(store: Store, evaluation_id: str) -> Splits | None:
-    """What was stored, to the bit; None where nothing was."""
+    """Return a stored evaluation, to the bit; None where there is none."""
     key = row_key(END_ROWS.name, evaluation_id)
     if not store.exists(key):
         return None
@@ -262,43 +256,7 @@ def load_evaluation(store: Store, evaluation_id: str) -> Splits | None:
     return splits
 
 
-def has_path(store: Store, path: Path) -> bool:
-    return all(store.exists(row_key(table, path.id)) for table in ("paths", "layers"))
-
-
 def save_rows(store: Store, table: Table, row_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Store rows in the row file of this id, unless it is there."""
     key = row_key(table.name, row_id)
     store.create(key, pack_rows(key, table, rows))
-
-
-def missing_seeds(store: Store, cell: Cell, seeds: Iterable[int]) -> list[int]:
-    """The seeds whose endpoints are still to be trained: none where they were brought in."""
-    if cell.origin is not None:
-        return []
-    return [seed for seed in seeds if not has_endpoint(store, Endpoint(cell, seed))]
-
-
-def missing_checkpoints(
-    store: Store, cell: Cell, seeds: Iterable[int], epochs: Iterable[int | None]
-) -> dict[int, list[int]]:
-    """By seed the epochs among `epochs`, at which endpoints of `cell` are wanted, that are still to be trained, as in
-    `missing_seeds`; without the seeds that lack none."""
-    if cell.origin is not None:
-        return {}
-    at_epochs = [cell.at(epoch) for epoch in epochs]
-    missing = {
-        seed: [at.last_epoch for at in at_epochs if not has_endpoint(store, Endpoint(at, seed))] for seed in seeds
-    }
-    return {seed: lacking for seed, lacking in missing.items() if lacking}
-
-
-def trained_members(store: Store, request: Request, cell: Cell) -> list[Member]:
-    """The endpoints of a cell that may take part in pairs."""
-    found = ((endpoint, read_endpoint(store, endpoint)) for endpoint in request.endpoints(cell))
-    return [as_member(endpoint, record) for endpoint, record in found if record and record["status"] == "trained"]
-
-
-def joint_members(store: Store, request: Request, cell: Cell) -> list[Member]:
-    """The endpoints trained on both halves of the data of a cell, where it has halves and such were asked for."""
-    joint = request.joint_cell(cell)
-    return [] if joint is None else trained_members(store, request, joint)

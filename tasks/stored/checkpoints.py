@@ -19,7 +19,7 @@ from infra.text import one_line
 from tasks.science.specs.identity import weights_digest
 
 _UNREADABLE = (safetensors.SafetensorError, ValueError, KeyError, AttributeError, TypeError, RuntimeError)
-"""What is raised by tensors of a type, shape or place that cannot be."""
+"""The errors that tensors of an impossible type, shape or place raise."""
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _METADATA = "repairlab"
@@ -42,7 +42,7 @@ def pack(key: str, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any
 def read_header(store: Store, key: str) -> dict[str, Any]:
     """Return the header of `key`, without reading its tensors.
 
-    Raises DamagedError where it is not what was written, or the file is cut short or no checkpoint of repairlab.
+    Raises DamagedError where the header is not as written, or the file is cut short or no checkpoint of repairlab.
     """
     size = store.size_bytes(key)
     start = store.read(key, 0, min(size, _FIRST_READ_BYTES))
@@ -53,8 +53,10 @@ def read_header(store: Store, key: str) -> dict[str, Any]:
 
 
 def read_checkpoint(store: Store, key: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return tensors, on the CPU, and header of `key`. Raises DamagedError as `read_header`, and where the tensors are
-    not those that were written."""
+    """Return tensors, on the CPU, and header of `key`.
+
+    Raises DamagedError as `read_header`, and where the tensors are not as written.
+    """
     data = store.read(key)
     end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
     if len(data) < _LENGTH_BYTES or end > len(data):
@@ -79,7 +81,7 @@ def compute_digest(store: Store, key: str) -> str | None:
 
 
 def _parse_header(store: Store, key: str, data: bytes, size: int) -> dict[str, Any]:
-    """The header in `data`, the beginning of a file of `size` bytes."""
+    """Return the header in `data`, the beginning of a file of `size` bytes."""
     if (reason := find_damage(data, key)) is not None:
         raise store.damaged(key, reason)
     try:

@@ -1,4 +1,4 @@
-"""Verification of every file of a store, and digests for those of a version that wrote none."""
+"""Verification of every file of a store, and digests for files of a version that wrote none."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ import safetensors.torch
 from infra.sealing import NO_DIGEST, find_png_damage, pack_document, read_sealed
 from infra.storage import DamagedError, Entry, Store, StoreError, UnreachableError
 from infra.tables import N_READERS, open_table, pack_rows, read_rows, reseal_table
-from tasks.imports import read_import
 from tasks.science.specs.identity import weights_digest
 from tasks.stored.artifacts import load_moments, read_permutation, read_record
 from tasks.stored.checkpoints import pack, read_checkpoint
+from tasks.stored.imports import read_import
 from tasks.stored.requests import read_request
 from tasks.tables import schema
 
@@ -37,15 +37,15 @@ _TABLES = {table.name: table for table in schema.TABLES}
 FIGURES = frozenset(
     ("barriers", "comparison", "paths", "variance", "correlation", "errors", "closed_form", "predictions")
 )
-"""The names of the figures of a report. Whatever else lies beside them is somebody's own."""
+"""The names of a report's figures. Other files beside them are the user's."""
 
 
 class UnreadableError(StoreError):
-    """A file or folder of the store cannot be read, so nobody knows whether it is damaged."""
+    """A file or folder of the store cannot be read, so that it may be damaged or whole."""
 
 
 def list_files(store: Store) -> tuple[list[Entry], list[UnreadableError]]:
-    """Return every file of a store by key, those behind symbolic links among them, and what could not be listed."""
+    """Return every file of a store by key, with files behind symbolic links, and the errors of listing."""
     if not store.is_local:
         return store.entries(), []
     root = Path(store.locate(""))
@@ -80,7 +80,7 @@ def list_files(store: Store) -> tuple[list[Entry], list[UnreadableError]]:
 
 
 def is_linked(store: Store, key: str) -> bool:
-    """Whether a file lies behind a symbolic link, so that it may be of another store, or of another name there."""
+    """Return whether a file lies behind a symbolic link, so that it may belong to another store or name."""
     return store.is_local and Path(store.locate(key)).resolve() != Path(store.locate("")).resolve() / key
 
 
@@ -88,12 +88,12 @@ def _unread(error: OSError) -> UnreadableError:
     return UnreadableError(f"{error.filename} cannot be read ({error.strerror})")
 
 
-def find_damage(store: Store, entries: Iterable[Entry]) -> Iterator[tuple[Entry, StoreError | None]]:
-    """Read those of `entries` that repairlab writes, and yield each that is still there with what `examine` finds."""
+def find_damaged_files(store: Store, entries: Iterable[Entry]) -> Iterator[tuple[Entry, StoreError | None]]:
+    """Read the files among `entries` that repairlab writes; yield each still there with its error, None where whole."""
 
     def look(entry: Entry) -> StoreError | FileNotFoundError | None:
         try:
-            return examine(store, entry.key)
+            return examine_file(store, entry.key)
         except FileNotFoundError as error:
             return error
 
@@ -104,7 +104,7 @@ def find_damage(store: Store, entries: Iterable[Entry]) -> Iterator[tuple[Entry,
                 yield entry, found
 
 
-def examine(store: Store, key: str) -> StoreError | None:
+def examine_file(store: Store, key: str) -> StoreError | None:
     """Return the DamagedError or UnreadableError of a file that repairlab writes; None where it is whole.
 
     Raises FileNotFoundError where it is not there, UnreachableError where the store does not answer.
@@ -124,7 +124,7 @@ def examine(store: Store, key: str) -> StoreError | None:
 
 
 def kind_of(key: str) -> str:
-    """Return what a key names, as a word; empty where repairlab writes no file of such a name."""
+    """Return the kind of file that a key names; empty where repairlab writes no file of such a name."""
     *folders, name = key.split("/")
     stem, _, suffix = name.rpartition(".")
     of_id = suffix if re.fullmatch(r"[0-9a-f]{32}", stem) else ""
@@ -177,13 +177,13 @@ _READERS: dict[str, Callable[[Store, str], object]] = {
     "report": read_sealed,
     "figures": _read_figure,
 }
-"""How files of each kind are read where they are used: each raises DamagedError for one that cannot be."""
+"""The reader of each kind of file, which raises DamagedError for one that cannot be used."""
 
 
 def add_digest(store: Store, key: str) -> bool:
-    """Seal a file of a version that wrote no digests, if it can be read, and say whether it is whole now.
+    """Seal a readable file of a version that wrote no digests; return whether it is whole now.
 
-    Reports and figures are left as they are: they are drawn anew from tables.
+    Reports and figures are left as they are, since they are drawn anew from tables.
     """
     try:
         before = store.read(key)
@@ -195,14 +195,14 @@ def add_digest(store: Store, key: str) -> bool:
     except (pa.ArrowException, safetensors.SafetensorError):
         return False
     store.replace(key, sealed)
-    if examine(store, key) is None:
+    if examine_file(store, key) is None:
         return True
     store.replace(key, before)
     return False
 
 
 def has_no_digest(error: StoreError) -> bool:
-    """Whether a file was refused for want of a digest alone."""
+    """Return whether a file was refused for want of a digest alone."""
     return NO_DIGEST in str(error)
 
 
@@ -242,13 +242,13 @@ def _seal_document(key: str, data: bytes) -> bytes:
 
 
 def _refuse_sealed(is_sealed: bool) -> None:
-    """ValueError for a file that was written with a digest: it has lost it by damage."""
+    """Raise ValueError for a file that was written with a digest and has lost it by damage."""
     if is_sealed:
         raise ValueError
 
 
 def _is_sealed_parquet(data: bytes) -> bool:
-    """Whether a Parquet file has what only versions with digests write: a field for one, or checksums of pages."""
+    """Return whether a Parquet file has a field for a digest or page checksums, as only sealed ones have."""
     told = pq.read_metadata(io.BytesIO(data))
     groups = [told.row_group(group) for group in range(told.num_row_groups)]
     chunks = [group.column(column) for group in groups for column in range(group.num_columns)]
@@ -257,7 +257,7 @@ def _is_sealed_parquet(data: bytes) -> bool:
 
 
 def _has_checksum(data: bytes, start: int) -> bool:
-    """Whether the page whose header begins at `start` has a checksum: the fourth field, behind three numbers."""
+    """Return whether the page header at `start` has a checksum: the fourth field, behind three numbers."""
     for _ in range(3):
         start += 1
         while data[start] & 0x80:
@@ -267,7 +267,7 @@ def _has_checksum(data: bytes, start: int) -> bool:
 
 
 _NUMBER_NEXT = 0x15
-"""How Thrift's compact protocol announces a 32-bit number as the next field."""
+"""The byte that announces a 32-bit number as the next field in Thrift's compact protocol."""
 
 _SEALERS: dict[str, Callable[[str, bytes], bytes]] = {
     **dict.fromkeys(("endpoints", "trainings", "permutations", "moments"), _seal_checkpoint),

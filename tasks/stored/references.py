@@ -1,46 +1,52 @@
-"""What of a store its studies refer to: all that their requests name and that a run of them would look for again."""
+"""The files of a store that its studies refer to: all that a run of their requests would look for again."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import product
 
-from infra.paths import endpoint_key, moments_key, permutation_key, row_key, table_key, training_key
+from infra.paths import endpoint_key, table_key
 from infra.storage import DamagedError, Entry, Store
 from infra.tables import read_provenance, read_table
-from tasks.imports import read_imports
 from tasks.science.specs.cell import Endpoint
 from tasks.science.specs.identity import REVISIONS, SCHEMA_VERSION
 from tasks.science.specs.request import Request
-from tasks.stored.artifacts import has_endpoint, joint_members, trained_members
+from tasks.stored.expansion import EndpointFile, Expansion, StoreView
+from tasks.stored.imports import read_imports
 from tasks.stored.requests import read_requests
 from tasks.tables.schema import TABLES
 
 STUDIES = "studies"
 KINDS = ("endpoints", "trainings", "permutations", "moments", "rows", STUDIES)
-"""The folders of a store. Whatever else lies beside them is somebody's, and no garbage."""
+"""The folders of a store. Other files beside them are not garbage."""
 
 _OF_WEIGHTS = ("permutations/", "moments/", "rows/")
-"""Named by the weights of endpoints, which nobody knows as long as these are not there."""
+"""The folders whose files are named by weights of endpoints, and unknown while these are missing."""
 
 _OF_STUDIES = (".parquet", ".json", ".html", ".png")
-"""How the names of what a study has of its own end."""
+"""The endings of the names of files that a study has of its own."""
 
 MIN_AGE = timedelta(days=1)
-"""What is younger is not garbage: somebody may be writing it, or about to say what it is for."""
+"""The age from which a file may be garbage: a younger one may be about to be named by a request."""
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """The files of a store. `studies` tells, by study, the keys that it refers to, its own among them; `unfinished`
-    which of them name endpoints that are not there, so that nobody knows what was measured between those; `foreign`
-    which may have files that nobody can name: they were not gathered under this version's revisions, or from other
-    requests than are there, or something that tells what they refer to is damaged;
-    `requests` is every request that was there."""
+    """The files of a store, and the keys that each study refers to, its own files included.
+
+    Attributes
+    ----------
+    unfinished
+        Studies that name missing endpoints, so that the names of measurements between those are unknown.
+    foreign
+        Studies that may have files whose names are unknown: gathered under other revisions or from other requests, or
+        with a damaged file that says what they refer to.
+    requests
+        Every request that was there.
+    """
 
     entries: list[Entry]
     studies: dict[str, frozenset[str]]
@@ -49,11 +55,11 @@ class Inventory:
     requests: frozenset[tuple[str, str]]
 
     def bytes_of(self, study: str) -> int:
-        """Shared files are counted with every study that refers to them."""
+        """Return the bytes that a study refers to; shared files count with every study."""
         return sum(entry.n_bytes for entry in self.entries if entry.key in self.studies[study])
 
     def count_kinds(self) -> dict[str, tuple[int, int]]:
-        """By top folder, how many files there are and how many bytes."""
+        """Return the number of files and of bytes, by top folder."""
         counts, sizes = Counter[str](), Counter[str]()
         for entry in self.entries:
             kind = entry.key.partition("/")[0]
@@ -62,9 +68,11 @@ class Inventory:
         return {kind: (counts[kind], sizes[kind]) for kind in KINDS if kind in counts}
 
     def garbage(self) -> list[Entry]:
-        """What no study refers to and is a day old: what killed writers have left, and what was made under options or
-        revisions that no request names. As long as a study is unfinished, nothing that was measured of any pair; and
-        as long as one is foreign, or there is none, only the former."""
+        """Return the files that no study refers to and that are a day old.
+
+        While a study is unfinished, no measurement of a pair is among them. While a study is foreign, or there are no
+        requests, only temporary files are.
+        """
         kept = frozenset[str]().union(*self.studies.values())
         youngest = datetime.now(UTC) - MIN_AGE
         old = [entry for entry in self.entries if entry.key not in kept and entry.modified < youngest]
@@ -74,22 +82,24 @@ class Inventory:
 
 
 def take_inventory(store: Store) -> Inventory:
-    """What is in the store, and what it is there for.
+    """Return the files of a store, and the studies that they are there for.
 
-    `store` is to have the upstream that its studies were run with, if they were. A study of which a file is damaged
-    that tells what it refers to is `foreign`.
+    `store` is to have the upstream that its studies were run with, if they were.
     """
     # Listed before requests are read: a request is written before anything that it names.
     entries = [entry for entry in store.own.entries() if entry.key.partition("/")[0] in KINDS]
     names = sorted({entry.key.split("/")[1] for entry in entries if re.match(rf"{STUDIES}/[^/]+/", entry.key)})
     studies, unfinished, foreign = dict[str, frozenset[str]](), list[str](), list[str]()
+    view = StoreView(store)
     for study in names:
         prefix = f"{STUDIES}/{study}/"
         own = frozenset(entry.key for entry in entries if entry.key.startswith(prefix) and not entry.is_temporary)
         try:
             requests, imports = read_requests(store, study), read_imports(store, study)
-            studies[study] = own.union(_keys_named(store, requests.values(), imports))
-            if _is_unfinished(store, requests.values(), imports):
+            expansions = [Expansion(request, view) for request in requests.values()]
+            imported = [endpoint_key(endpoint.id) for endpoint in imports]
+            studies[study] = own.union(imported, *(expansion.keys() for expansion in expansions))
+            if _is_unfinished(expansions, imports, view):
                 unfinished.append(study)
             is_foreign = _is_foreign(store.own, study, requests, imports, own)
         except DamagedError:
@@ -100,7 +110,7 @@ def take_inventory(store: Store) -> Inventory:
 
 
 def list_declarations(store: Store) -> frozenset[tuple[str, str]]:
-    """Every request in a store, and every import, by study and name."""
+    """Return every request and every import of a store, by study and name."""
     return frozenset(
         (study, f"{kind}/{name}")
         for study in store.own.folders(STUDIES)
@@ -109,21 +119,24 @@ def list_declarations(store: Store) -> frozenset[tuple[str, str]]:
     )
 
 
-def _is_unfinished(store: Store, requests: Iterable[Request], imports: Iterable[Endpoint]) -> bool:
-    """Of cells that were brought in nobody can tell how many endpoints there are, but where all of them are known."""
+def _is_unfinished(expansions: Sequence[Expansion], imports: Sequence[Endpoint], view: StoreView) -> bool:
+    """Return whether endpoints are missing, or imported cells named whose number of endpoints is not known."""
     known = {endpoint.cell for endpoint in imports}
-    cells = {cell: request for request in requests for cell in request.trained_cells}
-    if any(cell.origin is not None and cell not in known for cell in cells):
-        return True
-    wanted = [*imports, *(e for cell, request in cells.items() if cell.origin is None for e in request.endpoints(cell))]
-    return any(not has_endpoint(store, endpoint) for endpoint in wanted)
+    cells = [(expansion, cell) for expansion in expansions for cell in expansion.request.trained_cells]
+    return (
+        any(cell.origin is not None and cell not in known for _, cell in cells)
+        or any(expansion.missing_endpoints(cell) for expansion, cell in cells)
+        or bool(view.missing(map(EndpointFile, imports)))
+    )
 
 
 def _is_foreign(
     store: Store, study: str, requests: Mapping[str, Request], imports: Iterable[Endpoint], own: Set[str]
 ) -> bool:
-    """Whether files may be of the study that nobody can name from `requests` and `imports` under this version's
-    revisions: its `own` files tell of more. DamagedError where a table is not what was written."""
+    """Return whether the study's `own` files show that it has more than `requests` and `imports` name.
+
+    Raises DamagedError where a table is not as written.
+    """
     if not requests:
         return any(key.endswith(_OF_STUDIES) for key in own)
     if table_key(study, "ablation") not in own:
@@ -141,36 +154,3 @@ def _is_foreign(
                 if not imported <= {endpoint.id for endpoint in imports}:
                     return True
     return False
-
-
-def _keys_named(store: Store, requests: Iterable[Request], imports: Iterable[Endpoint]) -> Iterator[str]:
-    for endpoint in imports:
-        yield endpoint_key(endpoint.id)
-    for request in requests:
-        yield from _keys_of(store, request)
-
-
-def _keys_of(store: Store, request: Request) -> Iterator[str]:
-    for cell in request.trained_cells:
-        for endpoint in request.endpoints(cell):
-            yield endpoint_key(endpoint.id)
-            yield training_key(endpoint.id)
-        if cell.parent is not None:
-            yield training_key(cell.parent.id)
-        # A training that was killed on its way is named by its end.
-        for endpoint in request.endpoints(cell.at(None)):
-            yield training_key(endpoint.id)
-    for cell in request.cells:
-        members = trained_members(store, request, cell)
-        for member, measurement in product(members, request.measurements):
-            yield row_key("ends", member.evaluation_id(cell, measurement))
-            for blocks in (False, True):
-                yield moments_key(member.moments_id(cell, measurement.samples, blocks=blocks))
-        pairings = request.pairings(cell, members)
-        for pairing in pairings:
-            yield permutation_key(pairing.id)
-            yield row_key("merges", pairing.id)
-            yield row_key("axes", pairing.id)
-        for path in request.paths(pairings, joint_members(store, request, cell)):
-            yield row_key("paths", path.id)
-            yield row_key("layers", path.id)

@@ -1,4 +1,4 @@
-"""The requests of a study in the store: what every call under its name has asked for."""
+"""The requests of a study in the store, one for every call under its name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SUFFIX = ".json"
 
 
 class TooMuchError(StoreError):
-    """A file in the store is whole, and asks for more than this version of repairlab takes."""
+    """A whole file in the store that asks for more than this version of repairlab takes."""
 
     def __init__(self, store: Store, key: str, reason: str) -> None:
         super().__init__(
@@ -32,22 +32,25 @@ def save_request(store: Store, request: Request) -> None:
 def list_requests(store: Store, study: str) -> frozenset[str]:
     """Return the ids of the requests made under the study's name in this store.
 
-    Those of an upstream are not among them: what a colleague has asked for under the same name is theirs.
+    Requests in an upstream belong to its owner and are not among them.
     """
     names = store.own.names(requests_prefix(study))
     return frozenset(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
 
 
 def read_requests(store: Store, study: str) -> dict[str, Request]:
-    """Return the requests of `list_requests` by id. Raises as `read_request`."""
+    """Return all requests of a study by id. Raises as `read_request`."""
     return {
         request_id: read_request(store.own, study, request_id) for request_id in sorted(list_requests(store, study))
     }
 
 
 def read_request(store: Store, study: str, request_id: str) -> Request:
-    """Return one request. Raises DamagedError where the file is damaged or its name is not its content's, and
-    TooMuchError where a number in it is beyond its bound."""
+    """Return one request.
+
+    Raises DamagedError where the file is damaged or has another name than its content, and TooMuchError where a number
+    in it is beyond its bound.
+    """
     key = request_key(study, request_id)
     if store.size_bytes(key) > MAX_REQUEST_BYTES:
         raise TooMuchError(store, key, f"it has more than {MAX_REQUEST_BYTES:,} bytes")

@@ -1,7 +1,7 @@
-"""The states of trainings in the store: where a killed one goes on, and what children are spawned from.
+"""The states of trainings in the store, from which interrupted ones go on and children are spawned.
 
 A state is named by the endpoint that it leads to: the end of a training, or the checkpoint that children start from,
-whose own state stays. Whatever cannot be read whole is as good as none: training then starts over, to the same weights.
+whose own state stays. A state that cannot be read whole is ignored: training then starts over, to the same weights.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from tasks.science.training.training import TrainingState, train_states
 from tasks.stored.checkpoints import pack, read_checkpoint, read_header
 
 SAVE_SECONDS = 180.0
-"""How often a training that runs saves its state: what a killed one loses, beside the epoch it was in."""
+"""The seconds between saved states of a training, and so the most that an interrupted one loses."""
 
 _WEIGHTS, _MEMORY = "weights/", "memory/"
 _COUNTS = ("epoch", "last_finite", "n_skipped", "seconds")
 
 
 class StoredProgress:
-    """The states that trainings up to `cell` leave in the store as they go, under the ids of its endpoints. They may go
-    on from what a training to the end has left as well, and from the states at the checkpoints `on_the_way`."""
+    """The states that trainings up to `cell` leave in the store, under the ids of its endpoints.
+
+    Trainings may also go on from the state of a training to the end, and from states at the checkpoints `on_the_way`.
+    """
 
     def __init__(self, store: Store, cell: Cell, on_the_way: Iterable[int] = ()) -> None:
         self._store, self._cell = store, cell
@@ -53,12 +55,12 @@ class StoredProgress:
         self._saved = time.monotonic()
 
     def forget(self, seed: int) -> None:
-        """Removes what the training of `seed` has left on its way, for it has arrived."""
+        """Remove the states that the training of `seed` left, once it has ended."""
         self._store.remove(training_key(Endpoint(self._cell, seed).id))
 
 
 def save_state(store: Store, endpoint: Endpoint, state: TrainingState) -> None:
-    """Stores where a training that leads to `endpoint` is, in place of where it was."""
+    """Store the state of a training that leads to `endpoint`, in place of its last one."""
     tensors = {_WEIGHTS + name: tensor for name, tensor in state.weights.items()}
     tensors |= {_MEMORY + name: tensor for name, tensor in state.memory.items()}
     header = {
@@ -72,8 +74,10 @@ def save_state(store: Store, endpoint: Endpoint, state: TrainingState) -> None:
 
 
 def load_state(store: Store, endpoint: Endpoint) -> TrainingState | None:
-    """The state under the id of `endpoint`, which it may only be on the way to; None where there is none, and, with a
-    line in the log, where it is damaged."""
+    """Return the state under the id of `endpoint`, at or before it; None where there is none.
+
+    A damaged state is ignored, with a line in the log.
+    """
     key = training_key(endpoint.id)
     if not store.exists(key):
         return None
@@ -90,7 +94,7 @@ def load_state(store: Store, endpoint: Endpoint) -> TrainingState | None:
 
 
 def has_arrived(store: Store, endpoint: Endpoint) -> bool:
-    """Whether the state at `endpoint` itself is there, not only one on the way to it."""
+    """Return whether the state at `endpoint` itself is there, not only one on the way to it."""
     key = training_key(endpoint.id)
     try:
         return store.exists(key) and read_header(store, key)["state"]["epoch"] == endpoint.cell.last_epoch
@@ -101,8 +105,10 @@ def has_arrived(store: Store, endpoint: Endpoint) -> bool:
 def ensure_states(
     store: Store, endpoints: Collection[Endpoint], dataset: Dataset, device: torch.device | str = "cpu"
 ) -> dict[int, TrainingState]:
-    """The states at `endpoints`, checkpoints of one seed's training, by epoch. What the store lacks is trained and
-    stored, in one run that goes on from what there is."""
+    """Return the states at `endpoints`, checkpoints of one seed's training, by epoch.
+
+    Missing ones are trained and stored, in one run that goes on from the states that are there.
+    """
     states = {endpoint.cell.last_epoch: load_state(store, endpoint) for endpoint in endpoints}
     found = {epoch: state for epoch, state in states.items() if state is not None and state.epoch == epoch}
     missing = states.keys() - found.keys()

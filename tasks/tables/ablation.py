@@ -1,55 +1,54 @@
-"""From paths to barriers, and from barriers of many pairs to means with intervals."""
+"""The tables `barriers` and `ablation`: barriers of paths, and their means over pairs with intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from tasks.science.evaluation.barrier import barrier, midpoint_barrier
 from tasks.science.statistics.jackknife import UNDEFINED, Interval, mean_interval, reduction_interval
-from tasks.science.statistics.prediction import new_pair_interval
+from tasks.science.statistics.new_pair import new_pair_interval
 from tasks.tables import schema
+from tasks.tables.frames import Row, places_by
 
 BARRIER_METRICS = ("loss_barrier", "accuracy_barrier", "midpoint_loss_barrier", "midpoint_accuracy_barrier")
 OWN_CHORD_METRICS = ("own_chord_loss_barrier", "own_chord_accuracy_barrier")
 CALIBRATED_BARRIERS = ("calibrated_loss_barrier", "midpoint_calibrated_loss_barrier")
-"""Of the test split alone, as the calibrated loss is."""
+"""Barriers of the calibrated loss, which exists on the test split only."""
 
 VALUE_METRICS = ("endpoint_loss", "endpoint_accuracy", "midpoint_loss", "midpoint_accuracy")
 CALIBRATED_VALUES = ("endpoint_calibrated_loss", "midpoint_calibrated_loss")
 _VALUES = ("loss", "accuracy", "calibrated_loss")
 
 Sample = tuple[list[tuple[int, int]], list[float]]
-"""The seeds of some pairs, and each pair's value."""
+"""The seeds of pairs, and the value of each pair."""
 
 Columns = dict[str, list[Any]]
-"""Rows, by the name of each column: a frame for each of thousands of groups would take far longer to look into."""
+"""The rows of a group by column: thousands of small data frames would be much slower to read."""
 
 _GROUP = ["cell_id", "matcher", "correction", "measurement"]
 
 
 def tabulate_barriers(paths: pd.DataFrame) -> pd.DataFrame:
-    """One row per path and split. The chord lies between the raw endpoints, also for corrected paths; that of
-    `own_chord_*` between the path's own values at alpha 0 and 1.
+    """Return the `barriers` table of `paths`, a row per path and split.
 
-    Accuracy barriers are rises of the error rate, as fractions. A path whose raw endpoints were not measured is left
-    out: it has no chord yet.
+    The chord lies between the raw endpoints, also for corrected paths; that of `own_chord_*` between the path's own
+    values at alpha 0 and 1. Accuracy barriers are rises of the error rate, as fractions. Paths whose raw endpoints were
+    not measured are left out.
     """
     columns = [*schema.PAIR, "correction", "measurement", "split"]
     ordered = paths[paths["method"] == "weights"].sort_values("alpha", kind="stable")
     cells = {name: ordered[name].to_numpy() for name in (*columns, "alpha", "loss", "accuracy", "calibrated_loss")}
     curves = places_by(ordered, ["merge_id", "measurement", "split", "correction"])
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for (merge_id, measurement, split, _), places in curves.items():
         raw = curves.get((merge_id, measurement, split, "none"))
         if raw is None:
             continue
         alphas = cells["alpha"][places]
-        row: dict[str, Any] = {name: cells[name][places[0]] for name in columns}
+        row: Row = {name: cells[name][places[0]] for name in columns}
         for metric, values in (
             ("loss_barrier", cells["loss"]),
             ("accuracy_barrier", 1 - cells["accuracy"]),
@@ -63,66 +62,62 @@ def tabulate_barriers(paths: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, *BARRIER_METRICS, *OWN_CHORD_METRICS, *CALIBRATED_BARRIERS])
 
 
-def places_by(frame: pd.DataFrame, names: list[str]) -> dict[tuple[str, ...], NDArray[np.intp]]:
-    """At which rows of `frame`, ascending, the columns `names` hold which words, in the order of the words."""
-    found: dict[Any, NDArray[np.intp]] = frame.groupby(names).indices  # pyright: ignore[reportAssignmentType]
-    return {tuple(map(str, words)): places for words, places in sorted(found.items())}
-
-
 def barrier_metrics(split: str) -> tuple[str, ...]:
-    """Those that are defined on `split`."""
+    """Return the barriers that are defined on `split`."""
     return (*BARRIER_METRICS, *CALIBRATED_BARRIERS) if split == "test" else BARRIER_METRICS
 
 
-def summarise(
-    groups: Sequence[dict[str, Any]], paths: pd.DataFrame, barriers: pd.DataFrame, endpoints: pd.DataFrame
-) -> pd.DataFrame:
-    """The ablation: per cell, matcher, correction, measurement and split, each metric's mean over pairs.
+def _metrics(split: str, correction: str) -> tuple[str, ...]:
+    """Return the metrics of a path's rows on `split`, in order."""
+    values = (*VALUE_METRICS, *CALIBRATED_VALUES) if split == "test" else VALUE_METRICS
+    barriers = barrier_metrics(split)
+    reductions = () if correction == "none" else (f"{name}_reduction" for name in barriers)
+    return (*values, *barriers, *reductions)
 
-    Every group that was asked for has its rows, with nulls where no pair of it was measured, so that the counts of
-    diverged and untrained endpoints always stand beside it.
+
+def tabulate_ablation(
+    groups: Sequence[Row], paths: pd.DataFrame, barriers: pd.DataFrame, endpoints: pd.DataFrame
+) -> pd.DataFrame:
+    """Return the `ablation` table: each metric's mean over pairs, per group and split.
+
+    A group is a cell, matcher, correction and measurement. Every requested group has its rows, with nulls if no pair of
+    it was measured, so that the counts of diverged and untrained endpoints always stand there.
     """
     curves = _by_group(paths[(paths["kind"] == "pair") & (paths["method"] == "weights")], ("alpha", *_VALUES))
     heights = _by_group(barriers[barriers["kind"] == "pair"], (*BARRIER_METRICS, *CALIBRATED_BARRIERS))
     statuses = {str(cell_id): list(of_cell) for cell_id, of_cell in endpoints.groupby("cell_id")["status"]}
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for group in groups:
         of_cell = statuses.get(group["cell_id"], [])
         counts = {f"n_{status}": of_cell.count(status) for status in ("diverged", "untrained")}
         key = tuple(group[name] for name in _GROUP)
         raw_key = tuple("none" if name == "correction" else group[name] for name in _GROUP)
         for split in ("train", "test"):
-            barrier_names = barrier_metrics(split)
-            value_names = (*VALUE_METRICS, *CALIBRATED_VALUES) if split == "test" else VALUE_METRICS
             measured = heights.get((*key, split))
             pairs = [] if measured is None else _seed_pairs(measured)
-            seeds = {seed for pair in pairs for seed in pair}
             intervals: dict[str, Interval] = {}
             new_pairs: dict[str, Interval] = {}
             if measured is not None:
                 samples = _values(curves[(*key, split)])
-                samples |= {metric: (pairs, measured[metric]) for metric in barrier_names}
+                samples |= {metric: (pairs, measured[metric]) for metric in barrier_metrics(split)}
                 intervals |= {metric: mean_interval(*sample) for metric, sample in samples.items()}
                 new_pairs |= {metric: new_pair_interval(*sample) for metric, sample in samples.items()}
                 if group["correction"] != "none":
-                    intervals |= _reductions(measured, heights[(*raw_key, split)], barrier_names)
-            for metric in (*value_names, *barrier_names, *(f"{name}_reduction" for name in barrier_names)):
-                if metric.endswith("_reduction") and group["correction"] == "none":
-                    continue
-                interval = intervals.get(metric, UNDEFINED)
-                new_pair = new_pairs.get(metric, UNDEFINED)
+                    intervals |= _reductions(measured, heights[(*raw_key, split)], barrier_metrics(split))
+            n_seeds = len({seed for pair in pairs for seed in pair})
+            shared = group | counts | {"split": split, "n_seeds": n_seeds, "n_pairs": len(pairs)}
+            for metric in _metrics(split, group["correction"]):
+                interval, new_pair = intervals.get(metric, UNDEFINED), new_pairs.get(metric, UNDEFINED)
                 rows.append(
-                    group
-                    | counts
-                    | {"split": split, "metric": metric, "n_seeds": len(seeds), "n_pairs": len(pairs)}
-                    | {"mean": interval.mean, "low": interval.low, "high": interval.high}
+                    shared
+                    | {"metric": metric, "mean": interval.mean, "low": interval.low, "high": interval.high}
                     | {"new_pair_low": new_pair.low, "new_pair_high": new_pair.high}
                 )
     return pd.DataFrame(rows, columns=list(schema.ABLATION.columns))
 
 
 def _by_group(frame: pd.DataFrame, names: Sequence[str]) -> dict[tuple[str, ...], Columns]:
-    """The rows of each group and split of it, in their order: who they are of, and their columns `names`."""
+    """Return the pairs and the columns `names` of each group and split, in the order of `frame`."""
     arrays = {name: frame[name].to_numpy() for name in ("merge_id", "seed_a", "seed_b", *names)}
     return {
         key: {name: array[places].tolist() for name, array in arrays.items()}
@@ -131,7 +126,7 @@ def _by_group(frame: pd.DataFrame, names: Sequence[str]) -> dict[tuple[str, ...]
 
 
 def _values(curves: Columns) -> dict[str, Sample]:
-    """Endpoints and midpoints of the paths of one group; a pair's endpoint value is the mean of its two ends."""
+    """Return the endpoint and midpoint values of one group; a pair's endpoint value is the mean of its two ends."""
     rows = {pair: row for row, pair in enumerate(zip(curves["alpha"], curves["merge_id"], strict=True))}
     begins = [row for row, alpha in enumerate(curves["alpha"]) if alpha == 0]
     pairings = [curves["merge_id"][row] for row in begins]

@@ -1,28 +1,27 @@
-"""What two cells of a study differ in."""
+"""The factors of a study: the differences of its cells, and the series of cells along one factor."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from itertools import combinations, pairwise, product
 from typing import Any
 
 from tasks.tables import schema
+from tasks.tables.frames import Row
 
 TIMES = tuple(schema.TIME)
-FACTORS = ("dataset", "architecture", "normalization", "width", "depth", "recipe", *TIMES)
+CELL_FACTORS = ("dataset", "architecture", "normalization", "width", "depth", "recipe", *TIMES)
 ORDERED_FACTORS = ("width", "depth", "epoch", "spawn_epoch")
-"""Numbers, of which neighbours are compared; of the others every value with every other."""
-
-Row = Mapping[str, Any]
+"""Factors whose neighbouring values are compared; for others, every value with every other."""
 
 
 def factor_values(cell: Row) -> dict[str, Hashable]:
-    """A row of the table `cells` as one value per factor: a data set and a recipe are all of their fields, whatever
-    their names.
+    """Return the value of each factor of a row of the table `cells`.
 
-    The depth of a network other than an MLP is that in its architecture's name, so it is no factor of its own there.
-    A time that a cell does not have is None: the end of training, or not spawned.
+    The value of a data set or a recipe is all of its fields, without the recipe's name. The depth of a network other
+    than an MLP follows from its architecture, so it is None. A time is None at the end of training, and if the cell is
+    not spawned.
     """
 
     def described(prefix: str) -> Hashable:
@@ -40,13 +39,13 @@ def factor_values(cell: Row) -> dict[str, Hashable]:
 
 
 def neighbours(cells: Sequence[Row]) -> list[tuple[Row, Row, str]]:
-    """Every two cells that differ in exactly one factor, with that factor; of widths and depths adjacent ones alone.
+    """Return every two cells that differ in exactly one factor, with that factor; only neighbours if it is ordered.
 
-    The first has the smaller width, depth or epoch, of which the end of training is the largest; else `none` comes
-    first, then the alphabet.
+    The first has the smaller width, depth or epoch, the end of training being the largest; for other factors `none`
+    comes first, then alphabetical order.
     """
     found: list[tuple[Row, Row, str]] = []
-    for factor in FACTORS:
+    for factor in CELL_FACTORS:
         for of_rest in series(cells, factor).values():
             by_value: dict[Hashable, list[Row]] = defaultdict(list)
             for cell in of_rest:
@@ -57,11 +56,11 @@ def neighbours(cells: Sequence[Row]) -> list[tuple[Row, Row, str]]:
 
 
 def series(cells: Sequence[Row], factor: str) -> dict[tuple[Hashable, ...], list[Row]]:
-    """The cells that differ in `factor` alone, in its order, by what they share."""
+    """Return the series of cells that differ only in `factor`, in its order, by their other values."""
     groups: dict[tuple[Hashable, ...], list[Row]] = defaultdict(list)
     for cell in sorted(cells, key=lambda cell: (_place(cell, factor), cell["cell_id"])):
         values = {name: value for name, value in factor_values(cell).items() if name != factor}
-        # A time that a cell does not have says nothing: then what cells share is what it was before there were times.
+        # Cells without times are compared as if the study had none.
         shared = tuple(value for name, value in values.items() if name not in TIMES)
         times = tuple((name, values[name]) for name in TIMES if values.get(name) is not None)
         groups[shared + times].append(cell)
@@ -69,7 +68,7 @@ def series(cells: Sequence[Row], factor: str) -> dict[tuple[Hashable, ...], list
 
 
 def label_factor(cell: Row, factor: str) -> str:
-    """The value of a cell's factor as text."""
+    """Return the value of a cell's factor as text."""
     if factor not in TIMES:
         return str(cell[factor])
     value = _whole(cell.get(factor))
@@ -77,7 +76,7 @@ def label_factor(cell: Row, factor: str) -> str:
 
 
 def _place(cell: Row, factor: str) -> tuple[bool, Any]:
-    """A key that sorts cells by `factor`, without a time last."""
+    """Return a key that sorts cells by `factor`, those without a time last."""
     if factor in TIMES:
         value = _whole(cell.get(factor))
         return value is None, value or 0
@@ -85,10 +84,10 @@ def _place(cell: Row, factor: str) -> tuple[bool, Any]:
 
 
 def _whole(value: Any) -> int | None:
-    """A time, where a table may have nulls for nothing and hence fractions for whole numbers."""
+    """Return a time as an integer, None for null: a column with nulls has floats."""
     return None if value is None or value != value else int(value)
 
 
 def none_first(value: Any) -> tuple[bool, Any]:
-    """A key that sorts `none` before every other word."""
+    """Return a key that sorts `none` before every other word."""
     return value != "none", value

@@ -1,5 +1,4 @@
-"""A column for every field that a study sweeps beside the factors that each table has: of recipes, of measurements, and
-the times at which its cells are looked at or spawned."""
+"""Columns for the fields that a study sweeps beside its factors: of recipes, measurements and times of cells."""
 
 from __future__ import annotations
 
@@ -24,9 +23,11 @@ _PARSERS: dict[pa.DataType, Callable[[str], Any]] = {pa.int64(): int, pa.float64
 
 
 def parse_value(name: str, word: str) -> Any:
-    """The value of a field of recipes or measurements that `word` writes, as on a command line; an unknown field's as
-    it is. `all` stands for no bound on a number of images, `last` for the end of training. ValueError where it cannot
-    be one."""
+    """Return the value that `word` writes for a field of recipes or measurements, as on a command line.
+
+    `all` stands for no bound on a number of images, `last` for the end of training; an unknown field keeps its word.
+    Raises ValueError for an impossible value.
+    """
     kind = FIELDS[name].kind if name in FIELDS else None
     if kind == pa.bool_():
         if word.lower() not in ("true", "false"):
@@ -42,7 +43,7 @@ def parse_value(name: str, word: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What the requests of a study sweep, and the values of each cell, pairing and measurement."""
+    """The fields that the requests of a study sweep, and the values of each cell, pairing and measurement."""
 
     names: tuple[str, ...]
     cells: dict[str, Cell]
@@ -54,6 +55,7 @@ class Sweep:
 
     @classmethod
     def of(cls, requests: Iterable[Request], pairings: Iterable[Pairing]) -> Sweep:
+        """Return the sweep of these requests, which have these pairings."""
         asked = list(requests)
         return cls(
             tuple(dict.fromkeys(name for request in asked for name in request.swept)),
@@ -63,8 +65,11 @@ class Sweep:
         )
 
     def columns(self, table: Table) -> dict[str, Column]:
-        """Those of the swept fields that a row of `table` has a value of: a cell's recipe and time, a merge's samples,
-        a path's whole measurement. `cells` holds all of a cell already."""
+        """Return the columns of swept fields that rows of `table` have a value of.
+
+        These are a cell's recipe and time, a merge's samples, a path's whole measurement; `cells` has all of a cell
+        already.
+        """
         if table.name == "cells" or "cell_id" not in table.columns:
             return {}
         told = {*RECIPE, *TIME}
@@ -75,7 +80,7 @@ class Sweep:
         return {name: FIELDS[name] for name in self.names if name in told}
 
     def stamp(self, frame: pd.DataFrame, table: Table) -> pd.DataFrame:
-        """`frame`, rows of `table`, with its columns of what is swept."""
+        """Return the rows of `table` in `frame` with the columns of swept fields."""
         stamped = frame.copy()
         for name in self.columns(table):
             if name in TIME:

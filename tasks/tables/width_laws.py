@@ -1,8 +1,6 @@
-"""The table `width_laws`: how barriers fall with width, and how wide a network must be."""
+"""The table `width_laws`: the power law of each series of barriers in the width, and the width needed."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,25 +8,23 @@ from scipy import special
 
 from tasks.science.specs.identity import spec_id, stream
 from tasks.science.statistics.jackknife import CONFIDENCE, UNDEFINED
-from tasks.science.statistics.width_law import Barriers, answer, describe, fit_width_law
+from tasks.science.statistics.width_law import Barriers, answer, answer_sentence, fit_width_law
 from tasks.tables import schema
 from tasks.tables.ablation import BARRIER_METRICS
-from tasks.tables.factors import Row, series
+from tasks.tables.factors import series
+from tasks.tables.frames import Row, read_frame
 
 THRESHOLD = 0.01
-"""The accuracy barrier that is asked for: one point of error rate. Losses have no such figure, and no answer."""
+"""Threshold of the accuracy barrier: one point of error rate. Losses have none, and no answer."""
 
 _PATH = ["matcher", "correction", "measurement", "split", "metric"]
 
 
 def tabulate_width_laws(cells: pd.DataFrame, ablation: pd.DataFrame) -> pd.DataFrame:
-    """A law per path, split and barrier of every series: cells that differ in width alone, of at least two widths."""
-    records: list[dict[str, Any]] = [
-        {str(name): value for name, value in cell.items()} for cell in cells.to_dict(orient="records")
-    ]
+    """Return the `width_laws` table: a law per path, split and barrier of every series of at least two widths."""
     accuracies = ablation[ablation["metric"] == "endpoint_accuracy"].set_index(["cell_id", *_PATH[:-1]])["mean"]
-    rows: list[dict[str, Any]] = []
-    for shared, of_series in series(records, "width").items():
+    rows: list[Row] = []
+    for shared, of_series in series(read_frame(cells), "width").items():
         if len(of_series) < 2:
             continue
         first = of_series[0]
@@ -44,18 +40,17 @@ def tabulate_width_laws(cells: pd.DataFrame, ablation: pd.DataFrame) -> pd.DataF
     return pd.DataFrame(rows, columns=list(schema.WIDTH_LAWS.columns))
 
 
-def _law(
-    cell: Row, columns: dict[str, Any], words: list[str], frame: pd.DataFrame, accuracies: list[float]
-) -> dict[str, Any]:
+def _law(cell: Row, columns: Row, words: list[str], frame: pd.DataFrame, accuracies: list[float]) -> Row:
+    """Return the columns of the law of one path, split and metric, whose means are in `frame`."""
     metric = words[-1]
     ceilings = np.full(len(frame), np.inf)
     if "accuracy" in metric:
-        # An interpolated network that guesses is as bad as it gets.
+        # The highest error rate of an interpolated network is that of guessing.
         ceilings = np.asarray(accuracies) - 1 / cell["data_n_classes"]
     barriers = _barriers(frame.assign(ceiling=ceilings), n_samples=2 if cell["data_halves"] else 1)
     threshold = THRESHOLD if "accuracy" in metric else None
     law = fit_width_law(barriers, threshold, stream("width law", columns["series_id"], *words))
-    row: dict[str, Any] = {"n_measured_widths": len(barriers.widths), "n_widths": law.n_widths if law else 0}
+    row: Row = {"n_measured_widths": len(barriers.widths), "n_widths": law.n_widths if law else 0}
     for name in ("c", "p", "floor"):
         found = getattr(law, name) if law else UNDEFINED
         row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
@@ -66,16 +61,16 @@ def _law(
     widest = float(barriers.widths[-1]) if len(barriers.widths) else float("nan")
     return row | {
         "threshold": threshold,
-        "answer": found.word,
+        "answer": found.kind,
         "width": found.width,
         "width_low": found.low,
         "width_high": found.high,
-        "answer_text": describe(found, _in_words(columns, words), f"{100 * threshold:g} %", widest),
+        "answer_text": answer_sentence(found, _in_words(columns, words), f"{100 * threshold:g} %", widest),
     }
 
 
 def _barriers(frame: pd.DataFrame, n_samples: int) -> Barriers:
-    """Those rows of an ablation that have an interval, by width. A standard error is what its interval was made of."""
+    """Return the rows of an ablation that have an interval, by width, with the standard errors of these intervals."""
     known = frame[frame["low"].notna()].sort_values("width")
     degrees = known["n_seeds"].to_numpy(dtype=np.float64) - n_samples
     reach = (known["high"] - known["low"]).to_numpy(dtype=np.float64) / 2
@@ -88,7 +83,7 @@ def _barriers(frame: pd.DataFrame, n_samples: int) -> Barriers:
     )
 
 
-def _in_words(columns: dict[str, Any], words: list[str]) -> str:
+def _in_words(columns: Row, words: list[str]) -> str:
     matcher, correction, _, split, metric = words
     network = columns["architecture"]
     if network == "mlp":

@@ -157,7 +157,7 @@ def test_a_report_without_tables_says_how_to_make_them(call_here: CallHere):
     assert call_here("report", "nonsense").returncode == 2
     called = call_here("report", "digits-depth")
     assert called.returncode == 1
-    assert "holds no tables of digits-depth: `repairlab run digits-depth` makes them" in called.stderr
+    assert "has no tables of digits-depth; `repairlab run digits-depth`" in called.stderr
 
 
 PAGE = seal_page("a page", report_key("digits-depth"))

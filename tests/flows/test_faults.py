@@ -28,7 +28,7 @@ from processes import (
 )
 
 from infra.storage import Store
-from tasks.stored.integrity import find_damage
+from tasks.stored.integrity import find_damaged_files
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
 
@@ -56,7 +56,7 @@ def assert_nothing_is_torn(store: Store) -> None:
     """Every file is what was written, and no writer has left half of one."""
     entries = store.entries()
     assert not any(entry.is_temporary for entry in entries)
-    assert not any(error for _, error in find_damage(store, entries))
+    assert not any(error for _, error in find_damaged_files(store, entries))
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
@@ -116,7 +116,7 @@ def test_a_run_that_is_killed_twenty_times_goes_on_to_the_same_tables(
     finish_study(tmp_path, store, *runner, **server.environment)
     after = {entry.key: entry.modified for entry in store.entries()}
     assert {key: after[key] for key in kept} == kept, "something that was finished was made again"
-    assert not any(error for _, error in find_damage(store, store.entries()))
+    assert not any(error for _, error in find_damaged_files(store, store.entries()))
     assert_same_tables(read_tables(store), undisturbed)
 
 

@@ -77,7 +77,7 @@ def refused(make: Callable[[], object]) -> str:
         ),
         ({"measurement": {"draw": 2**70}}, "the draw of statistics must be at most 9223372036854775807, got 1180"),
         ({"recipe": {"base": "small/digits", "epochs": 10**12}}, "epochs must be at most 100000, got 1000000000000"),
-        ({"recipe": {"base": "small/digits", "translate": 10**9}}, "translate must be at most 4096 pixels, got 1000"),
+        ({"recipe": {"base": "small/digits", "translate": 10**9}}, "translate must be at most 4096, got 1000"),
         ({"recipe": {"base": 3}}, "the base of a recipe must be text, got 3"),
         ({"recipe": {"base": "small/digits", "learning_rate": float("nan")}}, "must be a finite number of at least 0"),
         ({"recipe": {"base": "small/digits", "learning_rate": 10**400}}, "must be a finite number of at least 0"),

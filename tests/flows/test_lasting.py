@@ -13,8 +13,9 @@ import pytest
 
 import flows.study
 from flows.cli import main
+from flows.lasting import Lasting, MissingFileError
 from flows.options import StudyOptions
-from flows.study import MissingFileError, carry_out, lasting
+from flows.study import carry_out
 from infra.paths import endpoint_key, request_key, row_key
 from infra.settings import Settings
 from infra.storage import DamagedError, Store, StoreError
@@ -40,9 +41,9 @@ def finish(store: Store, cell: Cell, *seeds: int) -> None:
 def run(store: Store, request: Request, *steps: Callable[[Any], object]) -> None:
     """Takes `steps` while a study runs, each with what looks whether endpoints are still there."""
     save_request(store, request)
-    with lasting(store, request) as check_kept:
+    with Lasting(store, request) as lasting:
         for step in steps:
-            step(check_kept)
+            step(lasting.check_kept)
 
 
 def test_endpoints_that_go_from_the_own_store_are_told_of_it(store: Store, asked: Request):

@@ -12,10 +12,12 @@ import pytest
 
 import flows.study
 import tasks.gather
+from flows.lasting import Lasting
 from flows.options import StudyOptions
 from flows.study import run_study
 from infra.settings import Settings
 from infra.storage import Store, StoreError
+from tasks.stored.expansion import Expansion
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server"), pytest.mark.xdist_group("prefect")]
 
@@ -39,10 +41,10 @@ def before(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, fault: Calla
 @pytest.mark.parametrize(
     ("module", "name", "folder"),
     [
-        (tasks.gather, "build_tables", ""),
-        (flows.study, "trained_members", ""),
-        (flows.study, "trained_members", "endpoints"),
-        (flows.study, "missing_seeds", "endpoints"),
+        (tasks.gather, "collect", ""),
+        (Expansion, "members", ""),
+        (Expansion, "members", "endpoints"),
+        (Lasting, "check_kept", "endpoints"),
         (flows.study, "align_pairs", ""),
         (flows.study, "measure_paths", ""),
         (flows.study, "measure_paths", "studies"),

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from flows.cli import main
-from flows.report.gathered import TABLES
+from flows.report.gathered import TABLES_BY_NAME
 from flows.results import open_study
 
 STORES = Path(__file__).parents[1] / "stores"
@@ -59,7 +59,7 @@ def digests(store: Path) -> dict[str, str]:
 
 def tables_of(store: Path) -> dict[str, pd.DataFrame]:
     study = open_study(str(store), "before")
-    return {name: study.table(name) for name in TABLES}
+    return {name: study.table(name) for name in TABLES_BY_NAME}
 
 
 def test_every_file_is_whole_and_none_is_garbage(older: Path, call: Callable[..., str]):

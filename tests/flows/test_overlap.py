@@ -13,7 +13,7 @@ from pipeline import align_all, make_request, measure_all, train_all
 from processes import PrefectServer, Process, assert_same_tables, finish_study, read_tables, wait_until
 
 from flows.report import page as report
-from flows.report.gathered import TABLES, read_gathering
+from flows.report.gathered import TABLES_BY_NAME, read_gathering
 from flows.report.page import write_report
 from flows.results import open_study
 from infra.paths import report_key, table_key
@@ -23,6 +23,10 @@ from tasks.gather import gather
 from tasks.science.data.examples import Dataset
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.request import Request
+from tasks.stored import study_tables
+
+MODULES = {"read_requests": gathering, "build_tables": gathering, "write_table": study_tables}
+"""The modules that call these functions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +97,14 @@ def assert_all_of(store: Store, run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "at"), [("read_requests", 1), ("build_tables", 1), *(("write_table", at) for at in (1, 6, len(TABLES)))]
+    ("name", "at"),
+    [("read_requests", 1), ("build_tables", 1), *(("write_table", at) for at in (1, 6, len(TABLES_BY_NAME)))],
 )
 def test_a_run_that_finishes_while_another_gathers_loses_nothing(
     store: Store, slower: Run, faster: Run, monkeypatch: pytest.MonkeyPatch, name: str, at: int
 ):
     slower.arrive(store)
-    overtake(monkeypatch, gathering, name, lambda: faster.finish(store), at)
+    overtake(monkeypatch, MODULES[name], name, lambda: faster.finish(store), at)
     gather.fn("test", store, {})
     assert_all_of(store, faster)
 
@@ -113,7 +118,7 @@ def test_the_same_request_whose_rows_another_run_has_made_meanwhile_loses_none(
         if entry.key.startswith("rows/"):
             store.remove(entry.key)
     # No new request tells of the rows: only the tables that the other run has written do.
-    overtake(monkeypatch, gathering, name, lambda: faster.finish(store), 1)
+    overtake(monkeypatch, MODULES[name], name, lambda: faster.finish(store), 1)
     gather.fn("test", store, {})
     assert_all_of(store, faster)
 
@@ -198,9 +203,9 @@ def test_tables_that_are_still_being_written_are_waited_for(
     store: Store, slower: Run, faster: Run, monkeypatch: pytest.MonkeyPatch
 ):
     slower.finish(store)
-    older = {table: store.read(table_key("test", table)) for table in TABLES}
+    older = {table: store.read(table_key("test", table)) for table in TABLES_BY_NAME}
     faster.finish(store)
-    newer = {table: store.read(table_key("test", table)) for table in TABLES}
+    newer = {table: store.read(table_key("test", table)) for table in TABLES_BY_NAME}
     for table in ("cells", "endpoints"):
         store.replace(table_key("test", table), older[table])
     waits: list[float] = []
@@ -250,7 +255,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
 @pytest.mark.xdist_group("faults")
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("tasks.gather", "build_tables"), ("tasks.gather", "write_table"), ("flows.report.page", "read_gathering")],
+    [
+        ("tasks.gather", "build_tables"),
+        ("tasks.stored.study_tables", "write_table"),
+        ("flows.report.page", "read_gathering"),
+    ],
     ids=["after reading rows", "after writing the first table", "before the page"],
 )
 def test_a_frozen_run_that_goes_on_replaces_nothing_newer(

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
@@ -21,11 +22,12 @@ from flows.cli import main
 from flows.options import StudyOptions
 from flows.presets import PRESETS
 from flows.report.page import write_report
-from flows.study import PATH_TASKS, UnfinishedError, label_seeds, run_study
+from flows.study import UnfinishedError, label_seeds, run_study
 from infra.settings import Settings
 from infra.storage import Store
 from tasks.data.datasets import DATASETS
 from tasks.data.published import DataError
+from tasks.science.specs.path import Method
 from tasks.science.training import training
 from tasks.tables import schema
 
@@ -102,7 +104,7 @@ def test_of_data_in_halves_joint_training_is_run_beside_the_halves_and_nothing_o
     assert sorted(tables["endpoints"]["train_subset"]) == ["all", "all", "first", "second"]
     assert (tables["endpoints"]["status"] == "trained").all()
     assert len(tables["merges"].query("kind == 'pair'")) == 2
-    assert set(tables["paths"]["method"]) == {method for method, _ in PATH_TASKS}
+    assert set(tables["paths"]["method"]) == set(get_args(Method))
     before = snapshot(store)
     run(store, **asked)
     assert snapshot(store) == before

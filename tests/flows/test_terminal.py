@@ -16,7 +16,7 @@ from rich.text import Text
 
 from flows.cli import app, main
 from flows.refusals import WrongWordsError
-from flows.report.figures.chart import Axis, Chart, Line, Panel
+from flows.report.figures.chart import Chart, Line, Panel, PanelAxis
 from flows.report.figures.drawing import draw_png
 from flows.report.prefect_page import as_markdown
 from flows.stages import Stages
@@ -144,7 +144,7 @@ def test_a_problem_of_a_task_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_a_name_with_a_formula_is_drawn_as_it_is():
     line = Line("$\\frac", "#000000", (0.0, 1.0), (0.0, 1.0))
-    chart = Chart((Panel("$\\oops$ $", Axis("$x"), Axis("y$"), (line,)),), 1)
+    chart = Chart((Panel("$\\oops$ $", PanelAxis("$x"), PanelAxis("y$"), (line,)),), 1)
     assert draw_png(chart).startswith(b"\x89PNG")
 
 

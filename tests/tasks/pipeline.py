@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 from infra.storage import Store
 from tasks.align import align
@@ -14,11 +13,11 @@ from tasks.joint import evaluate_joint
 from tasks.repair import repair
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.measurement import Measurement
-from tasks.science.specs.pairing import Member, Pairing, ShiftMethod
-from tasks.science.specs.pairing import Path as Curve
+from tasks.science.specs.pairing import Pairing
+from tasks.science.specs.path import Path as Curve
 from tasks.science.specs.request import Request
 from tasks.shift import shift
-from tasks.stored.artifacts import as_member, read_endpoint
+from tasks.stored.expansion import Expansion
 from tasks.stored.requests import save_request
 from tasks.train import train
 
@@ -36,24 +35,13 @@ def make_request(*cells: Cell, n_seeds: int = 3, alphas: int = 5) -> Request:
     )
 
 
-def members_of(store: Store, request: Request, cell: Cell) -> list[Member]:
-    records = [(endpoint, read_endpoint(store, endpoint)) for endpoint in request.endpoints(cell)]
-    return [as_member(e, record) for e, record in records if record and record["status"] == "trained"]
-
-
 def merges_of(store: Store, request: Request) -> list[Pairing]:
-    return [pairing for cell in request.cells for pairing in request.pairings(cell, members_of(store, request, cell))]
+    expansion = Expansion.of(request, store)
+    return [match.pairing for cell in request.cells for match in expansion.matches(cell)]
 
 
 def paths_of(store: Store, request: Request) -> list[Curve]:
-    paths: list[Curve] = []
-    for cell in request.cells:
-        joint = request.joint_cell(cell)
-        paths += request.paths(
-            request.pairings(cell, members_of(store, request, cell)),
-            members_of(store, request, joint) if joint is not None else [],
-        )
-    return paths
+    return [measured.path for measured in Expansion.of(request, store).all_paths()]
 
 
 def train_all(store: Store, request: Request) -> None:
@@ -80,7 +68,8 @@ def measure_all(store: Store, request: Request, paths: list[Curve] | None = None
             (("weights", "repair"), repair),
             (("ensemble", "none"), ensemble),
             (("joint", "none"), evaluate_joint),
-            *(((method, "none"), shift) for method in get_args(ShiftMethod)),
+            (("logit-shift", "none"), shift),
+            (("logit-shift/chosen=test", "none"), shift),
         ):
             wanted = [
                 path for path in paths if (path.method, path.correction) == measured and path.pairing.cell == cell

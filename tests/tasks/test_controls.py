@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from pipeline import make_request, run_all
 
-from flows.report.controls import began_apart, tell_controls
+from flows.report.controls import independently_initialized, tell_controls
 from infra.storage import Store
 from tasks.science.alignment.matching import match
 from tasks.science.networks import build_network, initial_state
@@ -79,18 +79,18 @@ def test_ensembles_stand_beside_paths_and_change_no_mean(store: Store, cell: Cel
 
 
 def test_the_report_tells_what_controls_show(tables: Tables):
-    apart = began_apart(tables["cells"], tables["endpoints"])
+    apart = independently_initialized(tables["cells"], tables["endpoints"])
     assert apart == set(tables["cells"]["cell_id"])
     itself, random = tell_controls(tables["barriers"], tables["ablation"], apart)
-    assert itself.startswith("A network against itself, its units shuffled and aligned again, in 1 cells: the largest")
-    assert itself.endswith("ought to be below 1e-6.")
+    assert itself.startswith("A network against itself, with its units shuffled and aligned again, in 1 cells")
+    assert itself.endswith("should be below 1e-6.")
     off = tables["barriers"].assign(loss_barrier=4e-5)
-    assert "It is not: a unit that fired for none of" in tell_controls(off, tables["ablation"], apart)[0]
-    assert "1 pairs have midpoint barriers that are" in random
+    assert "It is not: a unit that is constant on" in tell_controls(off, tables["ablation"], apart)[0]
+    assert "1 pairs have midpoint barriers that differ" in random
     assert tell_controls(tables["barriers"].query("kind == 'pair'"), tables["ablation"], apart) == []
 
 
-def test_a_random_permutation_is_judged_where_endpoints_began_apart_alone(tables: Tables):
+def test_a_random_permutation_is_judged_only_between_independent_initial_weights(tables: Tables):
     direct = (tables["ablation"]["matcher"] == "none") & (tables["ablation"]["correction"] == "none")
     cell_ids = set(tables["cells"]["cell_id"])
 
@@ -99,12 +99,16 @@ def test_a_random_permutation_is_judged_where_endpoints_began_apart_alone(tables
         ablation.loc[direct, ["new_pair_low", "new_pair_high"]] = low, high
         return tell_controls(tables["barriers"], ablation, apart)[1]
 
-    assert "Of 1 whose endpoints began apart, 1 lie where" in told(-2.0, 2.0, cell_ids)
-    assert "Of 1 whose endpoints began apart, 0 lie where" in told(1.5, 2.0, cell_ids)
-    assert "began apart" not in told(-2.0, 2.0, set())
+    assert "Of 1 with independent initial weights, 1 lie in" in told(-2.0, 2.0, cell_ids)
+    assert "Of 1 with independent initial weights, 0 lie in" in told(1.5, 2.0, cell_ids)
+    assert "independent initial weights" not in told(-2.0, 2.0, set())
     spawned = tables["cells"].assign(spawn_seed=0)
     imported = tables["endpoints"].assign(origin="imported")
-    assert began_apart(spawned, tables["endpoints"]) == began_apart(tables["cells"], imported) == set()
+    assert (
+        independently_initialized(spawned, tables["endpoints"])
+        == independently_initialized(tables["cells"], imported)
+        == set()
+    )
 
 
 def test_a_shuffle_is_that_of_the_weights_and_the_purpose(cell: Cell):

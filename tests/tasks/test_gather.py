@@ -23,7 +23,7 @@ from tasks.stored.artifacts import read_endpoint
 from tasks.stored.checkpoints import read_header
 from tasks.stored.requests import save_request
 from tasks.tables import schema
-from tasks.tables.ablation import summarise
+from tasks.tables.ablation import tabulate_ablation
 
 
 @pytest.fixture
@@ -384,5 +384,5 @@ def test_a_path_with_one_end_that_is_no_number_has_no_mean_of_ends(store: Store,
     paths.loc[one, "loss"] = np.nan
     group = tables["ablation"][["cell_id", "matcher", "correction", "measurement"]].iloc[0].to_dict()
     group |= {"matcher": "none", "correction": "none"}
-    ablation = summarise([group], paths, tables["barriers"], tables["endpoints"])
+    ablation = tabulate_ablation([group], paths, tables["barriers"], tables["endpoints"])
     assert ablation[ablation["metric"] == "endpoint_loss"]["mean"].isna().all()

@@ -29,8 +29,9 @@ from tasks.science.specs.cell import Cell, Endpoint
 from tasks.science.specs.corrections import CORRECTIONS
 from tasks.science.specs.measurement import Measurement
 from tasks.science.symmetry.permutation import PermutationSpec
-from tasks.stored.artifacts import as_member, has_match, has_path, load_permutation, read_endpoint
+from tasks.stored.artifacts import as_member, load_permutation, read_endpoint
 from tasks.stored.checkpoints import pack, read_checkpoint, read_header
+from tasks.stored.expansion import MeasuredPath, UsableMatch
 from tasks.stored.pairs import save_points
 from tasks.tables.schema import LAYER_ROWS
 from tasks.train import train
@@ -129,7 +130,7 @@ def test_another_correction_or_alpha_grid_costs_only_itself(store: Store, cell: 
     paths = [path for path in other.paths(merges_of(store, other)) if path.correction == "rescale"]
     repair.fn(paths, store, Path())
     assert len(paths) == 6
-    assert all(has_path(store, path) for path in [*paths, *finer.paths(merges_of(store, finer))])
+    assert all(MeasuredPath(path).is_in(store) for path in [*paths, *finer.paths(merges_of(store, finer))])
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_a_pair_whose_permutation_changes_the_function_stops_with_a_sentence(sto
     for pairing in merges_of(store, request):
         if pairing.matcher != "none":
             assert not store.exists(permutation_key(pairing.id))
-            assert not has_match(store, pairing)
+            assert not UsableMatch(pairing).is_in(store)
             row = pd.read_parquet(f"{store.url}/{row_key('merges', pairing.id)}").iloc[0]
             assert row["function_error"] > 1e-9
     gather.fn("test", store, {})
@@ -258,11 +259,11 @@ def test_a_path_is_done_only_when_both_its_files_are(store: Store, cell: Cell):
     align_all(store, request)
     measure_all(store, request)
     path = request.paths(merges_of(store, request))[0]
-    assert has_path(store, path)
+    assert MeasuredPath(path).is_in(store)
     (Path(store.url) / row_key("layers", path.id)).unlink()
-    assert not has_path(store, path)
+    assert not MeasuredPath(path).is_in(store)
     measure_all(store, request)
-    assert has_path(store, path)
+    assert MeasuredPath(path).is_in(store)
 
 
 @pytest.mark.slow
@@ -311,7 +312,7 @@ def test_every_architecture_is_aligned(store: Store, cell: Cell, architecture: s
     pairings = [pairing for pairing in request.pairings(changed, members) if pairing.matcher != "none"]
     assert align.fn(pairings, store, Path()) == []
     for pairing in pairings:
-        assert has_match(store, pairing)
+        assert UsableMatch(pairing).is_in(store)
         row = pd.read_parquet(f"{store.url}/{row_key('merges', pairing.id)}").iloc[0]
         assert row["function_error"] < 1e-12
         assert json.loads(row["matcher_options"]) == pairing.choice.options

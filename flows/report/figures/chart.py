@@ -1,98 +1,108 @@
-"""What a figure shows, as numbers and words: drawn as a picture by `drawing`, and on the report page by its script."""
+"""The data of a figure: `drawing` draws it as a picture, the script of the report page on the page."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
-Scale = Literal["linear", "log", "log2"]
+AxisScale = Literal["linear", "log", "log2"]
 Dash = Literal["solid", "dash", "dot"]
 Fill = Literal["full", "none", "bottom"]
-Numbers = tuple[float, ...]
+Coordinates = tuple[float, ...]
 
 INK = "#20242a"
-"""The colour of what is of no path; on a dark page the script takes the text's instead."""
+"""Color of what belongs to no path; on a dark page the script takes the text color instead."""
 
 
 @dataclass(frozen=True)
-class Axis:
-    """`limits` are in the axis' own unit, where they are not left to whoever draws; `ticks` are places with their
-    labels, where these are not the numbers themselves."""
+class PanelAxis:
+    """An axis of a panel.
+
+    `limits` are in the axis' own unit, None for automatic ones; `ticks` are places with their labels, empty for
+    automatic ones.
+    """
 
     title: str
-    scale: Scale = "linear"
+    scale: AxisScale = "linear"
     limits: tuple[float, float] | None = None
     ticks: tuple[tuple[float, str], ...] = ()
     is_whole: bool = False
-    """Whether places between whole numbers mean nothing."""
+    """True if only whole numbers have a meaning."""
     is_turned: bool = False
-    """Whether the labels are long, and stand on their side."""
+    """True if the labels are long, and turned."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one kind in a panel, of shape (n_points,) each, joined where they follow one another.
+    """Points of one kind in a panel; every field of them has shape (n_points,).
 
-    `label` is its entry in the legend, empty for none. `path` is the label of the path that it is of, empty where it
-    is of none; `cells` are the cells that its points are of, none where all are of the panel's. `notes` tell of each
-    point what its place does not.
+    `label` is the entry in the legend, empty for none. `path` is the label of the line's path, empty if it has none;
+    `cells` are the cells of the points, empty if all are the panel's. `notes` are shown for each point on hovering.
     """
 
     label: str
     color: str
-    x: Numbers
-    y: Numbers
+    x: Coordinates
+    y: Coordinates
     path: str = ""
     marker: str = ""
-    """As matplotlib names them; none where empty."""
+    """Marker in the words of matplotlib; empty for none."""
     fill: Fill = "full"
     dash: Dash = "solid"
     is_joined: bool = True
     width: float = 1.5
-    y_low: Numbers = ()
-    y_high: Numbers = ()
-    x_low: Numbers = ()
-    x_high: Numbers = ()
+    y_low: Coordinates = ()
+    y_high: Coordinates = ()
+    x_low: Coordinates = ()
+    x_high: Coordinates = ()
     is_band: bool = False
-    """Whether `y_low` to `y_high` is a band around the line, else they are bars at its points."""
+    """True if `y_low` to `y_high` is a band around the line, false if they are bars at its points."""
     cells: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes; `cell` is the one that all of it is of, empty where there are several. What is measured once
-    for several measurements of a cell is of the one that has no name, under the factors that are `told`."""
+    """A pair of axes with its lines.
+
+    `cell` is the cell of all lines, empty if there are several. A panel of something measured once for several
+    measurements of a cell names the cell only, with its swept values in `told`.
+    """
 
     title: str
-    x: Axis
-    y: Axis
+    x: PanelAxis
+    y: PanelAxis
     lines: tuple[Line, ...]
     cell: str = ""
     told: tuple[tuple[str, str], ...] = ()
     has_diagonal: bool = False
-    """Whether equality of both axes is drawn."""
+    """True if the line of equality is drawn."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Panels beside one another under one legend."""
+    """Panels side by side under one legend."""
 
     panels: tuple[Panel, ...]
     n_columns: int
 
 
-def numbers(values: Iterable[float], scale: float = 1) -> Numbers:
-    """`values` times `scale`; what is not finite is NaN, and has no place on an axis."""
+def coordinates(values: Iterable[float], scale: float = 1) -> Coordinates:
+    """Return `values` times `scale`, NaN if not finite."""
     return tuple(value * scale if math.isfinite(value) else math.nan for value in map(float, values))
 
 
+def bar_ends(means: pd.Series, low: pd.Series, high: pd.Series, scale: float = 1) -> tuple[Coordinates, Coordinates]:
+    """Return the lower and upper ends of bars, at the mean without an interval."""
+    return coordinates(low.fillna(means), scale), coordinates(high.fillna(means), scale)
+
+
 def marks() -> Iterator[tuple[str, Fill]]:
-    """Markers with their fill, which tell series apart where colour tells paths, over and over."""
+    """Yield markers with their fill, which distinguish series where color distinguishes paths, endlessly."""
     fills: tuple[Fill, ...] = ("full", "none", "bottom")
     while True:
         for fill in fills:
@@ -100,17 +110,29 @@ def marks() -> Iterator[tuple[str, Fill]]:
                 yield marker, fill
 
 
-def fit_axis(title: str, means: pd.Series, highs: pd.Series) -> Axis:
-    """A logarithmic axis where all means are above 0 and the largest is three times the smallest, else one from 0; up
-    to the upper ends of the intervals."""
+def series_styles(series: pd.Series) -> dict[str, dict[str, Any]]:
+    """Return label, marker and fill of the lines of each series; a single series has no label."""
+    names = [str(name) for name in series.unique()]
+    return {
+        name: {"label": name if len(names) > 1 else "", "marker": marker, "fill": fill}
+        for name, (marker, fill) in zip(names, marks(), strict=False)
+    }
+
+
+def fit_axis(title: str, means: pd.Series, highs: pd.Series) -> PanelAxis:
+    """Return an axis up to the upper ends of the intervals.
+
+    It is logarithmic if all means are positive and the largest is at least three times the smallest; otherwise it
+    begins at 0.
+    """
     top = max(means.max(), highs.fillna(0).max())
     if means.min() > 0 and means.max() >= 3 * means.min():
-        return Axis(title, "log", (means.min() / 1.5, top * 1.2))
-    # A little room, in which markers at 0 are whole.
-    return Axis(title, "linear", (-0.03 * top, 1.05 * top) if top > 0 else (-0.1, 1.0))
+        return PanelAxis(title, "log", (means.min() / 1.5, top * 1.2))
+    # Markers at 0 stay whole.
+    return PanelAxis(title, "linear", (-0.03 * top, 1.05 * top) if top > 0 else (-0.1, 1.0))
 
 
 def highest(lines: Sequence[Line]) -> float:
-    """The highest point, bar or band of all; 0 where there is none."""
+    """Return the highest point, bar or band; 0 without any."""
     tops = [value for line in lines for value in (*line.y, *line.y_high) if math.isfinite(value)]
     return max(tops, default=0.0)

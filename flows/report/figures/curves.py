@@ -1,18 +1,22 @@
-"""The paths of a study as figures and tables show them."""
+"""Curves: the label, color and marker of every path of a study, the same in all figures and tables."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from flows.report.figures.chart import Line, coordinates
 from flows.report.labels import label_path
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A path as figures and tables show it."""
+    """A path with its label, color and marker."""
 
     matcher: str
     correction: str
@@ -21,8 +25,13 @@ class Curve:
     marker: str
 
     def of(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The rows of this path."""
+        """Return the rows of this path."""
         return frame[(frame["matcher"] == self.matcher) & (frame["correction"] == self.correction)]
+
+    def line(self, x: Iterable[float], y: Iterable[float], scale: float = 1, **style: Any) -> Line:
+        """Return a line of this path at (`x`, `y` times `scale`); `style` are further fields of the line."""
+        plain = Line(self.label, self.color, coordinates(x), coordinates(y, scale), self.label, self.marker)
+        return dataclasses.replace(plain, **style)
 
 
 DIRECT = Curve("none", "none", "direct", "#8a8f98", "s")
@@ -36,7 +45,7 @@ _MARKERS = "^<>Pph*X"
 
 
 def curves_of(frame: pd.DataFrame) -> list[Curve]:
-    """The paths that `frame` has rows of: the four of every study first, then by matcher and correction."""
+    """Return the paths that `frame` has rows of: the usual four first, then by matcher and correction."""
     present = set(zip(frame["matcher"], frame["correction"], strict=True))
     usual = [curve for curve in CURVES if (curve.matcher, curve.correction) in present]
     others = sorted(present - {(curve.matcher, curve.correction) for curve in CURVES})
@@ -47,5 +56,5 @@ def curves_of(frame: pd.DataFrame) -> list[Curve]:
 
 
 def spread(curves: list[Curve], step: float) -> list[tuple[Curve, float]]:
-    """Every curve with how far aside it stands, so that bars of one size do not cover each other."""
+    """Return every curve with an offset, so that bars at the same place do not cover each other."""
     return list(zip(curves, np.linspace(-step / 2, step / 2, len(curves)) * (len(curves) - 1), strict=True))

@@ -1,4 +1,4 @@
-"""Draws charts as pictures."""
+"""Pictures of charts, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from flows.report.figures.chart import Axis, Chart, Line, Panel
+from flows.report.figures.chart import Chart, Line, Panel, PanelAxis
 
 mpl.use("Agg")
 
@@ -25,7 +25,7 @@ _STYLE: dict[Any, Any] = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "figure.dpi": 130,
-    # A name with dollar signs is a name, and no formula.
+    # A name with dollar signs is not a formula.
     "text.parse_math": False,
 }
 
@@ -33,16 +33,16 @@ _DASHES = {"solid": "-", "dash": "--", "dot": ":"}
 
 
 def draw_png(chart: Chart) -> bytes:
-    """`draw` as PNG."""
+    """Draw the chart as PNG."""
     buffer = io.BytesIO()
     draw(chart).savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def draw(chart: Chart) -> Figure:
-    """A grid with the chart's panels, one legend for all."""
+    """Draw the chart's panels in a grid, with one legend."""
     n_rows = -(-len(chart.panels) // chart.n_columns)
-    # No more columns than leave the last row about as full as the others.
+    # Few enough columns that the last row is about as full as the others.
     n_columns = -(-len(chart.panels) // n_rows)
     with mpl.rc_context(_STYLE):
         width = 13.2 / max(n_columns, 2) if n_columns > 1 else 6.6
@@ -59,10 +59,10 @@ def draw(chart: Chart) -> Figure:
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
         if entries:
-            # About 9 letters to an inch, and the line and gap of an entry are as long as 6.
+            # An inch has about 9 letters, and the line and gap of an entry take 6.
             ncols = min(len(entries), max(1, int(9 * width * n_columns / (6 + max(map(len, entries))))))
             figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=ncols)
-            # Further lines of the legend are not at the panels' expense.
+            # More lines of the legend do not shrink the panels.
             figure.set_figheight(figure.get_figheight() + 0.2 * (-(-len(entries) // ncols) - 1))
         return figure
 
@@ -83,12 +83,12 @@ def _draw_line(axes: Axes, line: Line) -> None:
         "color": line.color,
         "linestyle": _DASHES[line.dash] if line.is_joined else "none",
         "linewidth": line.width,
-        # A label that begins so is not in the legend.
+        # A label that begins with an underscore is not in the legend.
         "label": line.label or "_",
         "marker": line.marker or None,
         "fillstyle": line.fill,
         "markersize": 7 if line.fill == "none" else 5,
-        # What has neither bars nor band is a goal, or what was published: it lies on top.
+        # Goals and published points, which have neither bars nor band, lie on top.
         "zorder": 3 if line.y_low else 5,
     }
     if line.is_band:
@@ -103,11 +103,11 @@ def _draw_line(axes: Axes, line: Line) -> None:
 
 
 def _reach(values: tuple[float, ...], low: tuple[float, ...], high: tuple[float, ...]) -> np.ndarray:
-    """How far bars reach below and above, of shape (2, n_points)."""
+    """Return the lengths of bars below and above, shape (2, n_points)."""
     return np.abs(np.array([np.subtract(values, low), np.subtract(high, values)]))
 
 
-def _set_axis(axes: Axes, which: str, axis: Axis) -> None:
+def _set_axis(axes: Axes, which: str, axis: PanelAxis) -> None:
     side = axes.xaxis if which == "x" else axes.yaxis
     axes.set(**{f"{which}label": axis.title})
     if axis.scale == "log":

@@ -31,7 +31,7 @@
     const style = getComputedStyle(document.documentElement);
     return (name) => style.getPropertyValue(name).trim();
   };
-  // Colours that were chosen on white are lightened on a dark page; black is the ink of either.
+  // Colors chosen for white paper are lightened on a dark page.
   const tone = (color, share = 0.32) => {
     if (color === INK) return theme()("--ink");
     if (!dark.matches) return color;
@@ -44,11 +44,11 @@
   const faint = (color) => `${tone(color)}2e`;
   const show = (value) => (value === null || value === undefined ? "-" : Number(value.toPrecision(4)).toString());
 
-  // What is of no cell of the study is shown as long as none is chosen.
+  // Points of no cell of the study are shown as long as no cell is chosen.
   const isShown = (cell) => (cell in data.cells
     ? data.cells[cell].factors.every((value, i) => !state.factors[i] || value === state.factors[i])
     : state.factors.every((value) => !value));
-  // What is measured once for several measurements of a cell names none: it is shown where one of them is.
+  // A panel measured once for several measurements of a cell is shown if one of them is.
   const isPanelShown = ({ cell, told }) => {
     if (!cell || cell in data.cells) return !cell || isShown(cell);
     const isOf = (key) => key.startsWith(cell) && told.every(([name, value]) => {
@@ -58,7 +58,7 @@
     return Object.keys(data.cells).some((key) => isOf(key) && isShown(key));
   };
 
-  // Lines of a panel as they are shown now: without hidden paths, and without points of cells that are filtered out.
+  // The lines of a panel without hidden paths and without points of cells that are filtered out.
   const shownLines = (panel) => {
     if (!isPanelShown(panel)) return [];
     return panel.lines.filter((line) => !line.path || !state.hidden.has(line.path)).map((line) => {
@@ -69,11 +69,11 @@
       return { ...line, ...Object.fromEntries(names.map((name) => [name, pick(line[name])])) };
     }).filter((line) => line.x.length);
   };
-  // What was published is shown beside something of ours, not by itself.
+  // Published points are shown only beside ours.
   const isWorthIt = (lines) => lines.some((line) => !(line.notes[0] || "").startsWith("published"));
 
   const placeName = (axis, value) => {
-    // Points stand a little aside of their place, so that bars do not cover each other.
+    // Points have a small offset, so that bars do not cover each other.
     if (axis.is_whole) return show(Math.round(value));
     const off = ([place]) => Math.abs(axis.scale === "linear" ? place - value : Math.log2(place / value));
     const [nearest] = [...axis.ticks].sort((a, b) => off(a) - off(b));
@@ -121,7 +121,7 @@
     return drawn;
   };
 
-  // 1, 2 and 5 of every decade; of many decades 1 alone.
+  // 1, 2 and 5 of every decade; only 1 if there are many decades.
   const roundNumbers = (least, most) => {
     const found = [];
     for (let decade = Math.floor(Math.log10(least)); decade <= Math.log10(most); decade += 1) {
@@ -175,7 +175,7 @@
   });
   const CONFIG = {
     responsive: true, displaylogo: false,
-    // Where nothing can be pointed with, the buttons would always cover points.
+    // Without hovering, the buttons would always cover points.
     ...(matchMedia("(hover: none)").matches ? { displayModeBar: false } : {}),
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   };
@@ -220,7 +220,7 @@
       ["", "against"].forEach((word, at) => {
         const values = [...new Set(this.charts.map((chart) => chart.choice[at]).filter(Boolean))];
         if (values.length < 2) return;
-        const select = make("select", { ariaLabel: word || "what is shown" }, ...values.map((value) => make("option", { value, textContent: value })));
+        const select = make("select", { ariaLabel: word || "metric" }, ...values.map((value) => make("option", { value, textContent: value })));
         select.onchange = () => {
           this.choice[at] = select.value;
           this.first = 0;
@@ -273,7 +273,7 @@
         figure.setAttribute("aria-label", `${panel.y.title} ${panel.title}`);
         Plotly.react(figure.lastChild, traces(panel, lines), layoutOf(panel, lines), CONFIG);
       });
-      if (!some.length) panels.append(make("p", { className: "none", textContent: "Nothing of this is shown: choose other cells or paths above." }));
+      if (!some.length) panels.append(make("p", { className: "none", textContent: "Nothing to show: choose other cells or paths above." }));
       const pager = this.find(".pager");
       pager.hidden = shown.length <= PANELS_AT_ONCE;
       this.find(".bar").hidden = pager.hidden && !this.find("select");
@@ -283,7 +283,7 @@
       this.drawLegend(some);
     }
 
-    // As many as have room, and no more than leave the last row about as full as the others.
+    // As many as fit, but few enough that the last row is about as full as the others.
     countColumns(n) {
       const least = this.chart.n_columns > 3 ? 250 : this.chart.n_columns > 2 ? 330 : 420;
       const most = Math.max(1, Math.floor((this.find(".panels").clientWidth + 16) / (least + 16)));
@@ -293,11 +293,11 @@
     drawLegend(some) {
       const entries = new Map();
       for (const [panel, lines] of some) {
-        // A line without points is there for its entry alone.
+        // A line without points has only an entry in the legend.
         const entitled = [...lines, ...panel.lines.filter((line) => !line.x.length && !line.path)];
         for (const line of entitled.filter(({ label }) => label)) {
           const known = entries.get(line.label);
-          // What has several colours is told by its marker.
+          // An entry of several colors is distinguished by its marker.
           entries.set(line.label, !known ? line : known.color === line.color ? known : { ...known, color: INK });
         }
         if (panel.has_diagonal) entries.set("equal", { color: INK, dash: "dot" });
@@ -333,7 +333,7 @@
     sections.forEach((section) => section.update());
   };
 
-  // Numbers by their size, by the first where an interval follows; what is missing last either way.
+  // Numbers sort by size, intervals by their mean; missing values come last.
   const key = (text) => (/^[+-]?\d/.test(text) ? parseFloat(text) : null);
   const compare = (a, b) => {
     const [x, y] = [key(a), key(b)];
@@ -413,7 +413,7 @@
   filterRows();
   let width = innerWidth;
   addEventListener("resize", () => {
-    // Plots fit themselves; only what a change of columns moves is drawn again.
+    // Plots resize themselves; only the number of columns may change.
     if (width === innerWidth) return;
     width = innerWidth;
     sections.forEach((section) => section.relayout());

@@ -14,7 +14,7 @@ Solver = Callable[[NDArray[np.float64]], NDArray[np.int64]]
 
 
 def assign(scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    """For each of A's units (rows) its partner among B's (columns): the assignment of largest total score.
+    """Return, for each of A's units (rows), its partner among B's (columns), for the largest total score.
 
     Raises ValueError where an entry is not finite: the solver would accept no such matrix, or worse, use it.
     """
@@ -24,8 +24,11 @@ def assign(scores: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def assign_lapx(scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    """`assign` by lapx (Jonker and Volgenant), three times as fast at 4096 units; among equal totals it may choose
-    another one. Raises ModuleNotFoundError, naming the extra, where it is not installed."""
+    """Return `assign` by lapx (Jonker and Volgenant), three times as fast at 4096 units.
+
+    Among equal totals it may choose another one. Raises ModuleNotFoundError, naming the extra, where it is not
+    installed.
+    """
     _check_finite(scores)
     solver = _optional("lap", "lapx", "fast")
     partners = solver.lapjv(np.ascontiguousarray(-scores), return_cost=False)[0]
@@ -33,8 +36,11 @@ def assign_lapx(scores: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def assign_lapjv(scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    """`assign` by lapjv, in float32: totals that differ by less than its rounding are equal to it, and among equal ones
-    it may choose another one. Raises ModuleNotFoundError, naming the extra, where it is not installed."""
+    """Return `assign` by lapjv, in float32.
+
+    Totals that differ by less than its rounding are equal to it, and among equal ones it may choose another one. Raises
+    ModuleNotFoundError, naming the extra, where it is not installed.
+    """
     _check_finite(scores)
     partners = _optional("lapjv", "lapjv", "compiled").lapjv(np.negative(scores, dtype=np.float32, order="C"))[0]
     return np.asarray(partners, dtype=np.int64)

@@ -1,9 +1,9 @@
-"""Finds the permutation of B's units that aligns them with A's, and proves that it leaves B's function unchanged.
+"""Matchers: the permutation of B's units that aligns them with A's.
 
 One interface for every matcher of the table `MATCHERS`: `match`. Activation matching pairs units whose activations
 correlate, weight matching units whose weights have a large inner product (weight_matching.py). Nested axes are matched
-together, heads by how well their channels can be paired (families.py). What the tracer could not observe, activation
-matching orders by its weights in the end, with all else in place.
+together, heads by how well their channels can be paired (nested_assignment.py). Axes that the tracer could not observe
+are ordered by their weights in the end, with all else in place.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
-from tasks.science.alignment.assignment import SOLVERS, Solver, assign
+from tasks.science.alignment.assignment import SOLVERS, Solver
 from tasks.science.alignment.moments import (
     ObservedFamily,
     States,
@@ -31,45 +29,25 @@ from tasks.science.alignment.moments import (
     readable_families,
     unit_correlations,
 )
+from tasks.science.alignment.nested_assignment import Paired, assign_tree
 from tasks.science.alignment.weight_matching import match_weights, unit_cosines
-from tasks.science.evaluation.functional import compute, mode
-from tasks.science.evaluation.outputs import logits_in
-from tasks.science.evaluation.precision import CastsKept
-from tasks.science.specs.matchers import MATCHERS, MatcherChoice, parse_matcher
+from tasks.science.specs.matchers import MatcherChoice, parse_matcher
 from tasks.science.specs.state import State
 from tasks.science.symmetry.controls import shuffle
-from tasks.science.symmetry.families import Families, Paired
+from tasks.science.symmetry.families import Families
 from tasks.science.symmetry.permutation import Permutation, PermutationSpec
 
-__all__ = [
-    "FUNCTION_TOLERANCE",
-    "MATCHERS",
-    "AxisMatch",
-    "Match",
-    "assign",
-    "function_error",
-    "match",
-    "shared_partners",
-]
-
-FUNCTION_TOLERANCE = 1e-9
-"""Largest `function_error` of a permutation that is used: float64 rounding stays orders of magnitude below."""
-
-FUNCTION_EXAMPLES = 128
-
 MAX_ROUNDS = 5
-"""How often axes whose samples are units of other axes are matched anew."""
+"""Most rounds in which axes whose samples are units of other axes are matched anew."""
 
 STEADY_TOLERANCE = 1e-2
 """Largest difference between activations of a permuted network and reordered ones that float32 rounding is held to
 explain, beside the largest activation."""
 
-FUNCTION_BATCH_SIZE = 16
-
 
 @dataclass(frozen=True)
 class AxisMatch:
-    """How well one axis was matched.
+    """The quality of the match of one axis.
 
     `matched_correlation`: mean correlation of A's units with their partners, `identity_correlation`: with B's unit at
     the same position; both over the positions where both units live (NaN where there is none). `n_dead`: matched
@@ -90,8 +68,8 @@ class Match:
     """A permutation of B into alignment with A.
 
     `objective`: the sum of matched correlations over all axes, or of the products of weights over all parameters that
-    move. `restarts`: what each descent of weight matching reached. `seconds` is this pair's share of the time that its
-    group took.
+    move. `restarts`: the objective that each descent of weight matching reached. `seconds` is this pair's share of the
+    time that its group took.
     """
 
     permutation: Permutation
@@ -109,10 +87,10 @@ def match(
     matcher: str,
     images: Tensor | None = None,
 ) -> list[Match]:
-    """Aligns the second of each pair with the first; `pairs` are indices into `states`, the result has their order.
+    """Align the second of each pair with the first; `pairs` are indices into `states`, the result has their order.
 
     `matcher`: a name from `MATCHERS`, with options where they differ from the defaults (`weight/restarts=5`).
-    `images` (n_examples, channels, height, width): what a matcher that needs data sees.
+    `images` (n_examples, channels, height, width): the samples of a matcher that needs data.
     Raises ValueError for an unknown matcher or option, for images that are missing, for weights that are not finite.
     """
     choice = parse_matcher(matcher)
@@ -134,20 +112,7 @@ def match(
     else:
         found = _match_activations(network, spec, states, pairs, choice, images)
     seconds = (time.perf_counter() - begun) / max(len(pairs), 1)
-    return [Match(m.permutation, m.objective, m.axes, seconds, m.restarts) for m in found]
-
-
-def shared_partners(first: Match, second: Match, dead: Mapping[str, NDArray[np.bool_]]) -> dict[str, float]:
-    """Per axis, the share of A's live units that two matches give the same partner; NaN where none is live.
-
-    `dead[axis]` (size,) bool says which units of A, or positions, do not count. With matches from two disjoint halves
-    of the data it tells how much of a permutation is in the networks and how much in the samples.
-    """
-    shares: dict[str, float] = {}
-    for axis, partners in first.permutation.items():
-        live = ~dead[axis] if axis in dead else np.ones(len(partners), dtype=bool)
-        shares[axis] = _mean((partners == second.permutation[axis])[live].astype(np.float64))
-    return shares
+    return [dataclasses.replace(one, seconds=seconds) for one in found]
 
 
 def _match_activations(
@@ -158,7 +123,7 @@ def _match_activations(
     choice: MatcherChoice,
     images: Tensor,
 ) -> list[Match]:
-    """Aligns pairs by the correlation of their activations. All axes and pairs come from one pass (see moments.py).
+    """Align pairs by the correlation of their activations, all axes and pairs from one pass (see moments.py).
 
     Source: Li et al. 2015, arXiv 1511.07543; REPAIR, section 2.
     Deviates: exact correlations over the whole pass, where the authors average per-batch deviations and add 1e-4: that
@@ -173,17 +138,16 @@ def _match_activations(
     solver = SOLVERS[str(choice.options["solver"])]
     batch = int(choice.options["batch"]) if "batch" in choice.options else None
     unsteady = _unsteady_trees(network, families, observed, state, images[:1], seen)
-    root_of = {family: root for root in families.roots for family in families.tree(root)}
-    steady = [family for family in observed if root_of[family.name] not in unsteady]
+    steady = [family for family in observed if families.root_of[family.name] not in unsteady]
     found = _match_once(network, families, states, pairs, steady, images, batch, solver)
     if unsteady:
-        later = [family for family in observed if root_of[family.name] in unsteady]
+        later = [family for family in observed if families.root_of[family.name] in unsteady]
         found = [
             _match_again(network, families, states[a], states[b], one, later, images, batch, solver)
             for (a, b), one in zip(pairs, found, strict=True)
         ]
-    seen = {root_of[family.name] for family in observed}
-    unseen = [family for family in families.axes if root_of[family] not in seen]
+    seen = {families.root_of[family.name] for family in observed}
+    unseen = [family for family in families.axes if families.root_of[family] not in seen]
     if unseen:
         parameters = _parameters(network)
         for position, (a, b) in enumerate(pairs):
@@ -203,42 +167,44 @@ def _match_once(
     batch: int | None,
     solver: Solver,
 ) -> list[Match]:
-    """Every tree of axes that has observed ones, each by itself; the others stay as they are."""
+    """Match every tree of axes that has observed ones, each by itself; the others stay as they are."""
     spec = families.spec
-    root_of = {family: root for root in families.roots for family in families.tree(root)}
-    waiting: dict[str, set[str]] = {}
-    for family in observed:
-        waiting.setdefault(root_of[family.name], set()).add(family.name)
     positions: dict[tuple[int, int], list[int]] = {}
     for position, pair in enumerate(pairs):
         positions.setdefault(pair, []).append(position)
     vectors = [{**spec.identity()} for _ in pairs]
     axes: list[dict[str, AxisMatch]] = [{} for _ in pairs]
     objectives = [0.0] * len(pairs)
-    # A tree is matched once all of its families are measured.
-    measured: dict[tuple[tuple[int, int], str], dict[str, UnitCorrelations]] = {}
-    for found in unit_correlations(network, states, list(positions), observed, images, batch):
-        root = root_of[found.family.name]
-        together = measured.setdefault((found.pair, root), {})
-        together[found.family.name] = found
-        if len(together) < len(waiting[root]):
-            continue
-        del measured[found.pair, root]
-        scores = {name: one.correlations for name, one in together.items()}
-        objective, paired = families.best(root, scores, solver)
-        described = _describe(families, paired, together)
-        for position in positions[found.pair]:
+    for pair, root, measured in _whole_trees(
+        families, observed, unit_correlations(network, states, list(positions), observed, images, batch)
+    ):
+        scores = {name: one.correlations for name, one in measured.items()}
+        objective, paired = assign_tree(families, root, scores, solver)
+        described = [axis for one in paired if (axis := _describe(families, one, measured))]
+        for position in positions[pair]:
             objectives[position] += objective
-            axes[position] |= described
-            for one in paired:
-                vectors[position][families.names[one.family, one.b]] = one.partners
+            axes[position] |= {axis.axis: axis for axis in described}
+            vectors[position] |= {spec.named[one.family, one.b]: one.partners for one in paired}
         # The next pass needs the memory that these correlations hold.
-        del found, together, scores
-    matches: list[Match] = []
-    for position in range(len(pairs)):
-        ordered = tuple(axes[position][axis.name] for axis in spec.axes if axis.name in axes[position])
-        matches.append(Match(Permutation(vectors[position]), objectives[position], ordered, 0.0))
-    return matches
+        del measured, scores
+    return [
+        Match(Permutation(vector), objective, tuple(found[axis.name] for axis in spec.axes if axis.name in found), 0.0)
+        for vector, objective, found in zip(vectors, objectives, axes, strict=True)
+    ]
+
+
+def _whole_trees(
+    families: Families, observed: Sequence[ObservedFamily], correlations: Iterable[UnitCorrelations]
+) -> Iterator[tuple[tuple[int, int], str, dict[str, UnitCorrelations]]]:
+    """Yield a pair, the root of a tree and its correlations, once all observed families of the tree are measured."""
+    n_observed = Counter(families.root_of[family.name] for family in observed)
+    measured: dict[tuple[tuple[int, int], str], dict[str, UnitCorrelations]] = {}
+    for found in correlations:
+        pair, root = found.pair, families.root_of[found.family.name]
+        measured.setdefault((pair, root), {})[found.family.name] = found
+        del found
+        if len(measured[pair, root]) == n_observed[root]:
+            yield pair, root, measured.pop((pair, root))
 
 
 def _match_again(
@@ -252,8 +218,10 @@ def _match_again(
     batch: int | None,
     solver: Solver,
 ) -> Match:
-    """Matches axes whose samples are units of other axes, B being permuted by what was found until then; repeated
-    while anything changes, since they may depend on one another."""
+    """Match axes whose samples are units of other axes, B being permuted by what was found until then.
+
+    Repeated while anything changes, since such axes may depend on one another.
+    """
     spec = families.spec
     permutation, first, last = found.permutation, None, found
     for _ in range(MAX_ROUNDS):
@@ -279,9 +247,11 @@ def _unsteady_trees(
     image: Tensor,
     seen: Mapping[str, Tensor],
 ) -> set[str]:
-    """Trees whose activations are out of order where other axes are: a hidden axis over tokens, say, whose samples
-    are the channels of a stream. Found by comparing what was `seen` of a network on one image, (1, ...), with what a
-    permuted copy of it makes of that."""
+    """Return the trees whose activations are out of order where other axes are.
+
+    The samples of a hidden axis over tokens, say, are the channels of a stream. Found by comparing what was `seen` of a
+    network on one image, (1, ...), with the activations of a permuted copy.
+    """
     if all(len(seen[family.name]) == 1 and seen[family.name].ndim == 2 for family in observed):
         return set()
     spec = families.spec
@@ -290,19 +260,21 @@ def _unsteady_trees(
     unsteady: set[str] = set()
     for family in observed:
         columns = [
-            families.units(family.name, families.paths[source]).start + shuffle[source]
-            for source in (families.origin(shuffle, axis.name) for axis in family.axes)
+            families.units(family.name, spec.paths[source]).start + shuffle[source]
+            for source in (spec.origin(shuffle, axis.name) for axis in family.axes)
         ]
         expected = seen[family.name][:, torch.from_numpy(np.concatenate(columns))]
         gap = (moved[family.name] - expected).abs().max()
         if not bool(gap <= STEADY_TOLERANCE * expected.abs().max()):
-            unsteady.add(next(root for root in families.roots if family.name in families.tree(root)))
+            unsteady.add(families.root_of[family.name])
     return unsteady
 
 
 def _independent(families: Families, observed: Sequence[ObservedFamily]) -> list[ObservedFamily]:
-    """Those to be scored: a family whose nested ones are observed is told by them, its own channels being out of order
-    until they are matched."""
+    """Return the families to be scored: those of which no nested family is observed.
+
+    The channels of an enclosing family are out of order until the nested ones are matched.
+    """
     names = {family.name for family in observed}
     return [family for family in observed if not names.intersection(families.tree(family.name)[1:])]
 
@@ -333,104 +305,40 @@ def _parameters(network: nn.Module) -> set[str]:
     return {name for name, _ in network.named_parameters(remove_duplicate=False)}
 
 
-def _describe(
-    families: Families, paired: Sequence[Paired], measured: Mapping[str, UnitCorrelations]
-) -> dict[str, AxisMatch]:
-    """One row per axis, under its name in A; heads are described by the channels within them."""
-    described: dict[str, AxisMatch] = {}
-    for one in paired:
-        name = families.names[one.family, one.a]
-        size = len(one.partners)
-        below = [family for family in families.tree(one.family) if family in measured]
-        if not below:
+def _describe(families: Families, paired: Paired, measured: Mapping[str, UnitCorrelations]) -> AxisMatch | None:
+    """Return the match of one pair of axes, under its name in A; heads are described by the channels within them."""
+    below = [family for family in families.tree(paired.family) if family in measured]
+    if not below:
+        return None
+    size = len(paired.partners)
+    same, n_each = np.zeros(size), 0
+    dead, dead_at_identity = np.ones(size, dtype=bool), np.ones(size, dtype=bool)
+    for family in below:
+        found = measured[family]
+        diagonal = np.diagonal(found.correlations)
+        if family == paired.family:
+            rows, columns = families.units(family, paired.a), families.units(family, paired.b)
+            dead &= found.dead_a[rows] | found.dead_b[columns][paired.partners]
+            # At the same position stands, before anything moves, the axis of the same path.
+            same += diagonal[rows]
+            dead_at_identity &= found.dead_a[rows] | found.dead_b[rows]
+            n_each += 1
             continue
-        gains, same = one.gains, np.zeros(size)
-        dead, dead_at_identity = np.ones(size, dtype=bool), np.ones(size, dtype=bool)
-        n_each = 0
-        for family in below:
-            found = measured[family]
-            diagonal = np.diagonal(found.correlations)
-            if family == one.family:
-                rows, columns = families.units(family, one.a), families.units(family, one.b)
-                dead &= found.dead_a[rows] | found.dead_b[columns][one.partners]
-                # At the same position stands, before anything moves, the axis of the same path.
-                same += diagonal[rows]
-                dead_at_identity &= found.dead_a[rows] | found.dead_b[rows]
-                n_each += 1
-                continue
-            inside = [axis for axis in families.axes[family] if families.paths[axis.name][: len(one.a)] == one.a]
-            n_each += sum(axis.size for axis in inside) // size
-            for axis in inside:
-                path = families.paths[axis.name]
-                unit = path[len(one.a)]
-                rows = families.units(family, path)
-                same[unit] += diagonal[rows].sum()
-                dead_at_identity[unit] &= bool((found.dead_a[rows] | found.dead_b[rows]).all())
-                dead[unit] &= bool(found.dead_a[rows].all())
-        described[name] = AxisMatch(
-            axis=name,
-            size=size,
-            n_dead=int(dead.sum()),
-            matched_correlation=_mean((gains / n_each)[~dead]),
-            identity_correlation=_mean((same / n_each)[~dead_at_identity]),
-        )
-    return described
-
-
-@torch.no_grad()
-def function_error(
-    network: nn.Module, state: State, permuted: State, images: Tensor, kept: CastsKept | None = None
-) -> float:
-    """Largest difference between the outputs of `state` and `permuted`, over the largest absolute output of `state`.
-
-    In float64 and evaluation mode, on the first 128 of `images`; casts to fewer digits are left out, and recorded in
-    `kept`. A permutation that is no symmetry of the network shows here. Infinite where an output is not finite, or
-    where all outputs are 0 and the others are not.
-    """
-    shown = images[:FUNCTION_EXAMPLES]
-    batches = _batches(shown.double() if shown.is_floating_point() else shown)
-    kept = kept or CastsKept(network)
-    logits, moved = (_outputs_in_double(network, weights, batches, kept) for weights in (state, permuted))
-    if not bool(torch.isfinite(logits).all() and torch.isfinite(moved).all()):
-        return float("inf")
-    difference, largest = float((logits - moved).abs().max()), float(logits.abs().max())
-    if difference == 0:
-        return 0.0
-    return difference / largest if largest > 0 else float("inf")
-
-
-def _batches(images: Tensor) -> list[Tensor]:
-    """`images` in batches, none of a single one where there are more: a network that ends in a squeeze puts out no row
-    for that."""
-    ends = list(range(FUNCTION_BATCH_SIZE, len(images) - 1, FUNCTION_BATCH_SIZE))
-    return list(images.tensor_split(ends))
-
-
-def _outputs_in_double(network: nn.Module, state: State, batches: Sequence[Tensor], kept: CastsKept) -> Tensor:
-    with mode(network, training=False), _InDouble(state), kept:
-        outputs = [logits_in(compute(network, state, batch)) for batch in batches]
-    return torch.cat(outputs)
-
-
-class _InDouble(TorchFunctionMode):
-    """Hands every operation the float64 copies of the weights that it reads, and drops them again: a whole state in
-    float64 would take twice the memory of the weights."""
-
-    def __init__(self, state: State) -> None:
-        super().__init__()
-        self.weights = {id(tensor) for tensor in state.values() if tensor.is_floating_point()}
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if getattr(func, "__name__", "") == "__get__":
-            # Of an attribute (`weight.T`, `weight.shape`) only a tensor is converted.
-            value = func(*args, **(kwargs or {}))
-            return value.double() if isinstance(value, Tensor) and id(args[0]) in self.weights else value
-        arguments: tuple[tuple[Any, ...], dict[str, Any]] = tree_map_only(
-            Tensor, lambda tensor: tensor.double() if id(tensor) in self.weights else tensor, (args, kwargs or {})
-        )
-        return func(*arguments[0], **arguments[1])
+        depth, paths = len(paired.a), families.spec.paths
+        inside = [axis for axis in families.axes[family] if paths[axis.name][:depth] == paired.a]
+        n_each += sum(axis.size for axis in inside) // size
+        for axis in inside:
+            unit, rows = paths[axis.name][depth], families.units(family, paths[axis.name])
+            same[unit] += diagonal[rows].sum()
+            dead_at_identity[unit] &= bool((found.dead_a[rows] | found.dead_b[rows]).all())
+            dead[unit] &= bool(found.dead_a[rows].all())
+    return AxisMatch(
+        axis=families.spec.named[paired.family, paired.a],
+        size=size,
+        n_dead=int(dead.sum()),
+        matched_correlation=_mean((paired.gains / n_each)[~dead]),
+        identity_correlation=_mean((same / n_each)[~dead_at_identity]),
+    )
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -2,8 +2,8 @@
 
 The objective is the sum over all parameters of <A, P(B)>. With all axes but one fixed it is linear in that one, so a
 linear assignment gives the best order of its units; axes are visited in random order until none changes anything.
-Where axes are nested, each is visited by itself, and their whole tree at once besides (see families.py), since heads
-cannot be told apart while the channels within them are out of order.
+Where axes are nested, each is visited by itself, and their whole tree at once besides (see nested_assignment.py), since
+heads cannot be told apart while the channels within them are out of order.
 The descent ends in a local optimum that depends on the order of visits: it is restarted with other orders, and the
 best one stands.
 Source: Ainsworth, Hayase and Srinivasa 2023, Git Re-Basin (arXiv 2209.04836), algorithm 1.
@@ -22,22 +22,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.science.alignment.assignment import Solver, assign
+from tasks.science.alignment.nested_assignment import assign_tree
 from tasks.science.specs.identity import stream
 from tasks.science.specs.state import State
 from tasks.science.symmetry.families import Families
-from tasks.science.symmetry.permutation import Axis, Permutation, PermutationSpec, Slot
+from tasks.science.symmetry.permutation import Axis, Ints, Permutation, PermutationSpec, Slot
 
 MAX_SWEEPS = 200
 
-TOLERANCE = 1e-7
+SMALLEST_GAIN = 1e-7
 """Smallest gain that counts as a change, in units of the norms of A and B: float32 products are no finer."""
 
-Vectors = dict[str, NDArray[np.int64]]
+Vectors = dict[str, Ints]
 
 
 @dataclass(frozen=True)
 class Descent:
-    """The best permutation of several descents; `objectives` holds what each of them reached."""
+    """The best permutation of several descents; `objectives` holds the objective of each."""
 
     permutation: Permutation
     objective: float
@@ -55,7 +56,7 @@ def match_weights(
     start: Permutation | None = None,
     families: Sequence[str] | None = None,
 ) -> Descent:
-    """Coordinate descent over the axes of `spec`, `n_restarts` times.
+    """Run coordinate descent over the axes of `spec`, `n_restarts` times.
 
     `parameters` are the keys that count. `start`: where every descent begins, the identity if None. `families`: those
     that may move, all if None. Orders are drawn from a stream named by the restart alone, so a pair's result does not
@@ -73,8 +74,10 @@ def match_weights(
 def unit_cosines(
     spec: PermutationSpec, axis: Axis, a: State, b: State, parameters: Collection[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Cosine (size,) of all weights of A's unit i and B's unit i, 0 where either has none; which units of A and of B
-    have no weight that is not 0."""
+    """Return the cosine (size,) of all weights of A's unit i and B's unit i, 0 where either has none.
+
+    Two masks follow: the units of A and of B whose weights are all 0.
+    """
     counted = _counted(spec, parameters)
     shape = (3, axis.size)
     products = np.zeros(shape)
@@ -89,13 +92,13 @@ def unit_cosines(
 
 
 def _counted(spec: PermutationSpec, parameters: Collection[str]) -> set[str]:
-    """The parameters, each tensor once under whatever names it has."""
+    """Return the parameters, each tensor once under whatever names it has."""
     again = {key for keys in spec.tied for key in keys[1:]}
     return set(parameters) - again
 
 
 def _unit_rows(tensor: Tensor, slot: Slot) -> Tensor:
-    """The entries of a tensor that belong to each unit of a slot: (size, n_entries)."""
+    """Return the entries of a tensor that belong to each unit of a slot: (size, n_entries)."""
     if slot.rows is not None:
         tensor = tensor.index_select(0, torch.from_numpy(slot.rows))
     units = tensor.movedim(slot.dim, 0)
@@ -115,7 +118,7 @@ class _Problem:
         self.counted = _counted(spec, parameters)
         keys = {slot.key for axis in spec.axes for slot in axis.slots} & self.counted
         scale_a, scale_b = (sum(float(s[k].double().square().sum()) for k in keys) ** 0.5 for s in (a, b))
-        self.tolerance = TOLERANCE * scale_a * scale_b
+        self.tolerance = SMALLEST_GAIN * scale_a * scale_b
 
     def descend(self, vectors: Vectors, restart: int, families: Sequence[str] | None) -> Vectors:
         free = set(self.families.axes if families is None else families)
@@ -133,7 +136,7 @@ class _Problem:
         return vectors
 
     def objective(self, vectors: Vectors, axes: Sequence[Axis]) -> float:
-        """The part of the objective that permuting `axes` can change."""
+        """Return the part of the objective that permuting `axes` can change."""
         keys = sorted({slot.key for axis in axes for slot in axis.slots} & self.counted)
         moved = self._moved(keys, vectors)
         return sum(float(torch.dot(self.a[k].double().flatten(), moved[k].double().flatten())) for k in keys)
@@ -145,8 +148,8 @@ class _Problem:
         return {slot.key for slot in slots} & self.counted
 
     def _match_axis(self, axis: Axis, vectors: Vectors) -> bool:
-        """Reorders what comes to stand at this axis, all else as it is; whether that gained anything."""
-        source = self.families.origin(vectors, axis.name)
+        """Reorder the units at this axis, all else as it is; return whether that gained anything."""
+        source = self.spec.origin(vectors, axis.name)
         before = vectors[source]
         moved = self._moved(self._keys(axis.slots), {**vectors, source: np.arange(axis.size)})
         scores = np.zeros((axis.size, axis.size))
@@ -163,22 +166,22 @@ class _Problem:
         return self._keep(vectors, {**vectors, source: partners}, [axis], check=twice)
 
     def _match_tree(self, root: str, vectors: Vectors) -> bool:
-        """Reorders a tree of nested axes at once; whether that gained anything."""
+        """Reorder a tree of nested axes at once; return whether that gained anything."""
         tree = self.families.tree(root)
         scores: dict[str, NDArray[np.float64]] = {}
         for family in tree:
             own = self._own_scores(family, vectors)
             if own is not None:
                 scores[family] = own
-        _, pairs = self.families.best(root, scores, self.solver)
+        _, pairs = assign_tree(self.families, root, scores, self.solver)
         wanted = dict(vectors)
         for pair in pairs:
-            wanted[self.families.names[pair.family, pair.b]] = pair.partners
+            wanted[self.spec.named[pair.family, pair.b]] = pair.partners
         axes = [axis for family in tree for axis in self.families.axes[family]]
         return self._keep(vectors, wanted, axes, check=True)
 
     def _own_scores(self, family: str, vectors: Vectors) -> NDArray[np.float64] | None:
-        """Gain of every pair of units of a family, its own and the enclosing axes undone; None where no tensor tells.
+        """Return the gain of every pair of units of a family, its own and enclosing axes undone; None without a tensor.
 
         What the families nested in it place as well is left to them.
         """
@@ -206,7 +209,7 @@ class _Problem:
         return scores
 
     def _keep(self, vectors: Vectors, wanted: Vectors, axes: Sequence[Axis], *, check: bool) -> bool:
-        """Takes over `wanted`, where `check` only if the objective rises; whether it did."""
+        """Take over `wanted`, with `check` only if the objective rises; return whether it did."""
         if check and self.objective(wanted, axes) - self.objective(vectors, axes) <= self.tolerance:
             return False
         vectors.update(wanted)

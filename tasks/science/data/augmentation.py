@@ -23,7 +23,7 @@ from tasks.science.data.examples import Dataset, Examples, FileExamples, subset
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.identity import stream
 from tasks.science.specs.measurement import Samples
-from tasks.science.specs.recipe import Recipe
+from tasks.science.specs.recipe import NO_AUGMENTATION, Augmentation, Recipe
 
 EVERYTHING = Samples()
 """The whole train split, once."""
@@ -53,16 +53,18 @@ class Views:
         return Views(self.offsets[rows], self.mirrored[rows], self.corners[rows], crops)
 
 
-def draw_views(rng: np.random.Generator, n_examples: int, size: tuple[int, int], recipe: Recipe) -> Views:
-    """One view per image that is seen at `size` (height, width): each shift of at most the recipe's `translate` pixels
-    equally likely, mirrored half the time where it flips, each place of its cutout equally likely, and where it crops,
-    a part as `draw_crops` has it."""
-    offsets = rng.integers(0, 2 * recipe.translate + 1, size=(n_examples, 2))
-    mirrored = rng.random(n_examples) < 0.5 if recipe.flip else np.zeros(n_examples, dtype=bool)
+def draw_views(rng: np.random.Generator, n_examples: int, size: tuple[int, int], augmentation: Augmentation) -> Views:
+    """Return one view per image that is seen at `size` (height, width).
+
+    Every shift of at most `translate` pixels and every place of the cutout is equally likely, half of the images are
+    mirrored if the augmentation flips, and crops are drawn by `draw_crops`.
+    """
+    offsets = rng.integers(0, 2 * augmentation.translate + 1, size=(n_examples, 2))
+    mirrored = rng.random(n_examples) < 0.5 if augmentation.flip else np.zeros(n_examples, dtype=bool)
     corners = np.zeros((n_examples, 2), dtype=np.int64)
-    if recipe.cutout:
-        corners = rng.integers(0, [side - recipe.cutout + 1 for side in size], size=(n_examples, 2))
-    crops = draw_crops(rng, n_examples) if recipe.resized_crop else None
+    if augmentation.cutout:
+        corners = rng.integers(0, [side - augmentation.cutout + 1 for side in size], size=(n_examples, 2))
+    crops = draw_crops(rng, n_examples) if augmentation.resized_crop else None
     return Views(torch.from_numpy(offsets), torch.from_numpy(mirrored), torch.from_numpy(corners), crops)
 
 
@@ -161,11 +163,11 @@ def check_statistics(spec: DataSpec, samples: Samples) -> None:
         )
 
 
-def statistics_images(dataset: Dataset, recipe: Recipe, samples: Samples = EVERYTHING) -> Tensor:
-    """The samples that activations are measured on: the train split, in order, once, under the recipe's augmentation.
+def statistics_images(dataset: Dataset, augmentation: Augmentation, samples: Samples = EVERYTHING) -> Tensor:
+    """Return the samples that activations are measured on: the train split, in order, once, under an augmentation.
 
     `samples` may ask for so many of them, at most, as `subset` chooses; each is seen as it is among all. Another draw
-    chooses and augments anew. Where the recipe crops, the crops are seen at the size that the data set's spec has, 224
+    chooses and augments anew. Where it crops, the crops are seen at the size that the data set's spec has, 224
     pixels on ImageNet, whatever training sees them at; images in files that are not cropped, as they are evaluated.
     The draws are named by the data set alone: every network of a cell sees the same images, so that one pass serves
     all pairs. Returns (n_images, channels, height, width) float32. ValueError where they do not fit into memory.
@@ -174,23 +176,23 @@ def statistics_images(dataset: Dataset, recipe: Recipe, samples: Samples = EVERY
     examples, draw = dataset.train, samples.draw
     check_statistics(dataset.spec, samples)
     chosen = subset(dataset.spec.fingerprint, "train", len(examples), samples.statistics, draw)
-    if not (recipe.augments and samples.augmented):
+    if not (samples.augmented and augmentation != NO_AUGMENTATION):
         return (examples if chosen is None else examples.chosen(chosen)).images
     _, height, width = dataset.spec.shape
-    size = (height, width) if recipe.resized_crop else examples.size
+    size = (height, width) if augmentation.resized_crop else examples.size
     rng = stream("statistics", dataset.spec.fingerprint, *([draw] if draw else []))
-    views = draw_views(rng, len(examples), size, recipe)
+    views = draw_views(rng, len(examples), size, augmentation)
     if chosen is None:
         chosen = torch.arange(len(examples))
     views = views[chosen]
     if views.crops is None and not isinstance(examples, FileExamples):
-        padded = pad(examples.images[chosen], recipe.translate, dataset.black)
-        return take(padded, torch.arange(len(chosen)), views, recipe.translate, recipe.cutout)
+        padded = pad(examples.images[chosen], augmentation.translate, dataset.black)
+        return take(padded, torch.arange(len(chosen)), views, augmentation.translate, augmentation.cutout)
     parts = torch.arange(len(chosen)).split(_DECODED_BATCH)
     images = torch.empty((len(chosen), dataset.spec.shape[0], *size))
     for rows, part in zip(parts, _decode(examples, chosen, views.crops, size, parts), strict=True):
-        padded = pad(part, recipe.translate, dataset.black)
-        images[rows] = take(padded, torch.arange(len(rows)), views[rows], recipe.translate, recipe.cutout)
+        padded = pad(part, augmentation.translate, dataset.black)
+        images[rows] = take(padded, torch.arange(len(rows)), views[rows], augmentation.translate, augmentation.cutout)
     return images
 
 

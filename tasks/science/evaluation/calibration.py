@@ -66,15 +66,6 @@ def calibrate(logits: NDArray[np.floating], labels: NDArray[np.int64], halves: H
     )
 
 
-def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
-    """The temperature that makes the mean loss of `logits` / T smallest, within the bounds; in float64.
-
-    `logits` (n_examples, n_out), all finite; `labels` (n_examples,). 1 where no temperature makes a difference, since
-    every example's logits are equal.
-    """
-    return _fit(_Shifted(logits, labels))
-
-
 class _Shifted:
     """Logits with each example's largest at 0, which changes no loss: classes along the first axis, so that sums over
     them run along memory."""

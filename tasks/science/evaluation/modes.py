@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
 
+from tasks.science.evaluation.random_state import kept_random_state
+
 _STEADY: WeakSet[nn.Module] = WeakSet()
 """Networks whose changes of mode leave their tensors alone."""
 
@@ -181,19 +183,15 @@ def _has_own_switch(module: nn.Module) -> bool:
 def _rewritten(network: nn.Module, module: nn.Module) -> bool:
     """Whether changes of mode of `module`, which `network` holds, change any tensor of `network` where all are noise.
     Attributes and the CPU's random state are put back."""
-    random_state = torch.get_rng_state()
-    try:
-        with kept_attributes(network), torch.no_grad():
-            noise = _put_noise(network)
-            for _ in range(2):
-                for training in (not module.training, module.training):
-                    module.train(training)
-                    found = _tensors(network)
-                    if found.keys() != noise.keys() or any(not _same(noise[k], found[k]) for k in noise):
-                        return True
-        return False
-    finally:
-        torch.set_rng_state(random_state)
+    with kept_random_state(), kept_attributes(network), torch.no_grad():
+        noise = _put_noise(network)
+        for _ in range(2):
+            for training in (not module.training, module.training):
+                module.train(training)
+                found = _tensors(network)
+                if found.keys() != noise.keys() or any(not _same(noise[k], found[k]) for k in noise):
+                    return True
+    return False
 
 
 def _put_noise(network: nn.Module) -> dict[tuple[str, str], Tensor]:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from typing import Any
 
 import torch
 
 from tasks.science.networks import build_network
 from tasks.science.networks.mlp import MLP
-from tasks.science.specs.cell import Cell
-from tasks.science.specs.identity import canonical_json
+from tasks.science.specs.cell import Cell, NetworkSpec
 from tasks.science.symmetry.permutation import PermutationSpec
 from tasks.science.symmetry.tracing import trace_permutation_spec
 from tasks.science.symmetry.tracing.execution import on_cpu
 
-_TRACED: dict[str, PermutationSpec] = {}
+_TRACED: dict[tuple[NetworkSpec, tuple[int, ...], int], PermutationSpec] = {}
 _ONCE = threading.Lock()  # of threads that ask for one network, the first traces it
 
 
@@ -26,8 +24,7 @@ def cell_permutation_spec(cell: Cell) -> PermutationSpec:
     The tracer's own numerical check is left out: it would hold several float64 copies of the weights. `function_error`
     takes its place on every pair that is matched, with the pair's own weights.
     """
-    described: dict[str, Any] = {**cell.network, "shape": cell.data.shape, "n_classes": cell.data.n_classes}
-    key = canonical_json(described)
+    key = cell.network, cell.data.shape, cell.data.n_classes
     with _ONCE:
         if key not in _TRACED:
             network = build_network(cell)

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from tasks.science.evaluation.random_state import kept_random_state
 from tasks.science.networks.user_code import build_own_network, find_function, parameters_of
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.state import State
-from tasks.science.symmetry.tracing.graph import TRACING, kept_random_state
+from tasks.science.symmetry.tracing.graph import TRACING
 
 FACTORS = ("width", "depth", "normalization")
 """What a function may take of a cell."""

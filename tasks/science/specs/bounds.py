@@ -1,21 +1,21 @@
-"""The largest numbers that a study may ask for: generous, and far below what would fill a machine's memory.
+"""Upper bounds of the numbers that a study may ask for: generous, and far below what would fill a machine's memory.
 
-Numbers come from command lines, files, forms and stores of strangers. Each is compared with its bound before anything
-is made of it, so a number that cannot be meant is refused at once, whatever it would have been multiplied by.
+Numbers come from command lines, files, forms and stores of unknown origin. Each is compared with its bound before it is
+used, so that an absurd number is refused at once.
 """
 
 from __future__ import annotations
 
 
 class BoundError(ValueError):
-    """A number is beyond its bound: nothing else is wrong with it."""
+    """A number is above its bound, and valid otherwise."""
 
 
 MAX_NUMBER = 2**31 - 1
-"""Of seeds, images, batches and whatever else is counted without being held in memory."""
+"""Seeds, images, batches, and whatever else is counted without being held in memory."""
 
 MAX_DRAW = 2**63 - 1
-"""What a column of whole numbers holds."""
+"""The largest value of a column of whole numbers."""
 
 MAX_WIDTH = 65_536
 
@@ -26,13 +26,13 @@ MAX_EPOCHS = 100_000
 MAX_ALPHAS = 10_001
 
 MAX_PIXELS = 4_096
-"""A side that images are resized to, or the pixels that they are shifted by."""
+"""Side that images are resized to, and pixels that they are shifted by."""
 
 MAX_LENGTH = 2**24
-"""An axis of an example of a data set."""
+"""Length of an axis of an example."""
 
 MAX_EXAMPLE_VALUES = 2**26
-"""Values of one example of a data set."""
+"""Values of one example."""
 
 MAX_SEEDS = 10_000
 """Seeds of each cell."""
@@ -47,7 +47,7 @@ MAX_METHODS = 1_000
 """Matchers, and corrections, of a study."""
 
 MAX_RESTARTS = 10_000
-"""Orders of the axes that weight matching tries."""
+"""Restarts of weight matching."""
 
 MAX_PAIRS = 1_000_000
 """Pairs of a study, over all cells."""
@@ -56,7 +56,7 @@ MAX_PATHS = 10_000_000
 """Paths of a study, over all pairs, matchers, corrections and measurements."""
 
 MAX_STUDY_BYTES = 2**18
-"""A file with a study."""
+"""Size of a file with a study."""
 
 MAX_REQUEST_BYTES = 2**25
-"""A request in a store: it writes every cell out."""
+"""Size of a request in a store, which writes out every cell."""

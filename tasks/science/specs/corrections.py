@@ -1,10 +1,10 @@
-"""The corrections that a study can ask for: what each does, where it is defined, whether it keeps the architecture.
+"""The table of corrections: what each does, where it is defined, and whether it keeps the architecture.
 
-A *layer* is a convolution, a linear layer or any other product with weights, attention projections among them; its
-*pre-activation* is what it puts out, before any norm. Layers that make the logits are never touched. The *goal* at
-alpha is the mean (1 - alpha) mu_A + alpha mu_B and the deviation (1 - alpha) sd_A + alpha sd_B of every unit, over the
+A layer is a convolution, a linear layer or any other product with weights, attention projections among them; its
+pre-activation is its output before any norm. Layers that make the logits are never changed. The goal at alpha is the
+mean (1 - alpha) mu_A + alpha mu_B and the standard deviation (1 - alpha) sd_A + alpha sd_B of every unit over the
 statistics samples.
-Sources: REPAIR and RESET, arXiv 2211.08403; in-text notes say where a correction is our own.
+Sources: REPAIR and RESET, arXiv 2211.08403; comments say which corrections are ours.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from typing import Literal
 from tasks.science.specs.checks import is_own, shown
 
 NORMALIZATIONS = ("none", "batch", "layer", "fixup", "batch-fused")
-"""Words for what a network is normalized by; `batch-fused` is BatchNorm that was folded away after training."""
+"""The normalizations of networks; `batch-fused` is BatchNorm that was folded away after training."""
 
 RESIDUAL_ARCHITECTURES = ("resnet20", "resnet18", "resnet50", "wide-resnet50-2")
 
 Part = Literal["both", "deviation", "mean"]
-"""Which of a goal's two moments a unit is given; the other one stays as it is found."""
+"""The moments of the goal that units are given; the other one is left as it is."""
 
 
 @dataclass(frozen=True)
 class Correction:
-    """One row of the table.
+    """A row of the table.
 
-    `touches`: the layers and norms that change. `normalizations`: where it is defined. `extra_layers`: those of them
-    for which the corrected weights no longer fit the network's own class: biases where a convolution has neither a bias
-    nor a BatchNorm behind it to take a shift (Fixup), or one scale and shift per channel behind every residual block.
+    `touches`: the layers and norms that change. `normalizations`: where it is defined. `extra_layers`: the
+    normalizations for which the corrected weights no longer fit the class of the network, since they have biases for
+    convolutions with neither a bias nor a BatchNorm to take a shift (Fixup), or a scale and a shift per channel behind
+    every residual block.
     """
 
     does: str
@@ -38,18 +39,14 @@ class Correction:
     normalizations: tuple[str, ...] = NORMALIZATIONS
     extra_layers: tuple[str, ...] = ("fixup",)
     layers: bool = True
-    """Whether layers are brought to a goal at all."""
+    """Whether layers are brought to a goal."""
     part: Part = "both"
     frozen: bool = False
-    """Whether BatchNorm keeps its interpolated statistics; else they become those of what it then reads."""
+    """Whether BatchNorm keeps its interpolated statistics; else they are estimated again from its new input."""
     closed_form: bool = False
-    """Whether moments of the interpolated network are predicted from the endpoints instead of measured."""
+    """Whether moments of the interpolated network are predicted from the endpoints' instead of measured."""
     blocks: bool = False
-    """Whether the outputs of residual blocks are brought to a goal as well."""
-
-    def keeps_architecture(self, normalization: str) -> bool:
-        """Whether the corrected weights have the keys and shapes of the network that they came from."""
-        return normalization not in self.extra_layers
+    """Whether the outputs of residual blocks are brought to a goal too."""
 
 
 _EVERY_LAYER = "every layer; the BatchNorm behind one"
@@ -111,11 +108,11 @@ CORRECTIONS: Mapping[str, Correction] = {
         frozen=True,
     ),
 }
-"""Every correction by its name, as it stands in tables and ids."""
+"""Every correction by its name in tables and ids."""
 
 
 def find_correction(name: str) -> Correction:
-    """The row of that name; ValueError, naming all there are, where there is none."""
+    """Return the row of that name. Raises ValueError, naming all corrections, if there is none."""
     if name not in CORRECTIONS:
         raise ValueError(f"there is no correction {shown(name)}; known: {', '.join(CORRECTIONS)}")
     return CORRECTIONS[name]
@@ -130,7 +127,7 @@ def is_defined(name: str, normalization: str, architecture: str | None = None) -
 
 
 def check_correction(name: str, normalization: str, architecture: str | None = None) -> None:
-    """ValueError, with the way out, where the correction is not defined for networks of this normalization.
+    """Raise ValueError, with the way out, if the correction is not defined for networks of this normalization.
 
     Whether an `architecture` that the package names has residual blocks is known; of a person's own it is taken to.
     """

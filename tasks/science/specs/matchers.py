@@ -1,8 +1,8 @@
-"""The matchers there are, by name, and what may be asked of each. How they work stands in matching.py.
+"""The table of matchers and their options. The algorithms are in `tasks.science.alignment`.
 
-A matcher is written as its name, or its name and the options that differ from their defaults: `activation`,
-`activation/reading=pre`, `weight/restarts=5`. `parse_matcher` reads that form; `MatcherChoice.text` is the one text
-of a choice, from which ids are made.
+A matcher is written as its name, followed by the options that differ from their defaults: `activation`,
+`activation/reading=pre`, `weight/restarts=5`. `parse_matcher` reads that form, and `MatcherChoice.text` writes the one
+text of a choice, which ids are made from.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ OptionValue = int | str
 
 @dataclass(frozen=True)
 class Option:
-    """`default` where nothing is said; `choices` are the words it may be, none for a positive whole number of at most
-    `largest`."""
+    """An option of a matcher: one of `choices`, or without any a positive whole number of at most `largest`."""
 
     default: OptionValue
     choices: tuple[str, ...] = ()
@@ -30,7 +29,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Matcher:
-    """What a matcher is, whether it looks at data, and its options."""
+    """A row of the table: the matcher's description, whether it needs data, and its options."""
 
     description: str
     needs_data: bool
@@ -48,7 +47,7 @@ MATCHERS: Mapping[str, Matcher] = {
         options={"reading": _READING, "solver": _SOLVER},
     ),
     "activation-published": Matcher(
-        "the same with the authors' estimator: mean of the deviations of batches, 1e-4 added to their product",
+        "the same with the authors' estimator: mean of the standard deviations of batches, 1e-4 added to their product",
         needs_data=True,
         options={"reading": _READING, "batch": Option(500), "solver": _SOLVER},
     ),
@@ -59,11 +58,13 @@ MATCHERS: Mapping[str, Matcher] = {
     ),
     "random": Matcher("B's units are shuffled: a control", needs_data=False),
 }
-"""`reading`: units are observed after their nonlinearity (`post`), before it (`pre`), or where the authors did in the
-networks where that is neither (`published`: ResNet20 with BatchNorm, ResNet18 for small images). `batch`: images per
-batch of the published estimator. `restarts`: orders of the axes that weight matching tries. `solver`: scipy,
-lapx (extra `fast`) or lapjv (extra `compiled`, in float32). They may break ties (dead units) differently: hence the
-solver is a choice that enters ids, never what happens to be installed."""
+"""Every matcher by its name.
+
+`reading`: units are observed after their nonlinearity (`post`), before it (`pre`), or, in networks where the authors
+did neither, where they did (`published`: ResNet20 with BatchNorm, ResNet18 for small images). `batch`: images per batch
+of the published estimator. `restarts`: orders of the axes that weight matching tries. `solver`: scipy, lapx (extra
+`fast`) or lapjv (extra `compiled`, in float32). Solvers may break ties between dead units differently, so the solver
+is a choice that enters ids, and not the one that happens to be installed."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,13 @@ class MatcherChoice:
 
     @property
     def overrides(self) -> dict[str, OptionValue]:
-        """The options that are not at their defaults, in the order of the table."""
+        """The options that differ from their defaults, in the order of the table."""
         defaults = MATCHERS[self.name].options
         return {name: self.options[name] for name in defaults if self.options[name] != defaults[name].default}
 
     @property
     def text(self) -> str:
-        """The canonical form: the name, and what differs from the defaults."""
+        """The canonical form: the name, and the options that differ from their defaults."""
         changed = ",".join(f"{name}={value}" for name, value in self.overrides.items())
         return f"{self.name}/{changed}" if changed else self.name
 
@@ -95,7 +96,7 @@ class MatcherChoice:
 
 
 def parse_matcher(text: str) -> MatcherChoice:
-    """The choice that `text` names. ValueError for a matcher, option or value that there is not."""
+    """Return the choice that `text` names. Raises ValueError for an unknown matcher, option or value."""
     name, _, assignments = text.partition("/")
     if name not in MATCHERS:
         raise ValueError(f"there is no matcher {shown(name)}; known: {', '.join(MATCHERS)}")
@@ -110,29 +111,29 @@ def parse_matcher(text: str) -> MatcherChoice:
         if option in given:
             raise ValueError(f"matcher {name}: {option} is given twice")
         given.add(option)
-        choices = known[option].choices
-        if choices:
-            if value not in choices:
-                raise ValueError(f"matcher {name}: {option} must be one of {', '.join(choices)}, got {shown(value)}")
-            options[option] = value
-        else:
-            if not (value.isascii() and value.isdecimal()) or not value.strip("0"):
-                raise ValueError(f"matcher {name}: {option} must be a positive whole number, got {shown(value)}")
-            # Compared by their digits first: Python does not read very long numbers.
-            if len(value) > len(str(MAX_NUMBER)) or int(value) > known[option].largest:
-                raise BoundError(
-                    f"matcher {name}: {option} must be at most {known[option].largest}, got {shown(value)}"
-                )
-            options[option] = int(value)
+        options[option] = _read_value(f"matcher {name}: {option}", known[option], value)
     if name == "activation-published" and options["batch"] == 1:
-        raise ValueError(f"matcher {name}: a batch of 1 image has no deviation, give at least 2")
+        raise ValueError(f"matcher {name}: a batch of 1 image has no standard deviation, give at least 2")
     return MatcherChoice(name, options)
 
 
-def published_modules(network: object) -> frozenset[str]:
-    """The modules at whose outputs the authors of REPAIR observed the units of this network, other than by default.
+def _read_value(owner: str, option: Option, value: str) -> OptionValue:
+    if option.choices:
+        if value not in option.choices:
+            raise ValueError(f"{owner} must be one of {', '.join(option.choices)}, got {shown(value)}")
+        return value
+    if not (value.isascii() and value.isdecimal()) or not value.strip("0"):
+        raise ValueError(f"{owner} must be a positive whole number, got {shown(value)}")
+    # Compared by their digits first: Python does not read very long numbers.
+    if len(value) > len(str(MAX_NUMBER)) or int(value) > option.largest:
+        raise BoundError(f"{owner} must be at most {option.largest}, got {shown(value)}")
+    return int(value)
 
-    Raises ValueError for a network of which that is not known, or which they read as `post` does.
+
+def published_modules(network: object) -> frozenset[str]:
+    """Return the modules at whose outputs the authors of REPAIR observed the units of this network.
+
+    Raises ValueError for networks that they read as `post` does, and for networks that they did not read.
     """
     modules = getattr(network, "published_readings", None)
     if not isinstance(modules, frozenset):

@@ -1,4 +1,4 @@
-"""Changed recipes and measurements under a name of their own."""
+"""Changed recipes and measurements, named after their changes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tasks.science.specs.checks import shown
 
 
 def override(spec: Any, **changes: Any) -> Any:
-    """`spec` with `changes`, its name telling what really changed: `mlp` becomes `mlp/epochs=5`.
+    """Return a recipe or measurement with `changes`, which its name tells: `mlp` becomes `mlp/epochs=5`.
 
-    Works on recipes and measurements. A change to the value that is already there changes nothing, the name included.
+    A change to the present value is none, and does not enter the name.
     """
     known = {f.name for f in dataclasses.fields(spec)} - {"name"}
     for name in changes:
@@ -25,6 +25,6 @@ def override(spec: Any, **changes: Any) -> Any:
 
 
 def _worded(value: object) -> str:
-    """A changed value in a name: as it is, unless it is none that a field takes."""
+    """Return a changed value as a name has it: as it is, unless no field takes such a value."""
     is_plain = isinstance(value, float) or (isinstance(value, str) and len(value) < 80)
     return str(value) if is_plain else shown(value)

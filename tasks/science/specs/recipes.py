@@ -1,9 +1,9 @@
-"""Training recipes as data: by family of networks and by name, each with where its numbers come from.
+"""Training recipes by family of networks and by name, each with the source of its numbers.
 
-Where a number was published by nobody, `not_published` says so, and what is taken instead: then the recipe is ours in
-that. *The paper* is REPAIR (arXiv 2211.08403) and *the code* its authors', at commit e90263d; *saved* points are those
-that the code comes with. The code trains in float16 under a gradient scaler, so its recipes skip steps whose gradients
-are not finite; on a CPU they need another precision. docs/recipes.md is made from here.
+`not_published` names the numbers that were not published, and what is taken instead. "The paper" is REPAIR (arXiv
+2211.08403), "the code" its authors', at commit e90263d, and "saved" points come with the code. The code trains in
+float16 under a gradient scaler, so its recipes skip steps whose gradients are not finite; on a CPU they need another
+precision. docs/recipes.md is generated from this module.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tasks.science.specs.recipe import Recipe
 
 @dataclass(frozen=True)
 class KnownRecipe:
-    """A recipe, where its numbers come from, and which of them were not published and are ours; empty where none."""
+    """A recipe, the source of its numbers, and those of them that were not published."""
 
     recipe: Recipe
     source: str
@@ -36,12 +36,12 @@ FAMILIES: Mapping[str, str] = {
     "resnet18": "ResNet18 for small images",
     "imagenet": "ResNet18, ResNet50 and its wide form on ImageNet",
 }
-"""What the recipes of a family train."""
+"""The families of networks that recipes train."""
 
 _recipes: dict[str, dict[str, KnownRecipe]] = {family: {} for family in FAMILIES}
 
 RECIPES: Mapping[str, Mapping[str, KnownRecipe]] = _recipes
-"""Every recipe by family and name. A name says the same in every family: `table1` is the paper's Table 1."""
+"""Every recipe by family and name. A name has one meaning in all families: `table1` is the paper's Table 1."""
 
 
 def _known(recipe: Recipe, *families: str, source: str, not_published: str = "") -> Recipe:
@@ -99,7 +99,7 @@ TABLE1_MLP_SKIP = _known(
     not_published="as table1",
 )
 
-MLP = _known(
+MLP_SAVED = _known(
     _renamed(TABLE1_MLP, "mlp", learning_rate=0.1),
     "mlp",
     source="the paper, Table 1, MLP, but for the learning rate; the saved points' names say 100 epochs",
@@ -108,7 +108,7 @@ MLP = _known(
 )
 
 MLP_STILL = _known(
-    _renamed(MLP, "mlp-still", translate=0),
+    _renamed(MLP_SAVED, "mlp-still", translate=0),
     "mlp",
     source="as mlp, without translation: the saved MLPs on CIFAR-10 and SVHN fit 99.9 % of their train images, which "
     "says that these were not augmented",

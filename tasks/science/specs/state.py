@@ -5,4 +5,4 @@ from __future__ import annotations
 import torch
 
 State = dict[str, torch.Tensor]
-"""A network's parameters and buffers by name, as `nn.Module.state_dict` names them."""
+"""The parameters and buffers of a network by name, as `nn.Module.state_dict` names them."""

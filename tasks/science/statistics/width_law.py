@@ -1,22 +1,22 @@
-"""How a barrier falls with width, and how wide a network must be for it to fall below a threshold.
+"""Power law of a barrier in the width, and the width at which a barrier falls below a threshold.
 
 The law is b(w) = c w^-p + floor, with c and floor at least 0: barriers of wide networks vanish, or stop at a floor. It
 is fitted by least squares, each width weighted by its inverse squared standard error. For a given p the best c and
-floor are those of a straight line in w^-p, so only p is searched for: on a grid, then on finer ones around the best.
+floor are those of a straight line in w^-p, so only p is searched: on a grid, then on finer grids around the best.
 
-The law cannot hold at the narrow end, where a barrier has nowhere left to rise to. A width is saturated
-- where its barrier reaches .8 of the highest that could be seen, if that is known (for accuracies: the accuracy of the
-  endpoints less that of guessing), and so is every narrower one;
-- where, from the narrowest on, barriers rise with width or stay: the run of widths of which none lies above the next by
-  more than one standard error of their difference, with the one that ends the run.
+The law cannot hold for narrow networks whose barrier is as high as it can be. These widths are saturated:
+- every width up to the widest whose barrier reaches .8 of its ceiling, if the ceiling is known (for accuracies: the
+  accuracy of the endpoints less that of guessing);
+- from there on, the run of widths whose barrier exceeds the next one's by no more than one standard error of their
+  difference, and the width that ends the run.
 
-Uncertainty is found by parametric resampling: the barriers that the law gives are blurred by each width's standard
-error times Student's t with its degrees of freedom, and fitted again. Intervals are the central 95 % of what comes out
-(in simulation they hold the true p and floor in .91-.97 of cases), and the share of resampled fits that miss their data
-by as much as the real one tells whether the law describes them.
+Intervals come from the parametric bootstrap: noise of each width's standard error times Student's t with its degrees of
+freedom is added to the barriers of the fitted law, and the law is fitted again. They are the central 95 % of these
+fits, and in simulation hold the true p and floor in .91-.97 of cases. The share of these fits whose misfit is at least
+that of the data tells whether the law describes the data.
 
-Which measured widths lie above and below the threshold needs no law: their own intervals say so. The law is asked only
-where even the widest lies above.
+The intervals of measured widths say which of them lie above or below the threshold. The law is used only if even the
+widest lies above.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from scipy import special
 from tasks.science.statistics.jackknife import CONFIDENCE, UNDEFINED, Interval
 
 MIN_WIDTHS = 4
-"""Three widths fix c, p and floor, whatever they are: the fourth can disagree."""
+"""Fewest widths with a law: three always fit, so only a fourth can disagree."""
 
 SATURATED_SHARE = 0.8
 EXPONENTS = (0.05, 8.0)
-"""Between which p is searched."""
+"""Bounds of p."""
 
 MAX_EXPONENT_RATIO = 4.0
-"""An exponent whose interval's ends lie further apart than this factor is not known."""
+"""Largest ratio of the ends of the interval of p at which p counts as known."""
 
 MIN_FIT_PROBABILITY = 0.01
 LEAST_ERROR_SHARE = 0.05
-"""Standard errors below this share of the median are taken as that: pairs that agree by chance, or are all 0, would
-else have all the weight."""
+"""Smallest standard error, as a share of the median: pairs that agree by chance, or are all 0, would otherwise have all
+the weight."""
 
 N_RESAMPLES = 1000
 _N_COARSE, _N_FINE, _N_REFINEMENTS = 240, 21, 3
 
-Word = Literal["between", "at most", "beyond", "never", "unsettled", "not identifiable"]
+AnswerKind = Literal["between", "at most", "beyond", "never", "unsettled", "not identifiable"]
 Array = NDArray[np.float64]
 
 
@@ -56,10 +56,9 @@ Array = NDArray[np.float64]
 class Barriers:
     """Mean barriers by width, all of shape (n_widths,); widths ascend.
 
-    `errors` are standard errors, each estimated with `degrees` of freedom; `ceilings` the highest barriers that could
-    be seen, NaN or infinite where not known.
-
-    Raises ValueError for shapes that differ, widths that do not ascend, and numbers that are not finite.
+    `errors` are standard errors, each estimated with `degrees` of freedom; `ceilings` are the highest possible
+    barriers, NaN or infinite if unknown. Raises ValueError for shapes that differ, widths that do not ascend, and
+    numbers that are not finite.
     """
 
     widths: Array
@@ -78,7 +77,7 @@ class Barriers:
             raise ValueError("every width needs a finite mean and a standard error of at least 0: leave out the others")
 
     def beyond(self, start: int) -> Barriers:
-        """Without the first `start` widths."""
+        """Return the barriers without the first `start` widths."""
         return Barriers(*(getattr(self, name)[start:] for name in self.__dataclass_fields__))
 
     @property
@@ -89,11 +88,11 @@ class Barriers:
 
 @dataclass(frozen=True)
 class WidthLaw:
-    """c, p and floor with 95 % intervals; `c` is the barrier above the floor at width 1, so it moves with p.
+    """A fitted law: c, p and floor with 95 % intervals.
 
-    `needed` is the width where the law meets the threshold: infinite where it never does, NaN without a threshold.
-    `fit_probability` is the share of resampled fits that miss their data by at least as much; `n_widths`
-    counts those used.
+    `c` is the barrier above the floor at width 1, so its error is tied to that of p. `needed` is the width where the
+    law meets the threshold: infinite if it never does, NaN without a threshold. `fit_probability` is the share of
+    bootstrap fits with at least the misfit of this one; `n_widths` counts the widths used.
     """
 
     c: Interval
@@ -106,16 +105,16 @@ class WidthLaw:
 
 @dataclass(frozen=True)
 class Answer:
-    """How wide a network must be for a barrier below the threshold.
+    """The width that a network needs for a barrier below the threshold.
 
-    `between`: measured widths, the barrier above the threshold at `low` and below it from `high` on. `at most`: below
-    it from `high` on, the narrowest width that was measured or the first that is not undecided. `beyond`: above it at
-    the widest that was measured, and the law puts the width at `width`, between `low` and `high`. `never`: above it at
-    the widest, and so is the law's floor. `unsettled`: the interval at the widest holds the threshold. `not
-    identifiable`: above it at the widest, and there is no law to go on by; `reason` says why.
+    `between`: above the threshold at the measured width `low`, below it from the measured width `high` on. `at most`:
+    below it from the measured width `high` on, and surely above it at no narrower one. `beyond`: above it at the widest
+    measured, and the law puts the width at `width`, between `low` and `high`. `never`: above it at the widest, and so
+    is the law's floor. `unsettled`: the interval at the widest holds the threshold. `not identifiable`: above it at the
+    widest, and the law is unknown; `reason` says why.
     """
 
-    word: Word
+    kind: AnswerKind
     low: float = float("nan")
     high: float = float("nan")
     width: float = float("nan")
@@ -123,7 +122,7 @@ class Answer:
 
 
 def n_saturated(barriers: Barriers) -> int:
-    """How many widths at the narrow end the law cannot hold for."""
+    """Return the number of saturated widths, all at the narrow end."""
     means, errors = barriers.means, barriers.errors
     high = np.flatnonzero(means >= SATURATED_SHARE * barriers.ceilings)
     by_ceiling = int(high[-1]) + 1 if len(high) else 0
@@ -134,7 +133,7 @@ def n_saturated(barriers: Barriers) -> int:
 
 
 def fit_width_law(barriers: Barriers, threshold: float | None, rng: np.random.Generator) -> WidthLaw | None:
-    """The law of the widths below saturation; None where they are fewer than four, or none of them has a spread."""
+    """Fit the law to the widths below saturation; None if they are fewer than four, or all errors are 0."""
     used = barriers.beyond(n_saturated(barriers))
     if len(used.widths) < MIN_WIDTHS or not used.errors.any():
         return None
@@ -153,7 +152,7 @@ def fit_width_law(barriers: Barriers, threshold: float | None, rng: np.random.Ge
 
 
 def answer(barriers: Barriers, threshold: float, law: WidthLaw | None) -> Answer:
-    """How wide for a barrier below `threshold`: from all of `barriers`, and the `law` of those below saturation."""
+    """Return the width needed for a barrier below `threshold`, from all `barriers` and their `law`."""
     widths = barriers.widths
     if not len(widths):
         return Answer("not identifiable", reason="no width has an interval, which takes three seeds")
@@ -182,7 +181,7 @@ def answer(barriers: Barriers, threshold: float, law: WidthLaw | None) -> Answer
 
 @dataclass(frozen=True)
 class Fits:
-    """Fitted laws, each field of shape (n_fits,); `misfit` is the weighted sum of squares that they leave."""
+    """Fitted laws, each field of shape (n_fits,); `misfit` is the weighted residual sum of squares."""
 
     c: Array
     p: Array
@@ -190,11 +189,11 @@ class Fits:
     misfit: Array
 
     def at(self, widths: Array) -> Array:
-        """(n_fits, n_widths)"""
+        """Return the barriers at `widths`, shape (n_fits, n_widths)."""
         return self.c[:, None] * widths ** -self.p[:, None] + self.floor[:, None]
 
     def meets(self, threshold: float) -> Array:
-        """The widths where the laws meet `threshold`, infinite where the floor is not below it."""
+        """Return the widths where the laws meet `threshold`, infinite where the floor is not below it."""
         room = threshold - self.floor
         with np.errstate(divide="ignore", invalid="ignore"):
             widths = (self.c / np.maximum(room, 0.0)) ** (1 / self.p)
@@ -202,9 +201,9 @@ class Fits:
 
 
 def fit(widths: Array, values: Array, errors: Array) -> Fits:
-    """The weighted least squares fit of every row of `values` (n_fits, n_widths), all of which have these `errors`.
+    """Fit a law to every row of `values`, shape (n_fits, n_widths), by weighted least squares.
 
-    c and floor are at least 0, p lies within its bounds.
+    All rows have the same `errors`; c and floor are at least 0, and p lies within its bounds.
     """
     unit = float(np.exp(np.log(widths).mean()))
     x, weights = widths / unit, errors**-2.0
@@ -223,10 +222,10 @@ def fit(widths: Array, values: Array, errors: Array) -> Fits:
 
 
 def _lines(x: Array, values: Array, weights: Array, log_p: Array) -> tuple[Array, Array, Array]:
-    """Slope, offset and weighted sum of squares left of the best line in x^-p, each (n_fits, n_exponents).
+    """Return slope, offset and weighted residual sum of squares of the best line in x^-p, each (n_fits, n_exponents).
 
-    `log_p` is (n_exponents,), the same for all fits, or (n_fits, n_exponents). Slope and offset are at least 0: where
-    the free line breaks that, the best lies on a boundary, where one of them is 0.
+    `log_p` is (n_exponents,), the same for all fits, or (n_fits, n_exponents). Slope and offset are at least 0: if the
+    unconstrained line has a negative one, the best line has one of them at 0.
     """
     basis = x ** -np.exp(log_p)[..., None]
     terms = "ekn,en->ek" if basis.ndim == 3 else "kn,en->ek"
@@ -251,7 +250,7 @@ def _lines(x: Array, values: Array, weights: Array, log_p: Array) -> tuple[Array
 
 
 def _interval(best: Array, resampled: Array) -> Interval:
-    # Some value that was found, not one between two: of needed widths some are infinite.
+    # No interpolation between two values: some needed widths are infinite.
     ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     low, high = np.quantile(resampled, ends, method="inverted_cdf")
     return Interval(float(best[0]), float(low), float(high))
@@ -261,27 +260,23 @@ def _range(interval: Interval) -> str:
     return f"from {interval.low:.2g} to {interval.high:.2g}"
 
 
-def describe(found: Answer, what: str, threshold: str, widest: float) -> str:
-    """`found` as a sentence: `what` falls below `threshold` at which width; `widest` is the widest measured."""
+def answer_sentence(found: Answer, what: str, threshold: str, widest: float) -> str:
+    """Return `found` as a sentence: the width at which `what` falls below `threshold`, `widest` being measured."""
     low, high = (f"{width:.3g}" if width < 1 else f"{width:.0f}" for width in (found.low, found.high))
-    if found.word == "between":
+    if found.kind == "between":
         return f"{what} falls below {threshold} between widths {low} and {high}, both measured."
-    if found.word == "at most":
-        return f"{what} is below {threshold} at width {high}, and nowhere narrower is it surely above."
-    if found.word == "beyond":
+    if found.kind == "at most":
+        return f"{what} is below {threshold} at width {high}, and at no narrower width is it surely above."
+    if found.kind == "beyond":
         return (
             f"{what} is above {threshold} up to the widest network measured, of width {widest:.0f}; "
-            f"the law that it follows puts the fall below {threshold} at width {found.width:.0f} [{low}, {high}]."
+            f"the fitted law falls below {threshold} at width {found.width:.0f} [{low}, {high}]."
         )
-    if found.word == "never":
-        return f"{what} does not fall below {threshold} at any width, if the law that it follows goes on."
-    if found.word == "unsettled":
+    if found.kind == "never":
+        return f"{what} does not fall below {threshold} at any width, if the fitted law holds for wider networks."
+    if found.kind == "unsettled":
         return (
-            f"Whether {_lower(what)} is below {threshold} at the widest network measured, of width {widest:.0f}, its "
-            "interval leaves open: more seeds there would tell."
+            f"{what} may lie on either side of {threshold} at the widest network measured, of width {widest:.0f}: its "
+            "interval contains it, and more seeds there would tell."
         )
-    return f"How wide a network must be for {_lower(what)} below {threshold} cannot be told: {found.reason}."
-
-
-def _lower(what: str) -> str:
-    return what[0].lower() + what[1:]
+    return f"The width at which {what[0].lower()}{what[1:]} falls below {threshold} cannot be told: {found.reason}."

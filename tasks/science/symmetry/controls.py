@@ -1,4 +1,4 @@
-"""Controls: paths whose outcome is known beforehand, measured as any other, so that a mistake in the way shows.
+"""Controls: paths whose outcome is known beforehand, measured as any other, so that a mistake on the way shows.
 
 *Permuted self*: B is A with its units shuffled. Aligned, it is A again, dead units aside, and there is no barrier.
 *Random permutation*: B's units are shuffled instead of aligned. Independently trained networks are no nearer to each
@@ -17,11 +17,11 @@ PERMUTED_SELF = "permuted-self"
 
 
 def shuffle(spec: PermutationSpec, state: State, purpose: str) -> Permutation:
-    """A random permutation of every axis that may move, drawn by the name of `purpose` and of the weights `state`."""
+    """Draw a permutation of every axis, by the name of `purpose` and of the weights `state`."""
     seed = int(stream(purpose, weights_digest(state)).integers(2**31))
     return spec.random(torch.Generator().manual_seed(seed))
 
 
 def permuted_self(spec: PermutationSpec, state: State) -> State:
-    """`state` with its units shuffled: the same function."""
+    """Return `state` with its units shuffled: the same function."""
     return spec.apply(state, shuffle(spec, state, PERMUTED_SELF))

@@ -1,6 +1,6 @@
-"""What may be permuted in a network, and permuting it.
+"""Permutations of hidden units, and the spec of those that a network allows.
 
-An *axis* is a set of hidden units that may be put in any order without changing what the network computes. Its *slots*
+An *axis* is a set of hidden units that may be put in any order without changing the network's function. Its *slots*
 say where its units sit in the parameters and buffers, its *readings* where their activations can be observed. A
 `Permutation` gives every axis an index vector: position i of the permuted network takes unit `perm[i]` of the original.
 
@@ -14,12 +14,10 @@ parent moves the blocks. Hence channel c of the head at position h comes from ch
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,10 +26,13 @@ from torch import Tensor
 
 Ints = NDArray[np.int64]
 
+UnitPath = tuple[int, ...]
+"""Units of the enclosing axes that lead to a nested axis, from the outside in."""
+
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """Where the units of an axis sit in one entry of the state dict.
+    """The positions of an axis' units in one entry of the state dict.
 
     `positions` (size, n_each): row i lists the indices along `dim` that belong to unit i, in matching order: one for
     a plain channel, height * width of them after a flatten. `rows` restricts the slot to these indices of dimension 0
@@ -82,12 +83,8 @@ class Axis:
 
     @property
     def reading(self) -> Reading | None:
-        """Where to observe the units by default; None where no activation carries them (a product of two weights)."""
+        """The default reading; None where no activation carries the units (a product of two weights)."""
         return self.readings[0] if self.readings else None
-
-    def pre_activation(self) -> Reading | None:
-        """The last linear map or convolution before the default reading that carries the same axis."""
-        return next((r for r in self.readings if r.kind == "linear"), None)
 
 
 @dataclass(frozen=True)
@@ -150,52 +147,47 @@ class PermutationSpec:
         return {axis.name: axis for axis in self.axes}
 
     def identity(self) -> Permutation:
-        """The permutation that moves nothing."""
+        """Return the permutation that moves nothing."""
         return Permutation({a.name: np.arange(a.size) for a in self.axes})
 
     def random(self, generator: torch.Generator) -> Permutation:
-        """A uniformly random order for every axis, drawn from a CPU generator in the order of the axes."""
+        """Draw a uniformly random order for every axis from a CPU generator, in the order of the axes."""
         return Permutation({a.name: torch.randperm(a.size, generator=generator).numpy() for a in self.axes})
 
     def compose(self, first: Permutation, then: Permutation) -> Permutation:
-        """The permutation that does to a network what `first` and then `then` do one after the other."""
+        """Return the permutation that acts as `first` and then `then`."""
         self.check(first)
         self.check(then)
         # A nested axis stays with its block: what `then` does at the block's new place is done at its old one.
-        moved = {self._origin(first, a.name): a.name for a in self.axes}
+        moved = {self.origin(first, a.name): a.name for a in self.axes}
         return Permutation({a.name: first[a.name][then[moved[a.name]]] for a in self.axes})
 
-    def inverse(self, permutation: Permutation) -> Permutation:
-        """The permutation that undoes this one, after it or before it."""
-        self.check(permutation)
-        origin = {a.name: self._origin(permutation, a.name) for a in self.axes}
-        return Permutation({a.name: np.argsort(permutation[origin[a.name]]) for a in self.axes})
-
     @cached_property
-    def _paths(self) -> dict[str, tuple[int, ...]]:
-        """Per axis, the units of its ancestors that lead to it, from the outside in."""
-        paths: dict[str, tuple[int, ...]] = {}
+    def paths(self) -> dict[str, UnitPath]:
+        """The path of every axis, by its name."""
+        paths: dict[str, UnitPath] = {}
         for axis in self.axes:  # parents stand before their children
             paths[axis.name] = () if axis.parent is None else (*paths[axis.parent], axis.block)
         return paths
 
     @cached_property
-    def _names(self) -> dict[tuple[str, tuple[int, ...]], str]:
-        return {(a.family, self._paths[a.name]): a.name for a in self.axes}
+    def named(self) -> dict[tuple[str, UnitPath], str]:
+        """The name of every axis, by its family and path."""
+        return {(a.family, self.paths[a.name]): a.name for a in self.axes}
 
-    def _origin(self, permutation: Permutation, name: str) -> str:
-        """The axis of the original that comes to stand where this nested axis stands."""
+    def origin(self, permutation: Mapping[str, Ints], name: str) -> str:
+        """Return the axis of the original that comes to stand where this one stands, once enclosing axes have moved."""
         lineage = [self.by_name[name]]
         while (parent := lineage[0].parent) is not None:
             lineage.insert(0, self.by_name[parent])
-        path: tuple[int, ...] = ()
+        path: UnitPath = ()
         for axis, below in itertools.pairwise(lineage):
-            source = self._names[axis.family, path]
+            source = self.named[axis.family, path]
             path = (*path, int(permutation[source][below.block]))
-        return self._names[lineage[-1].family, path]
+        return self.named[lineage[-1].family, path]
 
     def check(self, permutation: Mapping[str, Ints]) -> None:
-        """Raise ValueError where `permutation` has other axes than the spec, or a vector that permutes no axis."""
+        """Raise ValueError where `permutation` has other axes than the spec, or a vector that is no permutation."""
         if missing := [a.name for a in self.axes if a.name not in permutation]:
             raise ValueError(f"the permutation lacks {len(missing)} axes of the spec, the first is {missing[0]!r}")
         if extra := [name for name in permutation if name not in self.by_name]:
@@ -206,7 +198,7 @@ class PermutationSpec:
                 raise ValueError(f"the vector of axis {axis.name!r} is not a permutation of 0..{axis.size - 1}")
 
     def apply(self, state: Mapping[str, Tensor], permutation: Permutation) -> dict[str, Tensor]:
-        """The state dict of the permuted network: a new dict with all keys; the given one is left as it is.
+        """Return the state dict of the permuted network: a new dict of all keys; `state` is left as it is.
 
         Entries that do not move are the given tensors themselves; keys that were one tensor are one tensor again.
         Raises ValueError for a key that the spec names and the state lacks, a shape that differs from the traced
@@ -232,9 +224,9 @@ class PermutationSpec:
 
     @cached_property
     def _moves(self) -> dict[str, list[tuple[Slot, str]]]:
-        """Per key, its slots with the names of their axes, nested axes before those that they are nested in."""
+        """The slots of every key with the names of their axes, nested axes before those that enclose them."""
         moves: dict[str, list[tuple[Slot, str]]] = {}
-        for axis in sorted(self.axes, key=lambda a: -len(self._paths[a.name])):
+        for axis in sorted(self.axes, key=lambda a: -len(self.paths[a.name])):
             for slot in axis.slots:
                 moves.setdefault(slot.key, []).append((slot, axis.name))
         return moves
@@ -260,129 +252,17 @@ class PermutationSpec:
                 out = out.index_select(d, _on(index, tensor))
         return out
 
-    def to_json(self) -> str:
-        """The spec as compact JSON; `from_json` gives an equal spec back."""
-        return json.dumps(_spec_to_json(self), separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str) -> PermutationSpec:
-        """The spec that `to_json` wrote. Raises ValueError where the text is not one."""
-        try:
-            return _spec_from_json(json.loads(text))
-        except (KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"this is not the JSON of a permutation spec: {error!r}") from error
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PermutationSpec) and self.to_json() == other.to_json()
-
-    __hash__ = None  # pyright: ignore[reportAssignmentType]
-
     def __repr__(self) -> str:
         return _table(self)
 
 
 def _on(index: Ints, tensor: Tensor) -> Tensor:
-    """An index vector on the device of a tensor."""
+    """Return an index vector on the device of a tensor."""
     return torch.as_tensor(index, device=tensor.device)
 
 
-def _runs(values: Ints) -> list[list[int]]:
-    """A vector as runs [start, step, count]."""
-    out: list[list[int]] = []
-    i, n = 0, len(values)
-    steps = np.diff(values)
-    change = np.flatnonzero(np.diff(steps)) + 1
-    while i < n:
-        later = change[np.searchsorted(change, i, side="right") :]
-        j = int(later[0]) if len(later) else n - 1
-        if i == n - 1:
-            j = i
-        out.append([int(values[i]), int(steps[i]) if j > i else 1, j - i + 1])
-        i = j + 1
-    return out
-
-
-def _from_runs(runs: list[list[int]]) -> Ints:
-    parts = [start + step * np.arange(count, dtype=np.int64) for start, step, count in runs]
-    return np.concatenate([np.empty(0, np.int64), *parts])
-
-
-def _positions_to_json(positions: Ints) -> list[Any]:
-    base, offset = positions[:, 0], positions[0] - positions[0, 0]
-    if np.array_equal(positions, base[:, None] + offset):
-        return [_runs(base), _runs(offset)]
-    return [_runs(positions.ravel()), positions.shape[1]]
-
-
-def _positions_from_json(value: list[Any]) -> Ints:
-    if isinstance(value[1], int):
-        return _from_runs(value[0]).reshape(-1, value[1])
-    return _from_runs(value[0])[:, None] + _from_runs(value[1])
-
-
-def _spec_to_json(spec: PermutationSpec) -> dict[str, Any]:
-    axes = [
-        {
-            "name": a.name,
-            "size": a.size,
-            "family": a.family,
-            "parent": a.parent,
-            "block": a.block,
-            "slots": [
-                [s.key, s.dim, _positions_to_json(s.positions), None if s.rows is None else _runs(s.rows)]
-                for s in a.slots
-            ],
-            "readings": [
-                [r.node, r.module, r.call, r.dim, _positions_to_json(r.positions), r.kind, r.n_samples]
-                for r in a.readings
-            ],
-        }
-        for a in spec.axes
-    ]
-    fixed = [[f.size, f.reason, f.slots] for f in spec.fixed]
-    written: dict[str, Any] = {
-        "version": 1,
-        "axes": axes,
-        "fixed": fixed,
-        "shapes": spec.shapes,
-        "tied": spec.tied,
-        "unreached": spec.unreached,
-        "training": spec.training,
-    }
-    # Left out where there are none: a spec's text enters digests.
-    return written | ({"casts": spec.casts} if spec.casts else {})
-
-
-def _spec_from_json(data: dict[str, Any]) -> PermutationSpec:
-    if data["version"] != 1:
-        raise ValueError(f"permutation spec of version {data['version']}, this code reads version 1")
-    axes = tuple(
-        Axis(
-            a["name"],
-            a["size"],
-            tuple(
-                Slot(key, dim, _positions_from_json(p), None if rows is None else _from_runs(rows))
-                for key, dim, p, rows in a["slots"]
-            ),
-            tuple(
-                Reading(node, module, call, dim, _positions_from_json(p), kind, n)
-                for node, module, call, dim, p, kind, n in a["readings"]
-            ),
-            a["family"],
-            a["parent"],
-            a["block"],
-        )
-        for a in cast(list[dict[str, Any]], data["axes"])
-    )
-    fixed = tuple(FixedAxis(n, reason, tuple((k, d) for k, d in slots)) for n, reason, slots in data["fixed"])
-    shapes = {key: tuple(shape) for key, shape in data["shapes"].items()}
-    tied = tuple(tuple(group) for group in data["tied"])
-    unreached, casts = tuple(data["unreached"]), tuple(data.get("casts", ()))
-    return PermutationSpec(axes, fixed, shapes, tied, unreached, data["training"], casts)
-
-
 def _table(spec: PermutationSpec) -> str:
-    """A line per axis or family of nested axes, then what does not move."""
+    """Return a line per axis or family of nested axes, then the fixed positions."""
     children: dict[str, list[Axis]] = {}
     for axis in spec.axes:
         children.setdefault(axis.family, []).append(axis)
@@ -400,8 +280,8 @@ def _table(spec: PermutationSpec) -> str:
     widths[2] = min(widths[2], 100)
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
     lines.insert(1, "-" * len(lines[0]))
-    n_units = sum(a.size for a in spec.axes)
-    lines.append(f"{len(spec.axes)} axes, {n_units} units, 10^{spec_log10(spec):.0f} orders")
+    n_units, log10 = sum(a.size for a in spec.axes), sum(math.lgamma(a.size + 1) for a in spec.axes) / math.log(10)
+    lines.append(f"{len(spec.axes)} axes, {n_units} units, 10^{log10:.0f} orders")
     for f in spec.fixed:
         places = ", ".join(f"{k}:{d}" for k, d in f.slots[:3]) + (f" +{len(f.slots) - 3}" if len(f.slots) > 3 else "")
         lines.append(f"fixed  {f.size}  {places}: {f.reason}")
@@ -412,8 +292,3 @@ def _table(spec: PermutationSpec) -> str:
     if spec.casts:
         lines.append(f"checked in float64, without the casts in: {', '.join(spec.casts)}")
     return "\n".join(lines)
-
-
-def spec_log10(spec: PermutationSpec) -> float:
-    """Decimal logarithm of the number of orders that the spec allows."""
-    return sum(math.lgamma(a.size + 1) for a in spec.axes) / math.log(10)

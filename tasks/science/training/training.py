@@ -435,8 +435,9 @@ def _draw_epoch(
     kin = _kin(cell)
     orders = np.stack([stream("order", seed, epoch, *kin).permutation(n_examples) for seed in seeds])
     views = None
+    shown = cell.recipe.augmentation
     if cell.recipe.augments:
-        drawn = [draw_views(stream("augmentation", seed, epoch, *kin), n_examples, size, cell.recipe) for seed in seeds]
+        drawn = [draw_views(stream("augmentation", seed, epoch, *kin), n_examples, size, shown) for seed in seeds]
         crops = [each.crops for each in drawn if each.crops is not None]
         views = Views(
             to_device(torch.cat([each.offsets for each in drawn]), device),

@@ -20,7 +20,7 @@ from infra.tables import write_table
 from tasks.science.specs.measurement import Measurement
 from tasks.science.specs.overrides import override
 from tasks.science.specs.recipe import Recipe
-from tasks.science.specs.recipes import MLP, MLP_BATCH
+from tasks.science.specs.recipes import MLP_BATCH, MLP_SAVED
 from tasks.tables import schema
 from tasks.tables.comparison import published_figures, tabulate_comparison
 
@@ -57,7 +57,7 @@ def make_paper(dataset: str, normalization: str, sizes: list[tuple[int, int]], r
 
 @pytest.fixture
 def paper() -> pd.DataFrame:
-    return make_paper("fashion_mnist", "none", [(32, 11), (256, 11)], MLP)
+    return make_paper("fashion_mnist", "none", [(32, 11), (256, 11)], MLP_SAVED)
 
 
 def write_study(store: Store, paper: pd.DataFrame) -> None:
@@ -114,7 +114,7 @@ def test_a_point_outside_and_one_of_another_recipe_are_told_apart():
 
 def test_a_point_that_two_cells_speak_of_counts_once(paper: pd.DataFrame):
     more = paper.assign(measurement="default/alphas=25", n_pairs=paper["n_pairs"] - 1)
-    other = make_paper("fashion_mnist", "none", [(32, 11)], override(MLP, epochs=5))
+    other = make_paper("fashion_mnist", "none", [(32, 11)], override(MLP_SAVED, epochs=5))
     all_rows = pd.concat([more, paper, other], ignore_index=True)
     test = all_rows[(all_rows["split"] == "test") & all_rows["metric"].str.endswith("accuracy")]
     assert summarise_points(test).set_index("method").loc["aligned", "inside"] == "2 of 2"
@@ -162,11 +162,11 @@ def test_where_nothing_was_run_there_is_a_table_and_no_picture(store: Store, pap
 
 
 def test_a_study_without_tables_is_refused_as_for_a_report(store: Store):
-    with pytest.raises(StoreError, match="holds no tables of s: `repairlab run s` makes them"):
+    with pytest.raises(StoreError, match="has no tables of s; `repairlab run s`"):
         compare(store, "s", Console())
     empty = pd.DataFrame(columns=list(schema.ABLATION.columns))
     write_table(store, "studies/s/ablation.parquet", schema.ABLATION, empty, {})
-    with pytest.raises(StoreError, match="from before there was one called paper: the same `repairlab run s` command"):
+    with pytest.raises(StoreError, match="without the table paper; running the same `repairlab run s` command"):
         compare(store, "s", Console())
 
 

@@ -15,12 +15,12 @@ from infra.paths import endpoint_key, import_key
 from infra.sealing import NO_DIGEST
 from infra.storage import DamagedError, Store, StoreError
 from tasks.data.datasets import load_dataset
-from tasks.imports import read_imports
 from tasks.science.networks import build_network, initial_state
 from tasks.science.specs.cell import Endpoint
 from tasks.science.specs.identity import stream
 from tasks.stored.artifacts import read_record
-from tasks.stored.integrity import find_damage
+from tasks.stored.imports import read_imports
+from tasks.stored.integrity import find_damaged_files
 
 FACTS = {"width": "4", "depth": "1", "normalization": "none"}
 
@@ -79,7 +79,7 @@ def test_importing_the_same_weights_again_makes_a_damaged_file_whole(
     endpoint = read_imports(store, "theirs")[0]
     key = endpoint_key(endpoint.id) if kind == "weights" else import_key("theirs", endpoint.id)
     store.replace(key, damage(store.read(key)))
-    assert [error is None for _, error in find_damage(store, store.entries())].count(False) == 1
+    assert [error is None for _, error in find_damaged_files(store, store.entries())].count(False) == 1
     import_files(options_of(folder), store, folder, print)
     assert contents(store) == before
 

@@ -20,13 +20,13 @@ from infra.sealing import pack_document
 from infra.storage import DamagedError, Store
 from infra.tables import read_table
 from tasks.data import datasets
-from tasks.imports import read_imports
 from tasks.science.networks import build_network, initial_state
 from tasks.science.networks.user_code import OwnCodeError
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.data import DataSpec
 from tasks.science.specs.identity import stream
 from tasks.science.specs.recipe import Recipe
+from tasks.stored.imports import read_imports
 
 MODULE = """
 import torch

@@ -40,7 +40,7 @@ def test_a_study_of_one_size_has_a_sentence_for_every_network():
 def test_a_study_without_a_barrier_claims_nothing(ablation: pd.DataFrame):
     assert make_claim(ablation.assign(mean=float("nan"), n_seeds=2)).startswith("With fewer than 3 trained seeds")
     assert make_claim(ablation[ablation["metric"] != "accuracy_barrier_reduction"]).startswith("No cell of this study")
-    assert make_claim(ablation[ablation["matcher"] == "none"]).startswith("Nothing was aligned by activations and")
+    assert make_claim(ablation[ablation["matcher"] == "none"]).startswith("No pair was aligned by activations and")
 
 
 def test_how_wide_a_network_must_be_stands_below_the_claim(store: Store, ablation: pd.DataFrame):

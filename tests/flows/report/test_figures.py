@@ -10,7 +10,7 @@ from made_tables import ablation_rows, axis_rows, layer_rows, path_rows
 from PIL import Image
 
 from flows.report.claims import make_claim
-from flows.report.figures.ablation import PUBLISHED, chart_against, chart_barriers, chart_errors, factors_varied
+from flows.report.figures.ablation import PUBLISHED_LABEL, chart_against, chart_barriers, chart_errors, factors_varied
 from flows.report.figures.chart import Chart, Line, marks
 from flows.report.figures.curves import ALIGNED, CURVES, REPAIRED
 from flows.report.figures.drawing import draw, draw_png
@@ -115,12 +115,12 @@ def test_the_papers_points_stand_at_their_width_with_their_verdict(grid: pd.Data
     ]  # fmt: skip
     paper = pd.DataFrame(rows).reindex(columns=list(schema.PAPER.columns))
     for metric, wanted in (("midpoint_accuracy", (50, 70)), ("accuracy_barrier", (30, 20))):
-        theirs = [line for line in lines(chart_against(grid, "width", metric, paper)) if line.label == PUBLISHED]
+        theirs = [line for line in lines(chart_against(grid, "width", metric, paper)) if line.label == PUBLISHED_LABEL]
         assert [line.path for line in theirs] == [REPAIRED.label]
         assert theirs[0].y == pytest.approx(wanted)
         assert np.round(theirs[0].x).tolist() == [0, 1]
         assert theirs[0].notes == ("published midpoint, aligned+repair: inside",) * 2
-    assert not any(line.label == PUBLISHED for line in lines(chart_against(grid, "width", "loss_barrier", paper)))
+    assert not any(line.label == PUBLISHED_LABEL for line in lines(chart_against(grid, "width", "loss_barrier", paper)))
 
 
 def test_a_verdict_stands_beside_the_cell_and_measurement_that_it_is_of():
@@ -141,7 +141,7 @@ def test_a_verdict_stands_beside_the_cell_and_measurement_that_it_is_of():
     paper = pd.DataFrame(rows).reindex(columns=list(schema.PAPER.columns))
     (panel,) = known(chart_against(ablation, "statistics", "midpoint_accuracy", paper)).panels
     assert [label for _, label in panel.x.ticks] == ["500", "all"]
-    (theirs,) = (line for line in panel.lines if line.label == PUBLISHED)
+    (theirs,) = (line for line in panel.lines if line.label == PUBLISHED_LABEL)
     beside = {panel.x.ticks[round(x)][1]: note for x, note in zip(theirs.x, theirs.notes, strict=True)}
     assert beside == {name: f"published midpoint, aligned: {verdict}" for name, verdict in verdicts.items()}
     assert set(theirs.cells) == {"digits-4/all", "digits-4/500"}
@@ -282,8 +282,8 @@ def test_how_well_the_closed_form_predicts_is_drawn_by_layer():
     rows += layer_rows({"repair-closed-form": [1.0, 0.6], "repair": nothing}, merge_id="n")
     rows += layer_rows({"repair-closed-form": [1.0, 0.1]}, merge_id="o", matcher="none")
     drawn = {line.label: line.y for line in lines(chart_predictions(pd.DataFrame(rows)))}
-    assert set(drawn) == {"deviation, aligned", "mean, aligned"}
-    assert drawn["deviation, aligned"] == pytest.approx([1.0, 0.7])
+    assert set(drawn) == {"standard deviation, aligned", "mean, aligned"}
+    assert drawn["standard deviation, aligned"] == pytest.approx([1.0, 0.7])
     assert chart_predictions(pd.DataFrame(layer_rows({"repair": nothing}))) is None
 
 

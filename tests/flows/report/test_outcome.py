@@ -25,7 +25,7 @@ def test_the_terminal_shows_whole_numbers_in_80_columns(store: Store, ablation: 
     print_ablation(store, request, Console(width=80, file=out))
     assert "…" not in out.getvalue()
     assert "40.0 [20.0, 44.0]" in out.getvalue()
-    assert "Of 3 endpoints, 2 diverged: left out of pairs" in out.getvalue()
+    assert "Left out of pairs: 2 diverged of 3 endpoints" in out.getvalue()
     request.cells = cells[:1]
     print_ablation(store, request, Console(width=80, file=(alone := io.StringIO())))
     assert "40.0 [20.0, 44.0]" not in alone.getvalue()

@@ -122,7 +122,7 @@ def test_a_server_that_is_away_is_told_of_once_and_is_given_the_rest_when_it_is_
         stages.show(artifacts)
         server.now += 1
     stages.advance("train", 1)
-    assert caplog.messages == ["the Prefect server does not take the run's progress: nobody listens"]
+    assert caplog.messages == ["the Prefect server does not accept the run's progress: nobody listens"]
     server.is_away = False
     stages.show(artifacts)
     assert [call[1:3] for call in server.calls] == [("s-progress-train", 50)]
@@ -142,7 +142,7 @@ def test_a_study_that_ends_while_a_slow_server_is_told_of_it_ends_in_a_line_of_t
             stages.advance(name, 1)
         server.is_closed = True  # As the end of a flow run closes it, whoever still waits for an answer.
     assert caplog.messages == [
-        "the Prefect server does not take the run's progress: Cannot send a request, as the client has been closed."
+        "the Prefect server does not accept the run's progress: Cannot send a request, as the client has been closed."
     ]
 
 

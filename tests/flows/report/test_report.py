@@ -55,5 +55,5 @@ def without_plotly(page: str) -> str:
 
 
 def test_a_study_that_was_never_run_has_no_report(store: Store):
-    with pytest.raises(StoreError, match="holds no tables of s: `repairlab run s` makes them"):
+    with pytest.raises(StoreError, match="has no tables of s; `repairlab run s`"):
         write_report(store, "s")

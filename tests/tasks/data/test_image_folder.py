@@ -296,9 +296,10 @@ def test_a_split_is_evaluated_from_files_as_from_memory(dataset: Dataset, crops:
 
 @pytest.mark.usefixtures("small_views")
 def test_statistics_are_flipped_crops_of_the_specs_size_in_order(place: Path, dataset: Dataset, crops: Recipe):
-    seen = statistics_images(dataset, crops, Samples(10))
+    cropped = crops.augmentation
+    seen = statistics_images(dataset, cropped, Samples(10))
     rows = subset(dataset.spec.fingerprint, "train", 24, 10)
-    views = draw_views(stream("statistics", dataset.spec.fingerprint), 24, (16, 16), crops)
+    views = draw_views(stream("statistics", dataset.spec.fingerprint), 24, (16, 16), cropped)
     assert rows is not None
     assert views.crops is not None
     paths = paths_of(place, "train")
@@ -306,11 +307,11 @@ def test_statistics_are_flipped_crops_of_the_specs_size_in_order(place: Path, da
     plain = dataset.train.scaling(torch.stack([crop_of(paths[row], views.crops[row], 16) for row in rows]))
     assert 0 < views.mirrored[rows].sum() < 10
     assert torch.equal(seen, torch.where(views.mirrored[rows][:, None, None, None], plain.flip(-1), plain))
-    assert torch.equal(statistics_images(dataset, crops, Samples(4)), seen[:4])
-    assert torch.equal(statistics_images(dataset, crops)[rows], seen)
-    still = statistics_images(dataset, crops, Samples(10, augmented=False))
+    assert torch.equal(statistics_images(dataset, cropped, Samples(4)), seen[:4])
+    assert torch.equal(statistics_images(dataset, cropped)[rows], seen)
+    still = statistics_images(dataset, cropped, Samples(10, augmented=False))
     assert torch.equal(still, dataset.train.chosen(rows).images)
-    shifted = dataclasses.replace(crops, resized_crop=0, translate=2)
+    shifted = dataclasses.replace(cropped, resized_crop=0, translate=2)
     views = draw_views(stream("statistics", dataset.spec.fingerprint), 24, (16, 16), shifted)
     moved = take(pad(still, 2, dataset.black), torch.arange(10), views[rows], 2)
     assert torch.equal(statistics_images(dataset, shifted, Samples(10)), moved)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-FORBIDDEN = ("prefect", "pydantic", "fsspec", "s3fs", "infra", "flows")
+FORBIDDEN = ("prefect", "pydantic", "fsspec", "s3fs", "infra.settings", "infra.storage", "flows")
 
 PROBE = """
 import importlib, pkgutil, sys

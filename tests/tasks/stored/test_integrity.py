@@ -36,7 +36,7 @@ from tasks.science.specs.cell import Cell, Endpoint, Origin
 from tasks.science.training.training import TrainingState
 from tasks.stored.artifacts import load_evaluation, load_weights
 from tasks.stored.checkpoints import pack, read_checkpoint
-from tasks.stored.integrity import FIGURES, add_digest, find_damage
+from tasks.stored.integrity import FIGURES, add_digest, find_damaged_files
 from tasks.stored.trainings import save_state
 from tasks.tables import schema
 
@@ -85,7 +85,7 @@ def kind_of(key: str) -> str:
 
 
 def find(store: Store, key: str) -> StoreError | None:
-    ((_, error),) = find_damage(store, [entry for entry in store.entries() if entry.key == key])
+    ((_, error),) = find_damaged_files(store, [entry for entry in store.entries() if entry.key == key])
     return error
 
 
@@ -98,7 +98,7 @@ def flip(path: Path, bit: int) -> None:
 def test_the_store_has_every_kind_and_all_of_it_is_whole(whole: Path):
     store = Store(str(whole))
     assert {kind_of(entry.key) for entry in store.entries()} == set(KINDS)
-    found = dict(find_damage(store, store.entries()))
+    found = dict(find_damaged_files(store, store.entries()))
     assert len(found) == len(store.entries())
     assert not any(found.values())
 
@@ -114,7 +114,7 @@ def test_no_bit_of_a_file_can_be_another(damaged: Store, kind: str, n_flips: int
     (entry,) = (entry for entry in damaged.entries() if entry.key == key)
     for bit in bits or random.Random(kind).sample(range(n_bits), n_flips or 400):
         flip(path, bit)
-        ((_, error),) = find_damage(damaged, [entry])
+        ((_, error),) = find_damaged_files(damaged, [entry])
         assert error is not None, bit
         assert key in str(error)
         flip(path, bit)
@@ -298,7 +298,7 @@ def test_a_store_of_before_there_were_digests_is_taken_over(damaged: Store, cell
     assert not check_files(damaged, told, delete=False, seal=False)
     assert "`repairlab check --seal` adds" in told.export_text()
     assert check(damaged, seal=True)[0]
-    assert not any(error for _, error in find_damage(damaged, damaged.entries()))
+    assert not any(error for _, error in find_damaged_files(damaged, damaged.entries()))
     for name, frame in read_gathering(damaged, "test")[0].items():
         pd.testing.assert_frame_equal(frame, wanted[name], check_exact=True)
     descriptions = read_descriptions(damaged, table_key("test", "paths"))["description"]
@@ -392,9 +392,9 @@ def test_a_file_that_was_written_anew_meanwhile_is_not_removed(damaged: Store, m
     good = damaged.read(second)
     for key in (first, second):
         flip(Path(damaged.url) / key, 800)
-    found = list(find_damage(damaged, damaged.entries()))
+    found = list(find_damaged_files(damaged, damaged.entries()))
     damaged.replace(second, good)
-    monkeypatch.setattr(housekeeping, "find_damage", lambda *_: found)
+    monkeypatch.setattr(housekeeping, "find_damaged_files", lambda *_: found)
     is_well, said = check(damaged, delete=True)
     assert is_well
     assert first in said
@@ -461,9 +461,9 @@ def test_a_file_that_is_removed_meanwhile_is_not_counted(damaged: Store, monkeyp
     n_files = len(damaged.entries())
     key = key_of(damaged, "rows/paths")
     damaged.replace(key, b"")
-    found = list(find_damage(damaged, damaged.entries()))
+    found = list(find_damaged_files(damaged, damaged.entries()))
     damaged.remove(key)
-    monkeypatch.setattr(housekeeping, "find_damage", lambda *_: found)
+    monkeypatch.setattr(housekeeping, "find_damaged_files", lambda *_: found)
     for seal in (False, True):
         is_well, said = check(damaged, seal=seal)
         assert is_well, said

@@ -9,15 +9,21 @@ import pytest
 from tasks.science.specs.measurement import Measurement
 from tasks.science.specs.overrides import override
 from tasks.science.specs.recipe import Recipe
-from tasks.science.specs.recipes import MLP, MLP_BATCH, R18_SAVED, VGG_SAVED
+from tasks.science.specs.recipes import MLP_BATCH, MLP_SAVED, R18_SAVED, VGG_SAVED
 from tasks.tables import comparison, schema
-from tasks.tables.comparison import judge, published_figures, tabulate_comparison
+from tasks.tables.comparison import judge_accuracy, published_figures, tabulate_comparison
 
 FULL = {"default": Measurement("default")}
 
 
 def cell_of(
-    dataset="fashion_mnist", architecture="mlp", normalization="none", width=32, depth=11, recipe: Recipe = MLP, **more
+    dataset="fashion_mnist",
+    architecture="mlp",
+    normalization="none",
+    width=32,
+    depth=11,
+    recipe: Recipe = MLP_SAVED,
+    **more,
 ) -> dict:
     spec = {f"recipe_{name}": value for name, value in dataclasses.asdict(recipe).items() if name != "name"}
     row = {"study": "s", "cell_id": f"{dataset}-{architecture}-{width}-{recipe.name}", "dataset": dataset}
@@ -126,13 +132,13 @@ def test_losses_are_shown_and_not_judged():
 
 @pytest.mark.parametrize("changes", [{"epochs": 5}, {"learning_rate": 0.2}, {"flip": True}])
 def test_another_recipe_takes_no_verdict(changes: dict):
-    paper = compare(cell_of(recipe=override(MLP, **changes)))
+    paper = compare(cell_of(recipe=override(MLP_SAVED, **changes)))
     assert set(paper[paper["width"] == 32]["verdict"]) == {"other recipe"}
 
 
-@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"skip_nonfinite": True}, {"epochs": MLP.epochs}])
+@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"skip_nonfinite": True}, {"epochs": MLP_SAVED.epochs}])
 def test_what_a_cpu_cannot_do_alike_and_a_name_are_the_same_recipe(changes: dict):
-    recipe = dataclasses.replace(override(MLP, **changes), name="renamed")
+    recipe = dataclasses.replace(override(MLP_SAVED, **changes), name="renamed")
     paper = compare(cell_of(recipe=recipe))
     assert only(paper, width=32, method="aligned+repair", split="test", metric="midpoint_accuracy")["verdict"] == (
         "inside"
@@ -140,7 +146,7 @@ def test_what_a_cpu_cannot_do_alike_and_a_name_are_the_same_recipe(changes: dict
 
 
 def test_two_recipes_and_two_measurements_have_rows_of_their_own():
-    cells = [cell_of(), cell_of(recipe=override(MLP, epochs=5))]
+    cells = [cell_of(), cell_of(recipe=override(MLP_SAVED, epochs=5))]
     rows = [row for cell in cells for row in ablation_of(cell)]
     rows += [row | {"measurement": "default/alphas=25"} for row in rows]
     measurements = FULL | {"default/alphas=25": Measurement("default/alphas=25", alphas=25)}
@@ -217,7 +223,7 @@ def test_a_study_of_nothing_published_has_an_empty_table():
     ],
 )
 def test_a_point_is_judged_by_a_narrow_interval_alone(published: float, low: float, high: float, verdict: str):
-    assert judge(published, low, high) == verdict
+    assert judge_accuracy(published, low, high) == verdict
 
 
 def test_every_published_midpoint_of_a_network_that_can_be_trained_is_among_the_figures():

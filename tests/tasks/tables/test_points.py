@@ -48,4 +48,4 @@ def test_what_a_note_says_of_convergence_and_recipe_is_told():
 
 def test_a_wheel_takes_the_points_along():
     package_data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert any(fnmatch.fnmatch(FILE, pattern) for pattern in package_data["tasks"])
+    assert any(fnmatch.fnmatch(FILE, pattern) for pattern in package_data["tasks.tables"])

@@ -1,8 +1,8 @@
-"""Finding what may be permuted in any network, by following one forward pass.
+"""The permutation spec of any network, traced from one forward pass.
 
 `trace_permutation_spec` turns the forward pass into ATen operations (`graph.py`), describes for every operation what
 must move together (`layouts.py`, `operations.py`, `*_rules.py`), solves for all permutations that respect this
-(`symmetry.py`) and writes them down as axes with names, slots and readings (`assembly.py`), less the readings that hold
+(`solver.py`) and writes them down as axes with names, slots and readings (`assembly.py`), less the readings that hold
 for the traced batch alone (`batches.py`). Nothing is guessed: what an operation without a rule touches stays where it
 is. In the end a randomised copy is permuted and compared (`check.py`).
 """
@@ -30,7 +30,7 @@ from tasks.science.symmetry.tracing.execution import graph_for
 from tasks.science.symmetry.tracing.graph import TRACING, Graph, TraceError, trace_graph
 from tasks.science.symmetry.tracing.layouts import Demands
 from tasks.science.symmetry.tracing.operations import Visitor, state_layouts
-from tasks.science.symmetry.tracing.symmetry import solve
+from tasks.science.symmetry.tracing.solver import solve
 
 __all__ = ["FAILED_CHECK", "TraceError", "trace_permutation_spec"]
 
@@ -41,7 +41,7 @@ UNREACHED = "not read by any traced forward pass"
 def trace_permutation_spec(
     network: nn.Module, example_inputs: tuple[Tensor, ...], *, check: bool = True
 ) -> PermutationSpec:
-    """Every hidden axis of the network that may be permuted, found from one forward pass in eval mode.
+    """Return every hidden axis of the network that may be permuted, found from one forward pass in eval mode.
 
     `example_inputs` are the positional arguments of the forward pass; their sizes (the batch among them) hold for the
     trace, the spec holds for any batch. The network keeps its mode, parameters, buffers and attributes, and the
@@ -82,7 +82,7 @@ def _traced(network: nn.Module, example_inputs: tuple[Tensor, ...]) -> Permutati
 
 
 def _unreached(graphs: list[Graph], tensors: dict[str, Tensor]) -> tuple[str, ...]:
-    """Float entries of the state dict that no operation of these graphs reads, under any of their names."""
+    """Return the float entries of the state dict that no operation of these graphs reads under any name."""
     read = {
         id(tensors[graph.state[node.name]])
         for graph in graphs
@@ -123,7 +123,7 @@ def _spec_of(
 
 
 def _overlapping(tensors: dict[str, Tensor]) -> list[str]:
-    """Keys whose tensors share memory without being one tensor: permuting one would have to permute the other."""
+    """Return the keys whose tensors share memory without being one tensor: to permute one is to permute the other."""
     owners: dict[int, dict[int, list[str]]] = {}
     for key, tensor in tensors.items():
         if tensor.numel():
@@ -132,7 +132,7 @@ def _overlapping(tensors: dict[str, Tensor]) -> list[str]:
 
 
 def _checked(spec: PermutationSpec, network: nn.Module, example_inputs: tuple[Tensor, ...]) -> PermutationSpec:
-    """The spec without axes that change the output, and without readings that their module does not hand out."""
+    """Return the spec without axes that change the output, and without readings that their module does not yield."""
     check = Check(network, example_inputs, spec.axes)
     while bad := set(check.bad_axes(spec)):
         # What is nested in a bad axis cannot be named without it.
@@ -152,7 +152,7 @@ def _checked(spec: PermutationSpec, network: nn.Module, example_inputs: tuple[Te
         )
         for a in spec.axes
     )
-    return dataclasses.replace(spec, axes=axes, casts=check.kept.places)
+    return dataclasses.replace(spec, axes=axes, casts=check.proof.casts)
 
 
 def _as_fixed(axis: Axis) -> FixedAxis:

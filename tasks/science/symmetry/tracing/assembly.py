@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 from torch.fx import Node
 
-from tasks.science.symmetry.permutation import Axis, FixedAxis, Reading, Slot
+from tasks.science.symmetry.permutation import Axis, FixedAxis, Ints, Reading, Slot
 from tasks.science.symmetry.tracing.graph import Graph, last_of_calls, module_stack, operation_name, reached
 from tasks.science.symmetry.tracing.layouts import Field, Layout, Nodes
 from tasks.science.symmetry.tracing.operations import LINEAR, NONLINEARITIES, NORMS, Visitor
 from tasks.science.symmetry.tracing.product_rules import KERNEL
 from tasks.science.symmetry.tracing.symmetry import Family, Symmetry, match_rows
 
-Ints = NDArray[np.int64]
 Copy = tuple[int, int]  # a family and one of its copies
+
+NO_PARTNER = "no other unit plays the same role"
 
 # Operations whose results are worth observing beside those of the other kinds.
 OTHERS = frozenset(
@@ -34,7 +35,7 @@ class Misaligned(Exception):
 
 
 def positions_by_axis(symmetry: Symmetry, nodes: Nodes, skip: frozenset[int] = frozenset()) -> dict[Copy, Ints]:
-    """Which positions of one dimension each axis moves: arrays (size, n_each), matching positions in one column.
+    """Return the positions of one dimension that each axis moves: (size, n_each), matching positions in one column.
 
     Families in `skip` are left out, as if they did not move.
     """
@@ -62,13 +63,13 @@ def positions_by_axis(symmetry: Symmetry, nodes: Nodes, skip: frozenset[int] = f
 
 
 def doubled(symmetry: Symmetry, nodes: Nodes) -> bool:
-    """Whether some of these nodes belong to two units of one family."""
+    """Return whether some of these nodes belong to two units of one family."""
     numbers = np.unique(symmetry.cluster[symmetry.unit[nodes]])
     return any(symmetry.clusters[c].doubled for c in numbers.tolist() if c >= 0)
 
 
 def slots_by_axis(symmetry: Symmetry, state: dict[str, Layout]) -> dict[Copy, list[Slot]]:
-    """The slots of every axis, in the order of the state dict."""
+    """Return the slots of every axis, in the order of the state dict."""
     out: dict[Copy, list[Slot]] = {}
     for key, layout in state.items():
         for f in layout.fields:
@@ -86,7 +87,7 @@ def slots_by_axis(symmetry: Symmetry, state: dict[str, Layout]) -> dict[Copy, li
 
 
 def _slots_in_rows(symmetry: Symmetry, key: str, f: Field, layout: Layout) -> Iterable[tuple[Copy, Slot]]:
-    """Slots of a weight whose groups of rows order their own columns.
+    """Yield the slots of a weight whose groups of rows order their own columns.
 
     What exchanges groups carries their columns along; what moves rows within a group may move its columns as well.
     """
@@ -108,7 +109,7 @@ def _slots_in_rows(symmetry: Symmetry, key: str, f: Field, layout: Layout) -> It
 
 
 def _order_of(symmetry: Symmetry, nodes: Nodes, skip: frozenset[int]) -> bytes:
-    """What tells the columns of one row apart, in their order, apart from the families that are skipped."""
+    """Return the order of the columns of one row as bytes, apart from the families that are skipped."""
     out: list[list[int]] = []
     for u in symmetry.unit[nodes].tolist():
         cluster = symmetry.clusters.get(int(symmetry.cluster[u]))
@@ -122,7 +123,7 @@ def _order_of(symmetry: Symmetry, nodes: Nodes, skip: frozenset[int]) -> bytes:
 
 
 def fixed_axes(symmetry: Symmetry, state: dict[str, Layout], skip: set[str]) -> tuple[FixedAxis, ...]:
-    """What does not move, grouped by what would have to move together; kernel positions go without saying."""
+    """Return the positions that do not move, grouped by what would have to move together, kernel positions left out."""
     entries: list[tuple[str, int, Ints]] = []
     for key, layout in state.items():
         if key not in skip:
@@ -143,13 +144,13 @@ def fixed_axes(symmetry: Symmetry, state: dict[str, Layout], skip: set[str]) -> 
     out: list[FixedAxis] = []
     for members, slots in groups:
         stated = [symmetry.reasons[u] for u in members if u in symmetry.reasons]
-        reason = max(sorted(set(stated)), key=stated.count) if stated else "no other unit plays the same role"
+        reason = max(sorted(set(stated)), key=stated.count) if stated else NO_PARTNER
         out.append(FixedAxis(len(members), reason, tuple(dict.fromkeys(slots))))
     return tuple(out)
 
 
 class Readings:
-    """Where the axes can be observed in one graph."""
+    """The operations of one graph at which the axes can be observed."""
 
     def __init__(
         self,
@@ -179,7 +180,7 @@ class Readings:
         return {f for columns in found for f in columns if f >= 0}
 
     def _kind(self, node: Node) -> str:
-        """What the operation is to a reader; "" where it is not worth observing."""
+        """Return the kind of reading that the operation is; "" where it is not worth observing."""
         name = operation_name(node)
         if name == "getitem":
             source, index = cast(tuple[Node, int], node.args)
@@ -196,7 +197,7 @@ class Readings:
         return "other" if name in OTHERS else ""
 
     def of(self, family: Family) -> dict[int, tuple[Reading, ...]]:
-        """Readings of every copy of a family, the one to match by first."""
+        """Return the readings of every copy of a family, the one to match by first."""
         found = self.candidates.get(family.number, [])
         table = [(n, f, k, positions_by_axis(self.symmetry, f.held)) for n, f, k in found if f.held is not None]
         out: dict[int, tuple[Reading, ...]] = {}
@@ -234,13 +235,13 @@ class Readings:
         return Reading(node.name, module, call, f.dims[0], positions, kind, n_samples)
 
     def inner_module(self, reading: Reading) -> str:
-        """Innermost module around a reading's operation."""
+        """Return the innermost module around a reading's operation."""
         node = next(n for n in self.layouts if n.name == reading.node)
         return (module_stack(node) or [("", 0)])[-1][0]
 
 
 def _module_outputs(graph: Graph) -> dict[Node, tuple[str, int]]:
-    """Results that are the last of a module's call: the outermost such module below the root, and the call."""
+    """Return the results that end a module's call: with the outermost such module below the root, and the call."""
     out: dict[Node, tuple[str, int]] = {}
     for frame, node in last_of_calls(graph).items():
         if frame[0] and (node not in out or len(frame[0]) < len(out[node][0])):
@@ -251,7 +252,7 @@ def _module_outputs(graph: Graph) -> dict[Node, tuple[str, int]]:
 def build_axes(
     symmetry: Symmetry, visitors: Sequence[Visitor], state: dict[str, Layout], parameters: frozenset[str]
 ) -> tuple[tuple[Axis, ...], tuple[FixedAxis, ...]]:
-    """Every axis that is more than an order of constants, parents before the axes nested in them; and those others.
+    """Return the axes that are more than an order of constants, parents before nested ones; and all others.
 
     An axis needs an activation that carries it, or parameters on both of its sides (the inner axis of a product of
     two weights). The first visitor walked the graph in eval mode: readings are taken from it alone, since networks are
@@ -261,45 +262,56 @@ def build_axes(
     sources = [Readings(symmetry, v.graph, v.values, parameters) for v in visitors]
     nested_in = {f.path[-1] for f in symmetry.families.values() if f.path}
     attended = _attended(symmetry, visitors)
-    rank = {key: i for i, key in enumerate(state)}
-    families = sorted(
-        symmetry.families.values(),
-        key=lambda f: (len(f.path), min((rank[s.key] for s in slots.get((f.number, 0), [])), default=0), f.number),
-    )
     names: dict[int, str] = {}
-    taken: set[str] = set()
     axes: list[Axis] = []
     dropped: list[FixedAxis] = []
-    for family in families:
-        readings: dict[int, tuple[Reading, ...]] = {}
-        source = sources[0]
-        for source in sources:
-            readings = source.of(family)
-            if readings:
-                break
-        if (family.number, 0) not in slots:
-            continue
-        keys = {s.key for s in slots[family.number, 0]}
-        if len(readings) < len(family.copies) and len(keys & parameters) < 2:
-            places = tuple(dict.fromkeys((s.key, s.dim) for s in slots[family.number, 0]))
+    for family in _in_order(symmetry, slots, state):
+        source, readings = _first_readings(sources, family)
+        own = slots[family.number, 0]
+        if len(readings) < len(family.copies) and len({s.key for s in own} & parameters) < 2:
+            places = tuple(dict.fromkeys((s.key, s.dim) for s in own))
             dropped.append(FixedAxis(family.size, "no activation carries it", places))
             continue
-        name = _base_name(source, readings.get(0, ()), slots[family.number, 0])
+        name = _base_name(source, readings.get(0, ()), own)
         if family.number in nested_in:
             name += ".heads" if family.number in attended else ".groups"
-        names[family.number] = name = _unique(name, taken)
-        for copy, units in enumerate(family.copies.tolist()):
-            parent = None
-            if family.path:
-                if family.path[-1] not in names:
-                    break
-                above = symmetry.families[family.path[-1]]
-                parent = _copy_name(names[above.number], units[:-1])
-            moved = tuple(slots[family.number, copy])
-            block = units[-1] if units else 0
-            seen = readings.get(copy, ()) if source is sources[0] else ()
-            axes.append(Axis(_copy_name(name, units), family.size, moved, seen, name, parent, block))
+        names[family.number] = _unique(name, names.values())
+        if not family.path or family.path[-1] in names:
+            axes += _axes_of(family, names, slots, readings if source is sources[0] else {})
     return tuple(axes), tuple(dropped)
+
+
+def _in_order(symmetry: Symmetry, slots: dict[Copy, list[Slot]], state: dict[str, Layout]) -> list[Family]:
+    """Return the families that have slots, parents first, by the first entry of the state dict that they move."""
+    rank = {key: i for i, key in enumerate(state)}
+
+    def place(family: Family) -> tuple[int, int, int]:
+        return len(family.path), min(rank[s.key] for s in slots[family.number, 0]), family.number
+
+    return sorted((f for f in symmetry.families.values() if (f.number, 0) in slots), key=place)
+
+
+def _first_readings(sources: Sequence[Readings], family: Family) -> tuple[Readings, dict[int, tuple[Reading, ...]]]:
+    """Return the readings of a family in the first graph that has any, and that graph's source."""
+    for source in sources:
+        if readings := source.of(family):
+            return source, readings
+    return sources[-1], {}
+
+
+def _axes_of(
+    family: Family,
+    names: dict[int, str],
+    slots: dict[Copy, list[Slot]],
+    readings: dict[int, tuple[Reading, ...]],
+) -> Iterator[Axis]:
+    """Yield one axis for every copy of a family, each named by the units that enclose it."""
+    name = names[family.number]
+    for copy, units in enumerate(family.copies.tolist()):
+        parent = _copy_name(names[family.path[-1]], units[:-1]) if family.path else None
+        block = units[-1] if units else 0
+        moved, seen = tuple(slots[family.number, copy]), readings.get(copy, ())
+        yield Axis(_copy_name(name, units), family.size, moved, seen, name, parent, block)
 
 
 def _copy_name(family: str, units: Sequence[int]) -> str:
@@ -307,23 +319,20 @@ def _copy_name(family: str, units: Sequence[int]) -> str:
 
 
 def _base_name(source: Readings, readings: tuple[Reading, ...], slots: Sequence[Slot]) -> str:
-    """The module that makes the axis, a stream by the last module that writes to it."""
-    if any(r.kind == "sum" for r in readings[:1]) or (len(readings) > 1 and any(r.kind == "sum" for r in readings)):
+    """Return the name of the module that makes the axis, of a stream that of the last module that writes to it."""
+    if any(r.kind == "sum" for r in readings):
         return readings[0].module or source.inner_module(readings[0]) or readings[0].node
     made = next((s for s in slots if s.dim == 0 and s.key.endswith("weight")), slots[0])
     return made.key.rpartition(".")[0] if made.key.endswith((".weight", ".bias")) else made.key
 
 
-def _unique(name: str, taken: set[str]) -> str:
-    number, out = 2, name
-    while out in taken:
-        out, number = f"{name}:{number}", number + 1
-    taken.add(out)
-    return out
+def _unique(name: str, taken: Collection[str]) -> str:
+    numbered = (f"{name}:{number}" for number in itertools.count(2))
+    return name if name not in taken else next(other for other in numbered if other not in taken)
 
 
 def _attended(symmetry: Symmetry, visitors: Sequence[Visitor]) -> set[int]:
-    """Families that an attention operation treats as heads."""
+    """Return the families that an attention operation treats as heads."""
     out: set[int] = set()
     for visitor in visitors:
         for node, value in visitor.values.items():

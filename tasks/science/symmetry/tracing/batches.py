@@ -1,4 +1,4 @@
-"""Which readings hold for any batch.
+"""Readings that hold for any batch.
 
 A network is traced at one size of batch. Where a forward pass folds the batch into another dimension (instance norm
 makes one map per image and channel), what is a unit's position there depends on that size; where it leaves images
@@ -24,7 +24,7 @@ Shapes = dict[str, tuple[int, ...]]
 def readable_axes(
     axes: tuple[Axis, ...], graph: Graph, network: nn.Module, example_inputs: tuple[Tensor, ...]
 ) -> tuple[Axis, ...]:
-    """The axes without readings whose positions, or whose number of samples per example, change with the batch.
+    """Return the axes without readings whose positions, or samples per example, change with the batch.
 
     `graph` is the eval graph of `network` at `example_inputs`, whose first dimension counts examples. A network that
     cannot be traced at one example more, though its batch is folded, keeps no reading.
@@ -55,6 +55,6 @@ def readable_axes(
 
 
 def _shapes(graph: Graph) -> Shapes:
-    """Shapes of the tensors that are computed from the network's inputs, by the names of their operations."""
+    """Return the shapes of the tensors that depend on the network's inputs, by the names of their operations."""
     values = {n.name: n.meta.get("val") for n in reached(graph, frozenset()) if n.op == "call_function"}
     return {name: tuple(value.shape) for name, value in values.items() if isinstance(value, Tensor)}

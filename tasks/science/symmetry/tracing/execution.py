@@ -1,4 +1,4 @@
-"""Runs a traced graph operation by operation, and keeps the graphs of networks that are run so."""
+"""The execution of traced graphs operation by operation, and a cache of the graphs of networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.fx import Node
 from tasks.science.symmetry.tracing.graph import TRACING, Graph, trace_graph
 from tasks.science.symmetry.tracing.structure import describe_structure
 
-See = Callable[[Node, Any], Any]
+Observer = Callable[[Node, Any], Any]
 """Receives an operation and its result; what it returns takes the result's place."""
 
 _GRAPHS: WeakKeyDictionary[nn.Module, dict[Any, Graph]] = WeakKeyDictionary()
@@ -27,9 +27,9 @@ _N_ALIKE = 32
 
 
 def graph_for(network: nn.Module, batch: Tensor) -> Graph:
-    """Return the graph of `network` in evaluation mode on batches of the shape of `batch`, traced once per shape, and
-    once for networks of torch's and the project's own classes that are built alike.
+    """Return the graph of `network` in evaluation mode on batches of the shape of `batch`.
 
+    It is traced once per shape, and once for networks of torch's and the project's own classes that are built alike.
     It is traced in the network's own type, whatever the type of `batch`, so that operations keep their names.
     Raises TraceError for a network that cannot be traced.
     """
@@ -61,7 +61,7 @@ def _trace_once(network: nn.Module, example: Tensor, structure: Hashable | None)
 
 
 def _described(module: nn.Module) -> tuple[Any, ...]:
-    """What a forward pass of a module may depend on: its hooks and attributes, plain values by value."""
+    """Return what a forward pass of a module may depend on: its hooks and attributes, plain values by value."""
     attributes = vars(module)
     hooks = len(attributes["_forward_hooks"]), len(attributes["_forward_pre_hooks"])
     own = (item for item in attributes.items() if item[0] != "training" and item[0] not in _HELD)
@@ -69,13 +69,13 @@ def _described(module: nn.Module) -> tuple[Any, ...]:
 
 
 _HELD = frozenset(vars(nn.Module()))
-"""What every module has: its tensors, modules and hooks."""
+"""Attributes of every module: its tensors, modules and hooks."""
 
 _PLAIN = (bool, int, float, str, type(None))
 
 
 def _plain(value: Any) -> Any:
-    """A value that tells whether an attribute is what it was."""
+    """Return a value that tells whether an attribute has changed."""
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, list | tuple | set | frozenset) and all(isinstance(item, _PLAIN) for item in value):
@@ -83,7 +83,7 @@ def _plain(value: Any) -> Any:
     return id(value)
 
 
-def run_graph(graph: Graph, state: Mapping[str, Tensor], batch: Tensor, see: See) -> None:
+def run_graph(graph: Graph, state: Mapping[str, Tensor], batch: Tensor, see: Observer) -> None:
     """Run `graph` on `batch` with the weights `state` and show every result, inputs included, to `see`.
 
     Results are dropped after their last use. An exception that `see` raises ends the run.
@@ -133,8 +133,10 @@ def _apply(node: Node, values: Mapping[Node, Any]) -> Any:
 
 
 def on_cpu(network: nn.Module) -> nn.Module:
-    """Return `network`, or a copy in uninitialized CPU memory where it lies on the meta device: a trace reads no
-    values."""
+    """Return `network`, or a copy in uninitialized CPU memory where it lies on the meta device.
+
+    A trace reads no values.
+    """
     if not any(tensor.is_meta for tensor in network.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)):
         return network
     return copy.deepcopy(network).to_empty(device="cpu")

@@ -8,13 +8,13 @@ from typing import cast
 from torch.fx import Node
 
 from tasks.science.symmetry.tracing.layouts import Field, Layout
-from tasks.science.symmetry.tracing.operations import ORDER, Value, Visitor, layout_of, result_shape, rule
+from tasks.science.symmetry.tracing.operations import ORDER, Value, Visitor, result_shape, rule
 
 
 @rule("_fft_r2c", "_fft_c2c", "_fft_c2r")
 def _fft(visitor: Visitor, node: Node) -> Value:
-    """A transform tells the positions of its dimensions apart; the others pass."""
-    x, shape = layout_of(visitor, node.args[0]), result_shape(node)
+    """Hold the transformed dimensions still, whose positions differ; the others pass."""
+    x, shape = visitor.solid(node.args[0]), result_shape(node)
     dims = {d % len(shape) for d in cast(Sequence[int], node.args[1])}
     x = visitor.freeze_dims(x, sorted(dims), ORDER)
     kept = [f for f in x.fields if not dims & set(f.dims)]
@@ -23,13 +23,13 @@ def _fft(visitor: Visitor, node: Node) -> Value:
 
 @rule("view_as_real")
 def _as_real(visitor: Visitor, node: Node) -> Value:
-    x = layout_of(visitor, node.args[0])
+    x = visitor.solid(node.args[0])
     return Layout((*x.shape, 2), (*x.fields, Field((len(x.shape),), None)))
 
 
 @rule("view_as_complex")
 def _as_complex(visitor: Visitor, node: Node) -> Value:
-    x = layout_of(visitor, node.args[0])
+    x = visitor.solid(node.args[0])
     last = len(x.shape) - 1
     x = visitor.freeze_dims(x, [last], ORDER)
     return Layout(x.shape[:-1], tuple(f for f in x.fields if last not in f.dims))

@@ -33,46 +33,17 @@ from torch.nn.utils.rnn import PackedSequence
 
 from tasks.science.evaluation.modes import NetworkError, check_modes, kept_attributes
 from tasks.science.evaluation.outputs import logits_in
+from tasks.science.evaluation.random_state import kept_random_state
 
 # Operations that are not taken apart; each has a rule of its own.
 KEPT_WHOLE = frozenset(
-    [
-        "linear",
-        "matmul",
-        "scaled_dot_product_attention",
-        "silu",
-        "hardswish",
-        "hardsigmoid",
-        "mish",
-        "softplus",
-        "elu",
-        "celu",
-        "selu",
-        "relu6",
-        "leaky_relu",
-        "prelu",
-        "dropout",
-        "feature_dropout",
-        "alpha_dropout",
-        "feature_alpha_dropout",
-        "roll",
-        "flip",
-        "im2col",
-        "adaptive_avg_pool1d",
-        "adaptive_avg_pool2d",
-        "adaptive_avg_pool3d",
-        "adaptive_max_pool1d",
-        "adaptive_max_pool2d",
-        "adaptive_max_pool3d",
-        "upsample_nearest1d",
-        "upsample_nearest2d",
-        "upsample_nearest3d",
-        "upsample_linear1d",
-        "upsample_bilinear2d",
-        "upsample_bicubic2d",
-        "upsample_trilinear3d",
-    ]
-)
+    ["linear", "matmul", "scaled_dot_product_attention", "silu", "hardswish", "hardsigmoid", "mish", "softplus",
+     "elu", "celu", "selu", "relu6", "leaky_relu", "prelu", "dropout", "feature_dropout", "alpha_dropout",
+     "feature_alpha_dropout", "roll", "flip", "im2col", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+     "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+     "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d", "upsample_bilinear2d",
+     "upsample_bicubic2d", "upsample_trilinear3d"]
+)  # fmt: skip
 
 
 TRACING = threading.RLock()
@@ -99,7 +70,7 @@ class Graph:
 
 
 def trace_graph(network: nn.Module, example_inputs: tuple[Tensor, ...], training: bool) -> Graph:
-    """The ATen graph of one forward pass in eval or training mode; the network is left as it was.
+    """Return the ATen graph of one forward pass in eval or training mode; the network is left as it was.
 
     One thread at a time traces, the others wait. Raises TraceError where the forward pass cannot be followed: a branch
     or a shape that depends on data, an operation that torch.export does not know.
@@ -144,27 +115,29 @@ def trace_graph(network: nn.Module, example_inputs: tuple[Tensor, ...], training
 
 @functools.cache
 def _decompositions() -> dict[Any, Callable[..., Any]]:
-    """How to take operations apart into core ATen, without those that are kept whole; slow to collect."""
+    """Return the decompositions into core ATen, without those of operations kept whole; slow to collect."""
     table = cast(dict[Any, Callable[..., Any]], torch.export.default_decompositions())
     return {op: table[op] for op in table if _name(op) not in KEPT_WHOLE}
 
 
 @functools.cache
 def _kept_composites() -> frozenset[Any]:
-    """Composite operations that are not taken apart."""
+    """Return the composite operations that are not taken apart."""
     return frozenset(exported_program._collect_all_valid_cia_ops()) - _decompositions().keys()  # pyright: ignore
 
 
 @functools.cache
 def _plain_decompositions() -> dict[Any, Callable[..., Any]]:
-    """The decompositions of operations that are not composite: those that are need none to be taken apart."""
+    """Return the decompositions of operations that are not composite: composite ones need none."""
     composite: Any = exported_program._is_preservable_cia_op  # pyright: ignore
     return {op: how for op, how in _decompositions().items() if not composite(op)}
 
 
 def _drop_unknown_frames(network: nn.Module, nodes: Sequence[Node]) -> None:
-    """Take modules that `network` does not have from around the operations: what they compute then counts as computed
-    by the module around them."""
+    """Take modules that `network` does not have from around the operations.
+
+    Their results then count as computed by the module around them.
+    """
     known = {name for name, _ in network.named_modules(remove_duplicate=False)}
     for node in nodes:
         stack: dict[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
@@ -173,18 +146,18 @@ def _drop_unknown_frames(network: nn.Module, nodes: Sequence[Node]) -> None:
 
 
 def place_of(node: Node) -> str:
-    """Where an operation stands, as a person would say it: "softmax in blocks.0.attn"."""
+    """Return the place of an operation as in "softmax in blocks.0.attn"."""
     path, _ = module_of(node)
     return f"{operation_name(node)} in {path}" if path else f"{operation_name(node)} in forward"
 
 
 def module_of(node: Node) -> tuple[str, int]:
-    """Innermost module that runs the operation, and which of its calls this is (0 the first)."""
+    """Return the innermost module that runs the operation, and which of its calls this is (0 the first)."""
     return module_stack(node)[-1] if module_stack(node) else ("", 0)
 
 
 def module_stack(node: Node) -> list[tuple[str, int]]:
-    """Modules around an operation from the outside in, each with the number of the call."""
+    """Return the modules around an operation from the outside in, each with the number of the call."""
     stack: dict[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
     calls: list[tuple[str, int]] = []
     for key, (path, _) in stack.items():
@@ -204,12 +177,12 @@ def last_of_calls(graph: Graph) -> dict[tuple[str, int], Node]:
 
 
 def operation_name(node: Node) -> str:
-    """Short name of an operation: "add" for aten.add.Tensor."""
+    """Return the short name of an operation: "add" for aten.add.Tensor."""
     return _name(node.target) if node.op == "call_function" else node.op
 
 
 def reached(graph: Graph, parameters: frozenset[str]) -> set[Node]:
-    """Results that depend on the network's inputs or on these parameters."""
+    """Return the results that depend on the network's inputs or on these parameters."""
     reached: set[Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -243,7 +216,7 @@ def _check_node(network: str, node: Node) -> None:
 
 
 def _line_of(node: Node) -> str:
-    """The last line of the user's own code that an operation comes from."""
+    """Return the last line of the user's own code that an operation comes from."""
     lines = re.findall(r'File "(.+)", line (\d+), in .*\n\s*(.*)', node.meta.get("stack_trace") or "")
     own = [(file, number, text) for file, number, text in lines if _is_own_code(file)]
     return f" ({Path(own[-1][0]).name}:{own[-1][1]}: {own[-1][2].strip()})" if own else f" ({place_of(node)})"
@@ -261,7 +234,7 @@ def _summary(error: Exception) -> str:
 
 
 def _meets_packed(error: Exception) -> bool:
-    """Whether the error passed through something that was given packed sequences."""
+    """Return whether the error passed through something that was given packed sequences."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     return any(isinstance(value, PackedSequence) for frame in frames for value in frame.f_locals.values())
 
@@ -272,7 +245,7 @@ def _is_own_code(file: str) -> bool:
 
 
 def _where(error: Exception) -> str:
-    """The last line of the user's own code that the error passed through."""
+    """Return the last line of the user's own code that the error passed through."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if _is_own_code(frame.filename):
             return f" ({Path(frame.filename).name}:{frame.lineno}: {frame.line})"
@@ -280,7 +253,7 @@ def _where(error: Exception) -> str:
 
 
 def _return_logits(network: nn.Module) -> None:
-    """Lets the forward pass return its logits alone: what a model's output holds beside them may be no tensor."""
+    """Let the forward pass return its logits alone: the rest of a model's output may be no tensor."""
     forward = network.forward
 
     @functools.wraps(forward)
@@ -288,16 +261,6 @@ def _return_logits(network: nn.Module) -> None:
         return logits_in(forward(*args, **kwargs))
 
     network.forward = logits_alone
-
-
-@contextmanager
-def kept_random_state() -> Generator[None]:
-    """Leave the CPU's random state as it was; nothing here draws elsewhere."""
-    before = torch.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before)
 
 
 @contextmanager
@@ -375,9 +338,10 @@ def _overriding_few() -> Generator[dict[Any, Callable[..., Any]]]:
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """A refused network is reported by the exception alone, not in the log and on standard error as well, where
-    torch.export prints the graph that it had got so far.
+    """Keep torch.export from logging and printing what the exception says already.
 
+    Nor does it advise a forward pass that stores a tensor in an attribute, as a recurrent layer does, to register a
+    buffer: `kept_attributes` puts the attribute back.
     Nor is a forward pass that stores a tensor in an attribute (a recurrent layer keeps its weights in a list) advised
     to register a buffer: `kept_attributes` puts the attribute back.
     """

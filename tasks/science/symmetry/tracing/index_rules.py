@@ -9,15 +9,23 @@ import numpy as np
 from torch.fx import Node
 
 from tasks.science.symmetry.tracing.graph import operation_name
-from tasks.science.symmetry.tracing.layouts import Field, Layout, combine, freeze_all, insert_dim, reduce, rigid_layout
+from tasks.science.symmetry.tracing.layouts import (
+    Field,
+    Layout,
+    combine,
+    freeze_all,
+    insert_dim,
+    reduce,
+    rigid_layout,
+    shifted,
+)
 from tasks.science.symmetry.tracing.operations import (
     ORDER,
     WINDOW,
+    NotCovered,
     Value,
     Visitor,
     argument,
-    layout_of,
-    not_covered,
     result_shape,
     rule,
 )
@@ -28,13 +36,13 @@ INDEXED = "is indexed by position in"
 
 @rule("index_select")
 def _index_select(visitor: Visitor, node: Node) -> Value:
-    x = layout_of(visitor, node.args[0])
+    x = visitor.solid(node.args[0])
     return _indexed(visitor, x, cast(int, node.args[1]) % len(x.shape), cast(Node, node.args[2]))
 
 
 @rule("index")
 def _index(visitor: Visitor, node: Node) -> Value:
-    x = layout_of(visitor, node.args[0])
+    x = visitor.solid(node.args[0])
     used = _used(node)
     if len(used) == 1:
         return _indexed(visitor, x, *used[0])
@@ -49,36 +57,36 @@ def _index(visitor: Visitor, node: Node) -> Value:
 
 
 def _used(node: Node) -> list[tuple[int, Node]]:
-    """Dimensions that are indexed, each by which tensor."""
+    """Return the dimensions that are indexed, each with its index tensor."""
     return [(d, i) for d, i in enumerate(cast(Sequence[Any], node.args[1])) if i is not None]
 
 
 def _grid(visitor: Visitor, node: Node) -> tuple[int, tuple[int, ...]]:
-    """Where the dimensions of index tensors that go together stand in the result, and their sizes.
+    """Return the place of jointly indexed dimensions in the result, and their sizes.
 
     They take the place of the dimensions that they index, or stand in front where those are not next to each other.
     """
     used = _used(node)
     for _, index in used:
         if "bool" in str(index.meta["val"].dtype):
-            raise not_covered()
+            raise NotCovered
         # Their values are fixed numbers: they mean fixed positions.
-        freeze_all(visitor.demands, layout_of(visitor, index), f"is an index of {visitor.demands.here}")
+        freeze_all(visitor.demands, visitor.solid(index), f"is an index of {visitor.demands.here}")
     dims = [d for d, _ in used]
     together = dims[-1] - dims[0] == len(dims) - 1
-    return dims[0] if together else 0, np.broadcast_shapes(*(layout_of(visitor, i).shape for _, i in used))
+    return dims[0] if together else 0, np.broadcast_shapes(*(visitor.solid(i).shape for _, i in used))
 
 
 def _place(dim: int, kept: list[int], where: int, n: int) -> int:
-    """Where a dimension that is not indexed stands in the result, `n` dimensions of indices being at `where`."""
+    """Return the place of a dimension that is not indexed, `n` dimensions of indices being at `where`."""
     rank = kept.index(dim)
     return rank if rank < where else rank + n
 
 
 def _indexed(visitor: Visitor, x: Layout, dim: int, index: Node) -> Layout:
-    """Positions of one dimension named by an index tensor; a constant index moves units to known places."""
+    """Return the layout of one dimension indexed by a tensor; a constant index moves units to known places."""
     value = visitor.known.get(index)
-    shape = layout_of(visitor, index).shape
+    shape = visitor.solid(index).shape
     if (
         value is not None
         and value.dtype.is_floating_point is False
@@ -87,9 +95,9 @@ def _indexed(visitor: Visitor, x: Layout, dim: int, index: Node) -> Layout:
     ):
         return pick(visitor.demands, x, dim, value.numpy().astype(np.int64) % x.shape[dim])
     # The values of the index are fixed numbers: they mean fixed positions.
-    freeze_all(visitor.demands, layout_of(visitor, index), f"is an index of {visitor.demands.here}")
+    freeze_all(visitor.demands, visitor.solid(index), f"is an index of {visitor.demands.here}")
     if "bool" in str(index.meta["val"].dtype):
-        raise not_covered()
+        raise NotCovered
     frozen = visitor.freeze_dims(x, [dim], INDEXED)
     kept = [f for f in frozen.fields if dim not in f.dims]
     grow = len(shape) - 1
@@ -100,7 +108,7 @@ def _indexed(visitor: Visitor, x: Layout, dim: int, index: Node) -> Layout:
 
 @rule("embedding")
 def _embedding(visitor: Visitor, node: Node) -> Value:
-    table, index = layout_of(visitor, node.args[0]), layout_of(visitor, node.args[1])
+    table, index = visitor.solid(node.args[0]), visitor.solid(node.args[1])
     freeze_all(visitor.demands, index, f"is an index of {visitor.demands.here}")
     table = visitor.freeze_dims(table, [0], INDEXED)
     columns = [Field((len(index.shape),), f.nodes) for f in table.fields if 0 not in f.dims]
@@ -109,27 +117,27 @@ def _embedding(visitor: Visitor, node: Node) -> Value:
 
 @rule("gather")
 def _gather(visitor: Visitor, node: Node) -> Value:
-    """Row by row, the values at the positions that the index names: a row is read whole, an index moves as it does."""
-    x, index = layout_of(visitor, node.args[0]), layout_of(visitor, node.args[2])
+    """Take values row by row at the indexed positions: a row is read whole, an index moves as it does."""
+    x, index = visitor.solid(node.args[0]), visitor.solid(node.args[2])
     if not x.shape or not index.shape:
-        raise not_covered()
+        raise NotCovered
     dim = cast(int, node.args[1]) % len(x.shape)
     if _without(x.shape, dim) != _without(index.shape, dim):
-        raise not_covered()
+        raise NotCovered
     return combine(visitor.demands, [_rows(visitor, x, dim, INDEXED), index], index.shape)
 
 
 @rule("scatter", "scatter_add", "scatter_reduce")
 def _scatter(visitor: Visitor, node: Node) -> Value:
-    """Row by row, values written at the positions that the index names, or joined there in any order."""
-    x, index = layout_of(visitor, node.args[0]), layout_of(visitor, node.args[2])
+    """Write values row by row at the indexed positions, or join them there in any order."""
+    x, index = visitor.solid(node.args[0]), visitor.solid(node.args[2])
     if not x.shape or "reduce" in node.kwargs:
-        raise not_covered()
+        raise NotCovered
     dim = cast(int, node.args[1]) % len(x.shape)
-    written = [index] + ([layout_of(visitor, node.args[3])] if isinstance(node.args[3], Node) else [])
+    written = [index] + ([visitor.solid(node.args[3])] if isinstance(node.args[3], Node) else [])
     shapes = {w.shape for w in written}
     if len(shapes) > 1 or _without(x.shape, dim) != _without(index.shape, dim):
-        raise not_covered()
+        raise NotCovered
     pairs = combine(visitor.demands, written, index.shape)
     # Of several values at one position the last one is kept.
     if operation_name(node) == "scatter" and len(written) > 1:
@@ -143,17 +151,17 @@ def _without(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
 
 
 def _rows(visitor: Visitor, x: Layout, dim: int, reason: str) -> Layout:
-    """What a function of whole rows along `dim` sees of a tensor: size 1 along it."""
+    """Return the layout that a function of whole rows along `dim` reads: size 1 along it."""
     return reduce(visitor.demands, visitor.freeze_dims(x, [dim], reason), [dim], keepdim=True)
 
 
 @rule("index_add", "index_copy")
 def _index_add(visitor: Visitor, node: Node) -> Value:
-    """Slices written at the positions that an index names, or joined there in any order."""
-    x, index = layout_of(visitor, node.args[0]), layout_of(visitor, node.args[2])
-    source = layout_of(visitor, node.args[3])
+    """Write slices at the indexed positions, or join them there in any order."""
+    x, index = visitor.solid(node.args[0]), visitor.solid(node.args[2])
+    source = visitor.solid(node.args[3])
     if not x.shape or len(index.shape) != 1 or len(source.shape) != len(x.shape):
-        raise not_covered()
+        raise NotCovered
     dim = cast(int, node.args[1]) % len(x.shape)
     for _ in range(len(x.shape) - dim - 1):
         index = insert_dim(index, len(index.shape))
@@ -166,11 +174,11 @@ def _index_add(visitor: Visitor, node: Node) -> Value:
 
 @rule("index_put")
 def _index_put(visitor: Visitor, node: Node) -> Value:
-    """Values written, or added, at the positions that index tensors name together."""
-    x, values = layout_of(visitor, node.args[0]), layout_of(visitor, node.args[2])
+    """Write or add values at the positions that index tensors name together."""
+    x, values = visitor.solid(node.args[0]), visitor.solid(node.args[2])
     used = _used(node)
     if len(used) == 1 and used[0][0] == 0 and "bool" in str(used[0][1].meta["val"].dtype):
-        return _masked(visitor, x, layout_of(visitor, used[0][1]), values)
+        return _masked(visitor, x, visitor.solid(used[0][1]), values)
     where, grid = _grid(visitor, node)
     dims = [d for d, _ in used]
     kept = [d for d in range(len(x.shape)) if d not in dims]
@@ -178,8 +186,8 @@ def _index_put(visitor: Visitor, node: Node) -> Value:
     written[where:where] = grid
     shift = len(written) - len(values.shape)
     if shift < 0:
-        raise not_covered()
-    spread = Layout((*(1,) * shift, *values.shape), _moved(values.fields, shift))
+        raise NotCovered
+    spread = Layout((*(1,) * shift, *values.shape), shifted(values, shift))
     over = range(where, where + len(grid))
     spread = visitor.freeze_dims(spread, [d for d in over if spread.shape[d] > 1], ORDER)
     back = {_place(d, kept, where, len(grid)): d for d in kept}
@@ -189,16 +197,12 @@ def _index_put(visitor: Visitor, node: Node) -> Value:
     return combine(visitor.demands, [visitor.freeze_dims(x, dims, INDEXED), Layout(sizes, tuple(slices))], x.shape)
 
 
-def _moved(fields: Sequence[Field], by: int) -> tuple[Field, ...]:
-    return tuple(Field(tuple(d + by for d in f.dims), f.nodes) for f in fields)
-
-
 def _masked(visitor: Visitor, x: Layout, mask: Layout, values: Layout) -> Layout:
-    """One value, or one for each position behind the mask's, written where a mask is true."""
+    """Write one value, or one for each position behind the mask's, where a mask is true."""
     n_behind = len(x.shape) - len(mask.shape)
     # A list of values is written in the order of the true positions.
     if n_behind < 0 or len(values.shape) > n_behind:
-        raise not_covered()
+        raise NotCovered
     for _ in range(n_behind):
         mask = insert_dim(mask, len(mask.shape))
     return combine(visitor.demands, [x, mask, values], x.shape)
@@ -206,10 +210,10 @@ def _masked(visitor: Visitor, x: Layout, mask: Layout, values: Layout) -> Layout
 
 @rule("unfold")
 def _unfold(visitor: Visitor, node: Node) -> Value:
-    """Windows of one dimension, their positions in a new last one."""
-    x, shape = layout_of(visitor, node.args[0]), result_shape(node)
+    """Lay out the windows of one dimension, their positions in a new last one."""
+    x, shape = visitor.solid(node.args[0]), result_shape(node)
     if not x.shape:
-        raise not_covered()
+        raise NotCovered
     dim = cast(int, node.args[1]) % len(x.shape)
     x = visitor.freeze_dims(x, [dim], WINDOW)
     kept = [f for f in x.fields if dim not in f.dims]
@@ -218,13 +222,13 @@ def _unfold(visitor: Visitor, node: Node) -> Value:
 
 @rule("_embedding_bag")
 def _embedding_bag(visitor: Visitor, node: Node) -> Value:
-    """Rows of a table at given indices, joined bag by bag; the other results serve its gradient."""
-    table = layout_of(visitor, node.args[0])
+    """Join rows of a table at given indices bag by bag; the other results serve its gradient."""
+    table = visitor.solid(node.args[0])
     given = [node.args[1], node.args[2], argument(node, 6, "per_sample_weights", None)]
-    for tensor in (layout_of(visitor, a) for a in given if a is not None):
+    for tensor in (visitor.solid(a) for a in given if a is not None):
         freeze_all(visitor.demands, tensor, f"is an index of {visitor.demands.here}")
     if any(user.users for user in node.users if operation_name(user) != "getitem" or user.args[1] != 0):
-        raise not_covered()
+        raise NotCovered
     table = visitor.freeze_dims(table, [0], INDEXED)
     results = [rigid_layout(tuple(v.shape)) for v in node.meta["val"]]
     shape = results[0].shape

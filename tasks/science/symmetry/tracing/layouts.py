@@ -1,4 +1,4 @@
-"""How the entries of a tensor move when hidden units are permuted, and what an operation demands of that.
+"""Layouts: the movement of a tensor's entries when hidden units are permuted, and the demands of operations on it.
 
 A *node* is a number that stands for one movable thing: a unit, or a position whose movement follows from units. A
 *layout* says, for one tensor, which node sits at each position. It is a set of *fields*: a field covers some
@@ -7,7 +7,7 @@ equal values, so that nothing can move it visibly); a field without nodes is *ri
 permutation of the nodes acts on a tensor by sending the position of a node to the position of its image.
 
 An operation is described by what makes it commute with that action. There are three kinds of demand, all collected in
-`Demands` and solved later (`symmetry.py`):
+`Demands` and solved later (`solver.py`):
 
 * a *tie*: two nodes move as one (the channels of a sum);
 * a *map*: an assignment child -> parent that every permutation respects (the channels of a head stay in one head);
@@ -53,7 +53,7 @@ class Field:
 
     @property
     def rigid(self) -> bool:
-        """Whether no position of the field moves."""
+        """True where no position of the field moves."""
         return self.held is None and self.product is None
 
 
@@ -65,7 +65,7 @@ class Layout:
     fields: tuple[Field, ...]
 
     def touching(self, dims: Iterable[int]) -> list[Field]:
-        """Fields that cover at least one of these dimensions."""
+        """Return the fields that cover at least one of these dimensions."""
         wanted = set(dims)
         return [f for f in self.fields if wanted & set(f.dims)]
 
@@ -84,14 +84,14 @@ class Demands:
     _seen: set[int] = field(default_factory=set[int])
 
     def fresh(self, shape: Sequence[int]) -> Nodes:
-        """New nodes without any demand on them."""
+        """Return new nodes without any demand on them."""
         size = math.prod(shape)
         nodes = np.arange(self.n_nodes, self.n_nodes + size, dtype=np.int64).reshape(tuple(shape))
         self.n_nodes += size
         return nodes
 
     def tags(self, size: int) -> Nodes:
-        """Rigid nodes 0..size-1, the same ones at every call: a map into them tells positions apart."""
+        """Return rigid nodes 0..size-1, the same at every call: a map into them tells positions apart."""
         if size > len(self._tags):
             more = self.fresh((max(size, 64) - len(self._tags),))
             self.rigid.append((more, "tag"))
@@ -99,20 +99,20 @@ class Demands:
         return self._tags[:size]
 
     def tie(self, first: Nodes, second: Nodes) -> None:
-        """Position by position, the two move as one."""
+        """Demand that two arrays of nodes move as one, position by position."""
         if first is not second:
             self.ties.append((first.ravel(), second.ravel()))
 
     def map(self, children: Nodes, parents: Nodes) -> None:
-        """Children of one parent go to children of one parent; shapes broadcast."""
+        """Demand that children of one parent go to children of one parent; shapes broadcast."""
         self.maps.append((children.ravel(), np.broadcast_to(parents, children.shape).ravel()))
 
     def fix(self, nodes: Nodes, reason: str) -> None:
-        """These nodes do not move."""
+        """Demand that these nodes do not move."""
         self.rigid.append((nodes.ravel(), reason))
 
     def place(self, nodes: Nodes) -> None:
-        """The set of these nodes goes to itself, each standing at one position."""
+        """Demand that the set of these nodes goes to itself, each standing at one position."""
         if id(nodes) not in self._seen:
             self._seen.add(id(nodes))
             self.places.append(nodes)
@@ -126,7 +126,7 @@ class Demands:
 
 
 def solid(demands: Demands, layout: Layout) -> Layout:
-    """The same layout with nodes of their own for products."""
+    """Return the same layout with nodes of their own for products."""
     if not any(f.product for f in layout.fields):
         return layout
     return demands.register(Layout(layout.shape, tuple(_solid(demands, f) for f in layout.fields)))
@@ -143,18 +143,18 @@ def _solid(demands: Demands, f: Field) -> Field:
 
 
 def rigid_layout(shape: Sequence[int]) -> Layout:
-    """Nothing of this tensor moves."""
+    """Return the layout of a tensor that does not move."""
     return Layout(tuple(shape), tuple(Field((d,), None) for d, n in enumerate(shape) if n > 1))
 
 
 def free_layout(demands: Demands, shape: Sequence[int]) -> Layout:
-    """Every dimension may move on its own, as in a parameter before anything reads it."""
+    """Return a layout in which every dimension may move on its own, as in a parameter that nothing has read yet."""
     fields = tuple(Field((d,), demands.fresh((n,))) for d, n in enumerate(shape) if n > 1)
     return demands.register(Layout(tuple(shape), fields))
 
 
-def _spread(nodes: Nodes, dims: tuple[int, ...], onto: tuple[int, ...]) -> Nodes:
-    """View nodes over `dims` as an array that broadcasts over the grid of `onto`."""
+def broadcast_nodes(nodes: Nodes, dims: tuple[int, ...], onto: tuple[int, ...]) -> Nodes:
+    """Return nodes over `dims` as a view that broadcasts over the grid of `onto`."""
     shape = [1] * len(onto)
     for axis, d in enumerate(dims):
         shape[onto.index(d)] = nodes.shape[axis]
@@ -166,7 +166,7 @@ def _nodes_of(demands: Demands, f: Field, shape: tuple[int, ...]) -> Nodes:
 
 
 def joint(demands: Demands, fields: Sequence[Field], dims: tuple[int, ...], shape: tuple[int, ...]) -> Field:
-    """One field over `dims` (ascending, covering those of `fields`) that moves as all of `fields` demand."""
+    """Return one field over `dims` (ascending, covering those of `fields`) that moves as all of `fields` demand."""
     whole = _joint_products(demands, fields, dims)
     if whole is not None:
         return whole
@@ -189,12 +189,12 @@ def joint(demands: Demands, fields: Sequence[Field], dims: tuple[int, ...], shap
         base = demands.fresh([shape[d] for d in dims])
     for f in fields:
         if f.dims != dims:
-            demands.map(base, _spread(_nodes_of(demands, f, shape), f.dims, dims))
+            demands.map(base, broadcast_nodes(_nodes_of(demands, f, shape), f.dims, dims))
     return Field(dims, base)
 
 
 def _joint_products(demands: Demands, fields: Sequence[Field], dims: tuple[int, ...]) -> Field | None:
-    """Products of the same tags are joined by joining their units; else None."""
+    """Join products of the same tags by joining their units; return None for others."""
     base = next((f for f in fields if f.dims == dims and f.product), None)
     if base is None or base.product is None:
         return None
@@ -202,24 +202,24 @@ def _joint_products(demands: Demands, fields: Sequence[Field], dims: tuple[int, 
     others = [(f.dims, f.product) for f in fields if f is not base and f.product]
     if len(others) < len(fields) - 1:
         return None
-    if any((np.broadcast_to(_spread(p[1], d, dims), tag.shape) != tag).any() for d, p in others):
+    if any((np.broadcast_to(broadcast_nodes(p[1], d, dims), tag.shape) != tag).any() for d, p in others):
         return None
     for d, p in others:
-        other = np.broadcast_to(_spread(p[0], d, dims), core.shape)
+        other = np.broadcast_to(broadcast_nodes(p[0], d, dims), core.shape)
         pairs = np.unique(np.stack([core.ravel(), other.ravel()]), axis=1)
         (demands.tie if d == dims else demands.map)(pairs[0], pairs[1])
     return base
 
 
-def _moving(f: Field) -> Nodes:
-    """The nodes that move a field: its own, or the units of a product."""
+def moving_nodes(f: Field) -> Nodes:
+    """Return the nodes that move a field: its own, or the units of a product."""
     nodes = f.held if f.product is None else f.product[0]
     assert nodes is not None
     return nodes
 
 
 def combine(demands: Demands, layouts: Sequence[Layout], shape: Sequence[int]) -> Layout:
-    """Layout of an elementwise function of several tensors, broadcast to `shape`."""
+    """Return the layout of an elementwise function of several tensors, broadcast to `shape`."""
     out: list[Field] = []
     shape = tuple(shape)
     for layout in layouts:
@@ -238,7 +238,7 @@ def combine(demands: Demands, layouts: Sequence[Layout], shape: Sequence[int]) -
             if len(group) > 1 and math.prod(shape[d] for d in dims_sorted) > MAX_JOINT_NODES:
                 for g in group:
                     if not g.rigid:
-                        demands.fix(_moving(g), f"too many positions to follow in {demands.here}")
+                        demands.fix(moving_nodes(g), f"too many positions to follow in {demands.here}")
                 out.extend(Field((d,), None) for d in dims_sorted)
             else:
                 out.append(group[0] if len(group) == 1 else joint(demands, group, dims_sorted, shape))
@@ -246,7 +246,7 @@ def combine(demands: Demands, layouts: Sequence[Layout], shape: Sequence[int]) -
 
 
 def freeze(demands: Demands, layout: Layout, dims: Iterable[int], reason: str) -> Layout:
-    """The same tensor with these dimensions rigid, each on its own; joint partners keep the rest of the movement."""
+    """Return the layout with these dimensions rigid, each on its own; joint partners keep the rest of the movement."""
     todo = sorted(set(dims))
     out: list[Field] = [f for f in layout.fields if not set(f.dims) & set(todo)]
     for f in layout.touching(todo):
@@ -254,30 +254,30 @@ def freeze(demands: Demands, layout: Layout, dims: Iterable[int], reason: str) -
             continue
         kept = tuple(d for d in f.dims if d not in todo)
         if not kept:
-            demands.fix(_moving(f), reason)
+            demands.fix(moving_nodes(f), reason)
             continue
         f = _solid(demands, f)
         assert f.nodes is not None
         for d in f.dims:
             if d in todo:
-                demands.map(f.nodes, _spread(demands.tags(layout.shape[d]), (d,), f.dims))
+                demands.map(f.nodes, broadcast_nodes(demands.tags(layout.shape[d]), (d,), f.dims))
         parents = demands.fresh([layout.shape[d] for d in kept])
-        demands.map(f.nodes, _spread(parents, kept, f.dims))
+        demands.map(f.nodes, broadcast_nodes(parents, kept, f.dims))
         out.append(Field(kept, parents))
     out.extend(Field((d,), None) for d in todo if layout.shape[d] > 1)
     return demands.register(Layout(layout.shape, tuple(out)))
 
 
 def freeze_all(demands: Demands, layout: Layout, reason: str) -> Layout:
-    """Nothing of this tensor may move."""
+    """Hold all of a tensor still and return its rigid layout."""
     for f in layout.fields:
         if not f.rigid:
-            demands.fix(_moving(f), reason)
+            demands.fix(moving_nodes(f), reason)
     return rigid_layout(layout.shape)
 
 
 def reduce(demands: Demands, layout: Layout, dims: Iterable[int], keepdim: bool) -> Layout:
-    """Layout after a function of all values along `dims` that does not depend on their order (sum, maximum, norm)."""
+    """Return the layout after a function along `dims` that ignores the order of values (sum, maximum, norm)."""
     gone = {d % max(len(layout.shape), 1) for d in dims}
     out: list[Field] = []
     for f in layout.fields:
@@ -296,12 +296,12 @@ def _reduced(demands: Demands, f: Field, kept: tuple[int, ...]) -> Field:
     f = _solid(demands, f)
     assert f.nodes is not None
     parents = demands.fresh([n for n, d in zip(f.nodes.shape, f.dims, strict=True) if d in kept])
-    demands.map(f.nodes, _spread(parents, kept, f.dims))
+    demands.map(f.nodes, broadcast_nodes(parents, kept, f.dims))
     return Field(kept, parents)
 
 
 def _reduced_product(demands: Demands, f: Field, kept: tuple[int, ...]) -> Field | None:
-    """The product that is left of a product, where every row of units comes once per tag; else None."""
+    """Return the product left of a product where every row of units comes once per tag; else None."""
     if f.product is None:
         return None
     first = [i for i, d in enumerate(f.dims) if d in kept]
@@ -320,7 +320,7 @@ def _reduced_product(demands: Demands, f: Field, kept: tuple[int, ...]) -> Field
 
 
 def select_dims(layout: Layout, order: Sequence[int]) -> Layout:
-    """The tensor seen with dimensions `order` of the old one; dimensions left out must be in no field."""
+    """Return the layout with dimensions `order` of the old one; dimensions left out must be in no field."""
     where = {d: i for i, d in enumerate(order)}
     out: list[Field] = []
     for f in layout.fields:
@@ -335,119 +335,19 @@ def select_dims(layout: Layout, order: Sequence[int]) -> Layout:
 
 
 def insert_dim(layout: Layout, dim: int) -> Layout:
-    """A new dimension of size 1 before `dim`."""
+    """Return the layout with a new dimension of size 1 before `dim`."""
     shape = (*layout.shape[:dim], 1, *layout.shape[dim:])
     fields = (Field(tuple(d + (d >= dim) for d in f.dims), f.held, f.product) for f in layout.fields)
     return Layout(shape, tuple(fields))
 
 
-def reshape(demands: Demands, layout: Layout, shape: Sequence[int]) -> Layout:
-    """Layout after a row-major reshape: a dimension that is cut yields a joint field, dimensions that merge join."""
-    shape = tuple(shape)
-    if layout.shape == shape:
-        return layout
-    # Dimensions of size 1 carry nothing: drop them, reshape the rest, put the new ones back.
-    squeezed = select_dims(layout, [d for d, n in enumerate(layout.shape) if n > 1])
-    target = [n for n in shape if n > 1]
-    current = squeezed
-    for start, stop, first, last in reversed(_blocks(squeezed.shape, target)):
-        current = _regroup(demands, current, start, stop, tuple(target[first:last]))
-    places = [d for d, n in enumerate(shape) if n > 1]
-    out = tuple(Field(tuple(places[d] for d in f.dims), f.held, f.product) for f in current.fields)
-    return demands.register(Layout(shape, out))
-
-
-def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[int, int, int, int]]:
-    """Smallest runs (old start, old stop, new start, new stop) of dimensions with equal products."""
-    blocks: list[tuple[int, int, int, int]] = []
-    i = j = 0
-    while i < len(old):
-        start, first, a, b = i, j, old[i], new[j]
-        i, j = i + 1, j + 1
-        while a != b:
-            if a < b:
-                a, i = a * old[i], i + 1
-            else:
-                b, j = b * new[j], j + 1
-        blocks.append((start, i, first, j))
-    return blocks
-
-
-def _regroup(demands: Demands, layout: Layout, start: int, stop: int, sizes: tuple[int, ...]) -> Layout:
-    """Replace the dimensions start..stop by `sizes` of equal product."""
-    shape = (*layout.shape[:start], *sizes, *layout.shape[stop:])
-    shift = len(sizes) - (stop - start)
-    block = range(start, stop)
-    touched = layout.touching(block)
-    if (stop - start == 1 and len(sizes) == 1) or not touched:
-        return Layout(shape, _shifted(layout.fields, stop, shift))
-    rest = [f for f in layout.fields if not any(f is t for t in touched)]
-    new_dims = tuple(range(start, start + len(sizes)))
-    uniform = tuple(d for d in block if not any(d in f.dims for f in touched))
-    if uniform and all(f.rigid for f in touched) and math.prod(layout.shape[d] for d in block) <= MAX_JOINT_NODES:
-        # What is the same for all heads stays so where heads are merged with examples.
-        free = Field(uniform, demands.fresh([layout.shape[d] for d in uniform]))
-        touched = demands.register(Layout(layout.shape, (*touched, free))).touching(block)
-    if all(f.rigid for f in touched):
-        return Layout(shape, (*_shifted(rest, stop, shift), *(Field((d,), None) for d in new_dims)))
-    dims = tuple(sorted({d for f in touched for d in f.dims} | set(block)))
-    if math.prod(layout.shape[d] for d in dims) > MAX_JOINT_NODES:
-        frozen = freeze(demands, layout, block, f"merged with too many positions in {demands.here}")
-        others = [f for f in frozen.fields if not set(f.dims) & set(block)]
-        return Layout(shape, (*_shifted(others, stop, shift), *(Field((d,), None) for d in new_dims)))
-    before = [d for d in dims if d < start]
-    after = [d for d in dims if d >= stop]
-    grid = [*(layout.shape[d] for d in before), *sizes, *(layout.shape[d] for d in after)]
-    out_dims = (*before, *new_dims, *(d + shift for d in after))
-    product = _product(touched, dims, layout.shape)
-    if product is not None:
-        merged = _factors(out_dims, product[0].reshape(grid), product[1].reshape(grid))
-    else:
-        whole = joint(demands, touched, dims, layout.shape)
-        assert whole.nodes is not None
-        merged = [Field(out_dims, whole.nodes.reshape(grid))]
-    return Layout(shape, (*_shifted(rest, stop, shift), *merged))
-
-
-def _product(fields: Sequence[Field], dims: tuple[int, ...], shape: tuple[int, ...]) -> tuple[Nodes, Nodes] | None:
-    """Units and tags over the grid of `dims` where one field moves and all other dimensions are rigid; else None."""
-    moving = [f for f in fields if not f.rigid]
-    if len(moving) != 1 or (len(fields) == 1 and not moving[0].product):
-        return None
-    if {d for f in fields for d in f.dims} != set(dims):
-        return None
-    grid = [shape[d] for d in dims]
-    core, tag = moving[0].product or (_moving(moving[0]), np.zeros_like(_moving(moving[0])))
-    core = np.broadcast_to(_spread(core, moving[0].dims, dims), grid)
-    tag = np.broadcast_to(_spread(tag, moving[0].dims, dims), grid)
-    for f in fields:
-        if f.rigid:
-            size = shape[f.dims[0]]
-            tag = tag * size + _spread(np.arange(size, dtype=np.int64), f.dims, dims)
-    _, dense = np.unique(tag, return_inverse=True)
-    return core, dense.reshape(grid).astype(np.int64)
-
-
-def _factors(dims: tuple[int, ...], core: Nodes, tag: Nodes) -> list[Field]:
-    """A product taken apart again, where some dimensions hold the tag alone and the others the units alone."""
-    axes = range(core.ndim)
-    plain = [a for a in axes if bool((core == core.take([0], a)).all())]
-    if plain and all(a in plain or bool((tag == tag.take([0], a)).all()) for a in axes):
-        inner = tuple(0 if a in plain else slice(None) for a in axes)
-        outer = tuple(slice(None) if a in plain else 0 for a in axes)
-        units = core[inner]
-        if len(np.unique(tag[outer])) == tag[outer].size and units.ndim and len(np.unique(units)) == units.size:
-            rigid = [Field((dims[a],), None) for a in plain]
-            return [*rigid, Field(tuple(dims[a] for a in axes if a not in plain), units)]
-    return [Field(dims, None, (core, tag))]
-
-
-def _shifted(fields: Iterable[Field], stop: int, shift: int) -> tuple[Field, ...]:
-    return tuple(Field(tuple(d + shift if d >= stop else d for d in f.dims), f.held, f.product) for f in fields)
+def shifted(layout: Layout, by: int) -> tuple[Field, ...]:
+    """Return the fields of the layout behind `by` new dimensions."""
+    return tuple(Field(tuple(d + by for d in f.dims), f.nodes) for f in layout.fields)
 
 
 def alone(demands: Demands, layout: Layout, dim: int) -> Layout:
-    """The tensor with `dim` in a field of its own; what moved jointly moves as a product from here on."""
+    """Return the layout with `dim` in a field of its own; joint movement is a product from here on."""
     joint = [f for f in layout.touching([dim]) if len(f.dims) > 1]
     for f in joint:
         assert f.nodes is not None
@@ -463,7 +363,7 @@ def alone(demands: Demands, layout: Layout, dim: int) -> Layout:
 
 
 def dim_nodes(demands: Demands, layout: Layout, dim: int, reason: str) -> tuple[Nodes, Layout]:
-    """The nodes of one dimension on its own, and the layout in which it stands on its own.
+    """Return the nodes of one dimension on its own, and the layout in which it stands on its own.
 
     A rigid dimension yields rigid nodes, a uniform one free nodes. A dimension in a joint field is held still.
     """

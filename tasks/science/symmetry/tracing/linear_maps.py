@@ -58,9 +58,9 @@ class LinearMap:
 
 
 def find_linear_maps(graph: Graph, network: nn.Module) -> list[LinearMap]:
-    """Return every linear map of `graph`, that of `network`, in the order in which they run, without those that make
-    the logits.
+    """Return every linear map of `graph`, that of `network`, in the order in which they run.
 
+    Maps that make the logits are left out.
     A map that runs more than once is returned once, with a fault.
     """
     inner = reached(graph, frozenset())
@@ -87,7 +87,7 @@ def find_linear_maps(graph: Graph, network: nn.Module) -> list[LinearMap]:
 
 
 def roots_of(graph: Graph) -> dict[Node, tuple[str, ...]]:
-    """Return, for every operation that depends on no input, the entries of the state dict that it is made of."""
+    """Return the entries of the state dict that every operation without an input is made of."""
     inner = reached(graph, frozenset())
     roots: dict[Node, tuple[str, ...]] = {}
     for node in graph.nodes:
@@ -105,14 +105,14 @@ def shape_of(node: Node) -> torch.Size:
 
 
 def _name_of(keys: tuple[str, ...], path: str, node: Node) -> str:
-    """A weight's own name; the place of the operation where the weight is computed from the input."""
+    """Return a weight's own name; the place of the operation where the weight is computed from the input."""
     if not keys:
         return f"{path}.{node.name}" if path else node.name
     return keys[0].removesuffix(".weight").removesuffix("_weight")
 
 
 def _linear_map(node: Node, inner: set[Node]) -> LinearMap | None:
-    """The linear map that an operation is, as yet without name and module; None where it is none."""
+    """Return the linear map that an operation is, as yet without name and module; None where it is none."""
     name = operation_name(node)
     args: list[Any] = list(node.args)
     bias: Any = None
@@ -157,7 +157,7 @@ def _linear_map(node: Node, inner: set[Node]) -> LinearMap | None:
 
 
 def _written_out(node: Node, inner: set[Node]) -> LinearMap | None:
-    """A product that is summed value by value, or of two inputs at once; None for anything else."""
+    """Return a product that is summed value by value, or of two inputs at once; None for anything else."""
     name = operation_name(node)
     product = node if name in ("bilinear", "_trilinear") else None
     if name == "sum" and operation_name(source := cast(Node, node.args[0])) == "mul":
@@ -180,8 +180,10 @@ def _units_along(weight: Node, dim: int) -> tuple[Tensor, int]:
 
 
 def _units_of_convolution(node: Node) -> tuple[Tensor, int]:
-    """Units of the entries of a convolution's weight; a transposed one has its units, group by group, in
-    dimension 1."""
+    """Return the units of the entries of a convolution's weight, and their number.
+
+    A transposed convolution has its units, group by group, in dimension 1.
+    """
     weight = cast(Node, node.args[1])
     if not node.args[6]:
         return _units_along(weight, 0)
@@ -193,8 +195,10 @@ def _units_of_convolution(node: Node) -> tuple[Tensor, int]:
 
 
 def _with_added_bias(node: Node, dim: int, n_units: int, inner: set[Node]) -> tuple[Node, Node | None]:
-    """The result with a bias that is added right behind, past views that keep the units last; the result itself and
-    no bias where none is."""
+    """Return the result with a bias that is added right behind, past views that keep the units last.
+
+    Where none is added, return the result itself and None.
+    """
     here = node
     while len(here.users) == 1:
         (user,) = here.users
@@ -215,7 +219,7 @@ def _with_added_bias(node: Node, dim: int, n_units: int, inner: set[Node]) -> tu
 
 
 def _without_repeats(found: list[LinearMap]) -> list[LinearMap]:
-    """Maps of one name become one with a fault, unless each reads its own part of the weight: those are numbered."""
+    """Return one map with a fault for maps of one name; number those that read different parts of the weight."""
     out: list[LinearMap] = []
     for name, same in _grouped(found, lambda one: one.name).items():
         parts = {one.weight for one in same}
@@ -236,7 +240,7 @@ def _grouped(found: Iterable[LinearMap], key: Callable[[LinearMap], str]) -> dic
 
 
 def _without_logits(graph: Graph, found: list[LinearMap]) -> list[LinearMap]:
-    """The maps less those that make the logits: the last ones on the way to the output."""
+    """Return the maps less those that make the logits: the last ones on the way to the output."""
     by_op = {one.op: one for one in found}
     before = {one.op: _ancestors(one.op) for one in found}
     seen: set[Node] = set()

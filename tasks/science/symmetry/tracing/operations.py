@@ -1,4 +1,4 @@
-"""What each ATen operation demands of a permutation of its inputs, and how its output then moves.
+"""Rules of ATen operations: their demands on a permutation of their inputs, and the movement of their output.
 
 Every rule answers one question: for which joint movements of the inputs does the operation commute with a movement of
 the output, and with which? An operation that is not in the tables below, or a case that its rule does not cover, holds
@@ -39,149 +39,35 @@ Value = Layout | tuple[Layout, ...]
 MAX_CONSTANT_NUMEL = 1 << 24
 
 ELEMENTWISE = frozenset(
-    [
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "rsub",
-        "pow",
-        "neg",
-        "abs",
-        "exp",
-        "exp2",
-        "expm1",
-        "log",
-        "log2",
-        "log10",
-        "log1p",
-        "sqrt",
-        "rsqrt",
-        "reciprocal",
-        "square",
-        "sin",
-        "cos",
-        "tan",
-        "asin",
-        "acos",
-        "atan",
-        "atan2",
-        "sinh",
-        "cosh",
-        "tanh",
-        "asinh",
-        "acosh",
-        "atanh",
-        "sigmoid",
-        "relu",
-        "relu6",
-        "gelu",
-        "silu",
-        "hardswish",
-        "hardsigmoid",
-        "hardtanh",
-        "leaky_relu",
-        "elu",
-        "celu",
-        "selu",
-        "mish",
-        "softplus",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "maximum",
-        "minimum",
-        "where",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "logical_and",
-        "logical_or",
-        "logical_not",
-        "logical_xor",
-        "bitwise_and",
-        "bitwise_or",
-        "bitwise_not",
-        "bitwise_xor",
-        "sign",
-        "floor",
-        "ceil",
-        "round",
-        "trunc",
-        "fmod",
-        "remainder",
-        "erf",
-        "erfc",
-        "isnan",
-        "isinf",
-        "isfinite",
-        "lerp",
-        "addcmul",
-        "addcdiv",
-        "copysign",
-        "_to_copy",
-        "clone",
-        "alias",
-        "detach",
-        "lift_fresh_copy",
-        "hypot",
-        "sgn",
-        "_prelu_kernel",
-        "log_sigmoid",
-        "xlogy",
-        "logaddexp",
-        "logaddexp2",
-        "erfinv",
-        "lgamma",
-        "digamma",
-        "complex",
-        "polar",
-        "angle",
-        "_conj",
-        "_conj_physical",
-    ]
-)
+    ["add", "sub", "mul", "div", "rsub", "pow", "neg", "abs", "exp", "exp2", "expm1", "log", "log2", "log10",
+     "log1p", "sqrt", "rsqrt", "reciprocal", "square", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh",
+     "cosh", "tanh", "asinh", "acosh", "atanh", "sigmoid", "relu", "relu6", "gelu", "silu", "hardswish",
+     "hardsigmoid", "hardtanh", "leaky_relu", "elu", "celu", "selu", "mish", "softplus", "clamp", "clamp_min",
+     "clamp_max", "maximum", "minimum", "where", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or",
+     "logical_not", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_not", "bitwise_xor", "sign", "floor",
+     "ceil", "round", "trunc", "fmod", "remainder", "erf", "erfc", "isnan", "isinf", "isfinite", "lerp", "addcmul",
+     "addcdiv", "copysign", "_to_copy", "clone", "alias", "detach", "lift_fresh_copy", "hypot", "sgn",
+     "_prelu_kernel", "log_sigmoid", "xlogy", "logaddexp", "logaddexp2", "erfinv", "lgamma", "digamma", "complex",
+     "polar", "angle", "_conj", "_conj_physical"]
+)  # fmt: skip
 NONLINEARITIES = frozenset(
-    [
-        "relu",
-        "relu6",
-        "gelu",
-        "silu",
-        "hardswish",
-        "hardtanh",
-        "leaky_relu",
-        "elu",
-        "celu",
-        "selu",
-        "mish",
-        "softplus",
-        "tanh",
-        "prelu",
-        "_prelu_kernel",
-    ]
-)
+    ["relu", "relu6", "gelu", "silu", "hardswish", "hardtanh", "leaky_relu", "elu", "celu", "selu", "mish",
+     "softplus", "tanh", "prelu", "_prelu_kernel"]
+)  # fmt: skip
 LINEAR = frozenset(["linear", "convolution", "addmm", "mm", "matmul", "bmm"])
 NORMS = frozenset(
-    [
-        "native_layer_norm",
-        "native_group_norm",
-        "_native_batch_norm_legit_no_training",
-        "_native_batch_norm_legit",
-        "_native_batch_norm_legit_functional",
-    ]
-)
+    ["native_layer_norm", "native_group_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
+     "_native_batch_norm_legit_functional"]
+)  # fmt: skip
 DROPOUTS = frozenset(["dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"])
 
 
-class _NotCovered(Exception):
+class NotCovered(Exception):
     """A rule exists, but not for this case."""
 
 
 def state_layouts(demands: Demands, graphs: Sequence[Graph], tensors: dict[str, Tensor]) -> dict[str, Layout]:
-    """Layout of every entry of the state dict before anything reads it; keys of one tensor share one layout.
+    """Return the layout of every entry of the state dict before anything reads it; keys of one tensor share one.
 
     The weight of a grouped convolution gets, instead of one node per column, one per group and column: each group
     may order its own inputs. Integer buffers never move.
@@ -208,7 +94,7 @@ def state_layouts(demands: Demands, graphs: Sequence[Graph], tensors: dict[str, 
 
 
 def grouped_layout(demands: Demands, shape: tuple[int, ...], groups: int) -> Layout:
-    """A weight whose rows come in groups, each group with its own columns."""
+    """Return the layout of a weight whose rows come in groups, each group with its own columns."""
     rows = demands.fresh((shape[0],))
     columns = demands.fresh((groups, shape[1]))
     demands.place(rows)
@@ -225,7 +111,7 @@ def _groups_of(user: Node, weight: Node) -> int:
 
 
 NAMESPACES = ("aten", "prims")
-"""Whose operations the rules are of: another's may have the same name and do something else."""
+"""Namespaces of the operations with rules: an operation of another may have the same name and do something else."""
 
 
 class Visitor:
@@ -237,7 +123,6 @@ class Visitor:
         self.state = state
         self.values: dict[Node, Value] = {}
         self.known: dict[Node, Any] = {}  # results that depend on constants alone
-        self.unknown: list[str] = []
 
     def run(self) -> None:
         """Visit every operation in order, then hold the outputs still."""
@@ -247,9 +132,9 @@ class Visitor:
             elif node.op == "call_function":
                 self._visit(node)
         for node, key in self.graph.mutations:
-            combine(self.demands, [self._layout(node), self.state[key]], self.state[key].shape)
+            combine(self.demands, [self.layout(node), self.state[key]], self.state[key].shape)
         for node in self.graph.results:
-            freeze_all(self.demands, self._layout(node), "output")
+            freeze_all(self.demands, self.layout(node), "output")
 
     def _placeholder(self, node: Node) -> Layout:
         if node.name in self.graph.state:
@@ -278,8 +163,8 @@ class Visitor:
             value = self._apply(name, node)
             found = [v.shape for v in (value if isinstance(value, tuple) else (value,))]
             if found != expected:
-                raise _NotCovered
-        except _NotCovered:
+                raise NotCovered
+        except NotCovered:
             value = self._give_up(node, expected)
         for layout in value if isinstance(value, tuple) else (value,):
             self.demands.register(layout)
@@ -304,7 +189,7 @@ class Visitor:
         return True
 
     def _values_of(self, arguments: Any) -> Any:
-        """Arguments of an operation with known results in place of nodes."""
+        """Return the arguments of an operation with known results in place of nodes."""
         if isinstance(arguments, Node):
             return self.known[arguments]
         if isinstance(arguments, tuple | list):
@@ -314,8 +199,7 @@ class Visitor:
         return arguments
 
     def _give_up(self, node: Node, shapes: list[tuple[int, ...]]) -> Value:
-        """An operation without a rule: everything that flows into it stays where it is."""
-        self.unknown.append(place_of(node))
+        """Hold everything still that flows into an operation without a rule."""
         for source in node.all_input_nodes:
             value = self.values[source]
             for layout in value if isinstance(value, tuple) else (value,):
@@ -323,40 +207,40 @@ class Visitor:
         results = tuple(rigid_layout(shape) for shape in shapes)
         return results if isinstance(node.meta["val"], tuple | list) else results[0]
 
-    def _layout(self, node: Any) -> Layout:
+    def layout(self, node: Any) -> Layout:
         value = self.values[node]
         if isinstance(value, tuple):
-            raise _NotCovered
+            raise NotCovered
         return value
 
     def solid(self, node: Any) -> Layout:
-        """The layout of a result with every product made into nodes."""
-        value = self._layout(node)
+        """Return the layout of a single tensor with every product made into nodes."""
+        value = self.layout(node)
         self.values[node] = value = solid(self.demands, value)
         return value
 
     def _tensors(self, args: Any) -> list[Layout]:
-        return [self._layout(a) for a in args if isinstance(a, Node)]
+        return [self.layout(a) for a in args if isinstance(a, Node)]
 
     def _apply(self, name: str, node: Node) -> Value:
         if getattr(node.target, "namespace", "aten") not in NAMESPACES:
-            raise _NotCovered
+            raise NotCovered
         shape = _shapes(node.meta["val"])[0]
-        empty = any(0 in self._layout(n).shape for n in node.all_input_nodes)
+        empty = any(0 in self.layout(n).shape for n in node.all_input_nodes)
         # What is concatenated to nothing, as the first entry of a cache is, stays what it is.
         if 0 in shape or (empty and name != "cat"):
-            raise _NotCovered
+            raise NotCovered
         if name in ELEMENTWISE:
             return combine(self.demands, self._tensors([*node.args, *node.kwargs.values()]), shape)
         if name in DROPOUTS:
             return self._dropout(node, shape)
         rule = _RULES.get(name)
         if rule is None:
-            raise _NotCovered
+            raise NotCovered
         return rule(self, node)
 
     def _dropout(self, node: Node, shape: tuple[int, ...]) -> Value:
-        x = self._layout(node.args[0])
+        x = self.layout(node.args[0])
         covered = {d for f in x.fields for d in f.dims}
         # Noise is not uniform where its input is.
         noise = [Field((d,), None) for d, n in enumerate(shape) if n > 1 and d not in covered]
@@ -364,12 +248,12 @@ class Visitor:
         return (out, out) if isinstance(node.meta["val"], tuple) else out
 
     def freeze_dims(self, x: Layout, dims: Sequence[int], reason: str) -> Layout:
-        """`freeze` with the place of the current operation in the reason."""
+        """Return `freeze` with the place of the current operation in the reason."""
         return freeze(self.demands, x, dims, f"{reason} {self.demands.here}")
 
 
 def constant_layout(value: Any) -> Layout:
-    """A constant does not move; it is uniform along the dimensions in which its value does not change."""
+    """Return the layout of a constant: rigid, and uniform along dimensions in which its value does not change."""
     if not isinstance(value, Tensor):
         return Layout((), ())
     varies = [d for d, n in enumerate(value.shape) if n > 1 and not bool((value == value.narrow(d, 0, 1)).all())]
@@ -383,7 +267,7 @@ def _shapes(value: Any) -> list[tuple[int, ...]]:
 
 
 def contract(demands: Demands, operands: Sequence[tuple[Layout, str]], out: str) -> Layout:
-    """Layout of an einsum: the product over all letters, summed over those that `out` lacks. Sizes 1 broadcast."""
+    """Return the layout of an einsum: a product over all letters, summed over those not in `out`. Sizes 1 broadcast."""
     letters = out + "".join(sorted({c for _, s in operands for c in s} - set(out)))
     size = {c: max(x.shape[s.index(c)] for x, s in operands if c in s) for c in letters}
     full: list[Layout] = []
@@ -397,7 +281,7 @@ def contract(demands: Demands, operands: Sequence[tuple[Layout, str]], out: str)
 
 
 def against(demands: Demands, layout: Layout, dims: Sequence[int]) -> Layout:
-    """Each value set against a symmetric function of all values along `dims`."""
+    """Return the layout of each value set against a symmetric function of all values along `dims`."""
     total = reduce(demands, layout, dims, keepdim=True)
     return combine(demands, [layout, total], layout.shape)
 
@@ -419,42 +303,27 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def layout_of(visitor: Visitor, value: Any) -> Layout:
-    """The layout of a single tensor argument, every field with nodes of its own."""
-    return visitor.solid(value)
-
-
-def light_layout_of(visitor: Visitor, value: Any) -> Layout:
-    """The layout of a single tensor argument, for rules that keep products as they are."""
-    return visitor._layout(value)  # pyright: ignore[reportPrivateUsage]
-
-
-def not_covered() -> Exception:
-    """What a rule raises in a case that it does not describe."""
-    return _NotCovered()
-
-
 def dimension(node: Node, position: int, default: int, n_dims: int) -> int:
-    """The argument `dim` of an operation, counted from the front."""
+    """Return the argument `dim` of an operation, counted from the front."""
     return cast(int, argument(node, position, "dim", default)) % n_dims
 
 
 def argument(node: Node, position: int, name: str, default: Any) -> Any:
-    """A positional or keyword argument of an operation."""
+    """Return a positional or keyword argument of an operation."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 def result_shape(node: Node) -> tuple[int, ...]:
-    """Shape of the first result."""
+    """Return the shape of the first result."""
     return _shapes(node.meta["val"])[0]
 
 
 def spatial_from(visitor: Visitor, x: Layout, first: int) -> Layout:
-    """The tensor with dimensions `first` and on held still, as windows over them demand."""
+    """Return the layout with dimensions `first` and on held still, as windows over them demand."""
     return visitor.freeze_dims(x, range(first, len(x.shape)), WINDOW)
 
 
 def channel_nodes(visitor: Visitor, x: Layout, dim: int) -> tuple[Nodes, Layout]:
-    """`dim_nodes` with the place of the current operation as the reason."""
+    """Return `dim_nodes` with the place of the current operation as the reason."""
     reason = "meets something that does not move in"
     return dim_nodes(visitor.demands, x, dim, f"{reason} {visitor.demands.here}")

@@ -11,13 +11,11 @@ from tasks.science.symmetry.tracing.graph import operation_name
 from tasks.science.symmetry.tracing.layouts import Field, Layout, reduce
 from tasks.science.symmetry.tracing.operations import (
     ORDER,
+    NotCovered,
     Value,
     Visitor,
     argument,
     dimension,
-    layout_of,
-    light_layout_of,
-    not_covered,
     result_shape,
     rule,
 )
@@ -25,31 +23,31 @@ from tasks.science.symmetry.tracing.operations import (
 
 @rule("sum", "mean", "amax", "amin", "prod", "any", "all", "var", "var_mean", "std", "nansum", "logsumexp")
 def _reduction(visitor: Visitor, node: Node) -> Value:
-    x = light_layout_of(visitor, node.args[0])
+    x = visitor.layout(node.args[0])
     out = reduce(visitor.demands, x, _dims(node, 1, len(x.shape)), _keepdim(node, 2))
     return (out, out) if isinstance(node.meta["val"], tuple | list) else out
 
 
 @rule("linalg_vector_norm", "norm")
 def _norm(visitor: Visitor, node: Node) -> Value:
-    x = light_layout_of(visitor, node.args[0])
+    x = visitor.layout(node.args[0])
     return reduce(visitor.demands, x, _dims(node, 2, len(x.shape)), _keepdim(node, 3))
 
 
 @rule("argmax", "argmin")
 def _position(visitor: Visitor, node: Node) -> Value:
-    x = light_layout_of(visitor, node.args[0])
+    x = visitor.layout(node.args[0])
     dims = _dims(node, 1, len(x.shape))
     return reduce(visitor.demands, visitor.freeze_dims(x, dims, ORDER), dims, _keepdim(node, 2))
 
 
 @rule("max", "min", "median", "nanmedian", "mode", "kthvalue")
 def _chosen(visitor: Visitor, node: Node) -> Value:
-    """One value of each row, which is the same in any order of the row, and its index, which is not."""
-    x = light_layout_of(visitor, node.args[0])
+    """Take one value of each row, the same in any order of the row, and its index, which depends on the order."""
+    x = visitor.layout(node.args[0])
     if not isinstance(node.meta["val"], tuple | list):
         if len(node.args) > 1:
-            raise not_covered()  # Two tensors.
+            raise NotCovered  # Two tensors.
         return reduce(visitor.demands, x, range(len(x.shape)), keepdim=False)
     first = 2 if operation_name(node) == "kthvalue" else 1
     default = -1 if operation_name(node) in ("mode", "kthvalue") else 0
@@ -62,10 +60,10 @@ def _chosen(visitor: Visitor, node: Node) -> Value:
 
 @rule("sort", "topk")
 def _ordered(visitor: Visitor, node: Node) -> Value:
-    """Values in their own order, which hides that of the row; their indices show it."""
-    x = layout_of(visitor, node.args[0])
+    """Put values in their own order, which hides that of the row; their indices show it."""
+    x = visitor.solid(node.args[0])
     if not x.shape:
-        raise not_covered()
+        raise NotCovered
     is_topk = operation_name(node) == "topk"
     dim = dimension(node, 2 if is_topk else 1, -1, len(x.shape))
     if _indices_used(node) or (is_topk and not argument(node, 4, "sorted", True)):
@@ -79,15 +77,15 @@ def _ordered(visitor: Visitor, node: Node) -> Value:
 
 @rule("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp")
 def _scan(visitor: Visitor, node: Node) -> Value:
-    x = layout_of(visitor, node.args[0])
+    x = visitor.solid(node.args[0])
     if not x.shape:
-        raise not_covered()
+        raise NotCovered
     x = visitor.freeze_dims(x, [dimension(node, 1, -1, len(x.shape))], ORDER)
     return (x, x) if isinstance(node.meta["val"], tuple | list) else x
 
 
 def _indices_used(node: Node) -> bool:
-    """Whether anything reads the second result."""
+    """Return whether anything reads the second result."""
     return any(user.users for user in node.users if operation_name(user) != "getitem" or user.args[1] == 1)
 
 

@@ -8,22 +8,21 @@ from typing import Any, cast
 from torch.fx import Node
 
 from tasks.science.symmetry.tracing.graph import operation_name
-from tasks.science.symmetry.tracing.layouts import Field, Layout, Nodes, alone, combine, freeze, insert_dim, reshape
+from tasks.science.symmetry.tracing.layouts import Field, Layout, Nodes, alone, combine, freeze, insert_dim
 from tasks.science.symmetry.tracing.operations import (
     WINDOW,
+    NotCovered,
     Value,
     Visitor,
     against,
     argument,
     channel_nodes,
     contract,
-    layout_of,
-    light_layout_of,
-    not_covered,
     result_shape,
     rule,
     spatial_from,
 )
+from tasks.science.symmetry.tracing.reshaping import reshape
 
 KERNEL = "a position in a kernel"
 
@@ -32,18 +31,18 @@ _LETTERS = "abcdefghijklmnopqrstuvw"
 
 @rule("linear")
 def _linear(visitor: Visitor, node: Node) -> Value:
-    x, weight = light_layout_of(visitor, node.args[0]), light_layout_of(visitor, node.args[1])
+    x, weight = visitor.layout(node.args[0]), visitor.layout(node.args[1])
     if len(weight.shape) != 2:
-        raise not_covered()
+        raise NotCovered
     batch = _LETTERS[: len(x.shape) - 1]
     out = contract(visitor.demands, [(x, batch + "x"), (weight, "yx")], batch + "y")
     bias = argument(node, 2, "bias", None)
-    return out if bias is None else combine(visitor.demands, [out, light_layout_of(visitor, bias)], out.shape)
+    return out if bias is None else combine(visitor.demands, [out, visitor.layout(bias)], out.shape)
 
 
 @rule("matmul", "mm", "bmm", "mv", "dot")
 def _matmul(visitor: Visitor, node: Node) -> Value:
-    return _matmul_layout(visitor, light_layout_of(visitor, node.args[0]), light_layout_of(visitor, node.args[1]))
+    return _matmul_layout(visitor, visitor.layout(node.args[0]), visitor.layout(node.args[1]))
 
 
 def _matmul_layout(visitor: Visitor, x: Layout, y: Layout) -> Layout:
@@ -57,32 +56,32 @@ def _matmul_layout(visitor: Visitor, x: Layout, y: Layout) -> Layout:
 
 @rule("addmm", "baddbmm", "addmv")
 def _addmm(visitor: Visitor, node: Node) -> Value:
-    added, x, y = (light_layout_of(visitor, a) for a in node.args[:3])
+    added, x, y = (visitor.layout(a) for a in node.args[:3])
     product = _matmul_layout(visitor, x, y)
     return combine(visitor.demands, [product, added], product.shape)
 
 
 @rule("scaled_dot_product_attention")
 def _attention(visitor: Visitor, node: Node) -> Value:
-    q, k, v = (light_layout_of(visitor, a) for a in node.args[:3])
+    q, k, v = (visitor.layout(a) for a in node.args[:3])
     demands = visitor.demands
     if argument(node, 5, "is_causal", False):
         q, k, v = (visitor.freeze_dims(t, [len(t.shape) - 2], "is masked by position in") for t in (q, k, v))
     if not len(q.shape) == len(k.shape) == len(v.shape):
-        raise not_covered()
+        raise NotCovered
     if argument(node, 7, "enable_gqa", False):
         k, v = (_shared_heads(visitor, t, q.shape[-3]) for t in (k, v))
     batch = _LETTERS[: len(q.shape) - 2]
     scores = contract(demands, [(q, batch + "xz"), (k, batch + "yz")], batch + "xy")
     mask = argument(node, 3, "attn_mask", None)
     if mask is not None:
-        scores = combine(demands, [scores, layout_of(visitor, mask)], scores.shape)
+        scores = combine(demands, [scores, visitor.solid(mask)], scores.shape)
     weights = against(visitor.demands, scores, [-1])
     return contract(demands, [(weights, batch + "xy"), (v, batch + "yz")], batch + "xz")
 
 
 def _shared_heads(visitor: Visitor, x: Layout, n: int) -> Layout:
-    """Keys or values with each head repeated for the query heads that share it."""
+    """Return keys or values with each head repeated for the query heads that share it."""
     dim = len(x.shape) - 3
     cut = (*x.shape[: dim + 1], n // x.shape[dim], *x.shape[dim + 1 :])
     repeated = combine(visitor.demands, [insert_dim(x, dim + 1)], cut)
@@ -91,7 +90,7 @@ def _shared_heads(visitor: Visitor, x: Layout, n: int) -> Layout:
 
 @rule("_cdist_forward")
 def _cdist(visitor: Visitor, node: Node) -> Value:
-    x, y = light_layout_of(visitor, node.args[0]), light_layout_of(visitor, node.args[1])
+    x, y = visitor.layout(node.args[0]), visitor.layout(node.args[1])
     n_batch = max(len(x.shape), len(y.shape)) - 2
     batch = _LETTERS[:n_batch]
     rows = [(x, batch[n_batch - len(x.shape) + 2 :] + "xz"), (y, batch[n_batch - len(y.shape) + 2 :] + "yz")]
@@ -100,10 +99,10 @@ def _cdist(visitor: Visitor, node: Node) -> Value:
 
 @rule("_trilinear")
 def _trilinear(visitor: Visitor, node: Node) -> Value:
-    """A product of three tensors, each stretched over its own dimensions, summed over some."""
+    """Multiply three tensors, each stretched over its own dimensions, and sum over some."""
     parts: list[Layout] = []
     for tensor, stretched in zip(node.args[:3], node.args[3:6], strict=True):
-        x = light_layout_of(visitor, tensor)
+        x = visitor.layout(tensor)
         for d in sorted(cast(Sequence[int], stretched)):
             x = insert_dim(x, d)
         parts.append(x)
@@ -119,7 +118,7 @@ def _trilinear(visitor: Visitor, node: Node) -> Value:
 @rule("convolution")
 def _convolution(visitor: Visitor, node: Node) -> Value:
     demands = visitor.demands
-    x, weight = layout_of(visitor, node.args[0]), layout_of(visitor, node.args[1])
+    x, weight = visitor.solid(node.args[0]), visitor.solid(node.args[1])
     transposed, groups = cast(bool, node.args[6]), cast(int, node.args[8])
     channel = len(x.shape) - len(weight.shape) + 1  # 0 without a batch dimension
     windows = _windows(node, weight.shape, channel)
@@ -141,14 +140,14 @@ def _convolution(visitor: Visitor, node: Node) -> Value:
     bias = node.args[2]
     if bias is None:
         return out
-    column = layout_of(visitor, bias)
+    column = visitor.solid(bias)
     for _ in range(len(shape) - channel - 1):
         column = insert_dim(column, len(column.shape))
     return combine(demands, [out, column], shape)
 
 
 def _windows(node: Node, weight: tuple[int, ...], channel: int) -> list[int]:
-    """Dimensions along which positions meet, or some are skipped or added; along others each is read by itself."""
+    """Return the dimensions along which positions meet, are skipped or are added; others are read one by one."""
     plain = [(weight[2:], 1), (node.args[3], 1), (node.args[4], 0), (node.args[7], 0)]
     sizes = [(cast(Sequence[int], values), alone) for values, alone in plain]
     return [channel + 1 + i for i in range(len(weight) - 2) if any(v[i % len(v)] != alone for v, alone in sizes)]
@@ -170,7 +169,7 @@ def _columns(visitor: Visitor, weight: Layout, dim: int) -> Nodes:
 
 
 def _grouped_rows(visitor: Visitor, weight: Layout, inner: Nodes, groups: int, transposed: bool) -> Nodes:
-    """Output channels of a grouped convolution; whole groups move, and the channels within a group.
+    """Return the output channels of a grouped convolution; whole groups move, and channels within a group.
 
     Weight: (n_out, n_in / groups, ...), transposed (n_in, n_out / groups, ...); its rows are those of dimension 0.
     """
@@ -226,7 +225,7 @@ def _grouped_rows(visitor: Visitor, weight: Layout, inner: Nodes, groups: int, t
     "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d",
 )  # fmt: skip
 def _window(visitor: Visitor, node: Node) -> Value:
-    x = layout_of(visitor, node.args[0])
+    x = visitor.solid(node.args[0])
     n_spatial = next(int(c) for c in operation_name(node) if c in "123")
     first = len(x.shape) - n_spatial
     x = spatial_from(visitor, x, first)
@@ -238,8 +237,8 @@ def _window(visitor: Visitor, node: Node) -> Value:
 
 @rule("grid_sampler_2d", "grid_sampler_3d")
 def _grid_sample(visitor: Visitor, node: Node) -> Value:
-    """Values at places that a grid names, one grid for each example; channels pass."""
-    x, grid = layout_of(visitor, node.args[0]), layout_of(visitor, node.args[1])
+    """Read values at the places that a grid names, one grid for each example; channels pass."""
+    x, grid = visitor.solid(node.args[0]), visitor.solid(node.args[1])
     x = spatial_from(visitor, x, 2)
     # Places may be in any order; their coordinates may not. One place stands in for all channels.
     n_places = len(grid.shape) - 2
@@ -251,9 +250,9 @@ def _grid_sample(visitor: Visitor, node: Node) -> Value:
 
 @rule("im2col")
 def _im2col(visitor: Visitor, node: Node) -> Value:
-    x = layout_of(visitor, node.args[0])
+    x = visitor.solid(node.args[0])
     if len(x.shape) != 4:
-        raise not_covered()
+        raise NotCovered
     x = spatial_from(visitor, x, 2)
     shape = result_shape(node)
     cut = (shape[0], x.shape[1], shape[1] // x.shape[1], shape[2])

@@ -1,4 +1,4 @@
-"""Describes by value what the graph of a network depends on, so that networks built alike share one trace."""
+"""Descriptions of networks by value, so that networks built alike share one trace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KNOWN = ("torch.nn.", "torchvision.models.", "tasks.science.")
 _TENSORS = ("_parameters", "_buffers")
 _BESIDE = frozenset({*_TENSORS, "_modules", "_forward_hooks", "training"})
 _EMPTY = {name: value for name, value in vars(nn.Module()).items() if name not in _BESIDE}
-"""What else every module has, and nothing that shares its graph has changed: other hooks, buffers outside the state
+"""Other attributes of every module, unchanged in networks that share a graph: other hooks, buffers outside the state
 dict."""
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
@@ -26,9 +26,9 @@ class _StrangeError(Exception):
 
 
 def describe_structure(network: nn.Module, example: Tensor) -> Hashable | None:
-    """A description of `network` in evaluation mode and of a batch like `example`: networks of equal descriptions have
-    equal graphs.
+    """Return a description of `network` in evaluation mode and of a batch like `example`.
 
+    Networks of equal descriptions have equal graphs.
     None for a network with code or attributes whose equality cannot be told: modules of other classes, hooks, objects
     as attributes, buffers that are not in the state dict.
     """
@@ -41,7 +41,7 @@ def describe_structure(network: nn.Module, example: Tensor) -> Hashable | None:
 
 
 class _Description:
-    """What was seen of one network: modules and tensors that stand in several places are numbered."""
+    """The modules and tensors seen of one network, numbered where they stand in several places."""
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
@@ -72,7 +72,7 @@ class _Description:
 
 
 def _tensor(tensor: Tensor) -> Hashable:
-    """What a trace reads of a tensor. One on the meta device is traced on the CPU."""
+    """Return the properties of a tensor that a trace reads. One on the meta device is traced on the CPU."""
     if type(tensor) not in (Tensor, nn.Parameter):
         raise _StrangeError
     device = "cpu" if tensor.is_meta else str(tensor.device)
@@ -92,7 +92,7 @@ def _value(value: Any) -> Hashable:
 
 
 def _hook(hook: Any) -> Hashable:
-    """A hook that is a function of a known package with its first arguments."""
+    """Return a hook that is a function of a known package with its first arguments."""
     if isinstance(hook, functools.partial) and not hook.keywords:
         function: Any = hook.func
         if f"{getattr(function, '__module__', '')}.".startswith(_KNOWN):

@@ -18,42 +18,41 @@ from tasks.science.symmetry.tracing.layouts import (
     alone,
     combine,
     insert_dim,
-    reshape,
     select_dims,
+    shifted,
 )
 from tasks.science.symmetry.tracing.operations import (
+    NotCovered,
     Value,
     Visitor,
     argument,
     channel_nodes,
     dimension,
-    layout_of,
-    light_layout_of,
-    not_covered,
     result_shape,
     rule,
 )
+from tasks.science.symmetry.tracing.reshaping import reshape
 
 # Views: positions change place, values do not.
 
 
 @rule("view", "_unsafe_view", "reshape")
 def _view(visitor: Visitor, node: Node) -> Value:
-    x = light_layout_of(visitor, node.args[0])
+    x = visitor.layout(node.args[0])
     if math.prod(x.shape) != math.prod(result_shape(node)):
-        raise not_covered()  # The bytes seen as another type.
+        raise NotCovered  # The bytes seen as another type.
     return reshape(visitor.demands, x, result_shape(node))
 
 
 @rule("permute")
 def _permute(visitor: Visitor, node: Node) -> Value:
-    x = light_layout_of(visitor, node.args[0])
+    x = visitor.layout(node.args[0])
     return select_dims(x, [d % len(x.shape) for d in cast(Sequence[int], node.args[1])])
 
 
 @rule("transpose")
 def _transpose(visitor: Visitor, node: Node) -> Value:
-    x = light_layout_of(visitor, node.args[0])
+    x = visitor.layout(node.args[0])
     order = list(range(len(x.shape)))
     a, b = cast(int, node.args[1]), cast(int, node.args[2])
     order[a], order[b] = order[b], order[a]
@@ -62,57 +61,53 @@ def _transpose(visitor: Visitor, node: Node) -> Value:
 
 @rule("t")
 def _t(visitor: Visitor, node: Node) -> Value:
-    x = light_layout_of(visitor, node.args[0])
+    x = visitor.layout(node.args[0])
     return select_dims(x, list(range(len(x.shape)))[::-1])
 
 
 @rule("expand")
 def _expand(visitor: Visitor, node: Node) -> Value:
-    return combine(visitor.demands, [light_layout_of(visitor, node.args[0])], result_shape(node))
+    return combine(visitor.demands, [visitor.layout(node.args[0])], result_shape(node))
 
 
 @rule("unsqueeze")
 def _unsqueeze(visitor: Visitor, node: Node) -> Value:
-    x = light_layout_of(visitor, node.args[0])
+    x = visitor.layout(node.args[0])
     return insert_dim(x, cast(int, node.args[1]) % (len(x.shape) + 1))
 
 
 @rule("squeeze")
 def _squeeze(visitor: Visitor, node: Node) -> Value:
-    return reshape(visitor.demands, light_layout_of(visitor, node.args[0]), result_shape(node))
+    return reshape(visitor.demands, visitor.layout(node.args[0]), result_shape(node))
 
 
 @rule("repeat")
 def _repeat(visitor: Visitor, node: Node) -> Value:
-    x = layout_of(visitor, node.args[0])
+    x = visitor.solid(node.args[0])
     times = cast(Sequence[int], node.args[1])
-    x = Layout((*(1,) * (len(times) - len(x.shape)), *x.shape), _shift(x, len(times) - len(x.shape)))
+    x = Layout((*(1,) * (len(times) - len(x.shape)), *x.shape), shifted(x, len(times) - len(x.shape)))
     wide = reshape(visitor.demands, x, [n for size in x.shape for n in (1, size)])
     copies = [n for pair in zip(times, x.shape, strict=True) for n in pair]
     return reshape(visitor.demands, combine(visitor.demands, [wide], copies), result_shape(node))
 
 
-def _shift(x: Layout, by: int) -> tuple[Field, ...]:
-    return tuple(Field(tuple(d + by for d in f.dims), f.nodes) for f in x.fields)
-
-
 @rule("full_like", "zeros_like", "ones_like", "new_full", "new_zeros", "new_ones")
 def _filled(visitor: Visitor, node: Node) -> Value:
     if any(isinstance(a, Node) for a in node.args[1:]):
-        raise not_covered()
+        raise NotCovered
     return Layout(result_shape(node), ())
 
 
 @rule("copy")
 def _copy(visitor: Visitor, node: Node) -> Value:
-    return combine(visitor.demands, [light_layout_of(visitor, node.args[1])], result_shape(node))
+    return combine(visitor.demands, [visitor.layout(node.args[1])], result_shape(node))
 
 
 # Selections: which nodes arrive where.
 
 
 def pick(demands: Demands, x: Layout, dim: int, index: Nodes) -> Layout:
-    """The tensor at positions `index` of one dimension, in that order, repeats allowed."""
+    """Return the layout at positions `index` of one dimension, in that order, repeats allowed."""
     shape = (*x.shape[:dim], len(index), *x.shape[dim + 1 :])
     out: list[Field] = []
     for f in x.fields:
@@ -139,7 +134,7 @@ def pick(demands: Demands, x: Layout, dim: int, index: Nodes) -> Layout:
 
 
 def _told_apart(demands: Demands, nodes: Nodes, axis: int, index: Nodes) -> Nodes:
-    """Fresh nodes for positions that repeat a unit: which unit, and which of its copies."""
+    """Return fresh nodes for positions that repeat a unit: which unit, and which of its copies."""
     copy = np.array([np.count_nonzero(index[:i] == v) for i, v in enumerate(index)], np.int64)
     fresh = demands.fresh(nodes.shape)
     demands.map(fresh, nodes)
@@ -151,7 +146,7 @@ def _told_apart(demands: Demands, nodes: Nodes, axis: int, index: Nodes) -> Node
 
 @rule("select")
 def _select(visitor: Visitor, node: Node) -> Value:
-    x = layout_of(visitor, node.args[0])
+    x = visitor.solid(node.args[0])
     dim = cast(int, node.args[1]) % len(x.shape)
     index = np.array([cast(int, node.args[2]) % x.shape[dim]])
     picked = pick(visitor.demands, x, dim, index)
@@ -160,7 +155,7 @@ def _select(visitor: Visitor, node: Node) -> Value:
 
 @rule("slice")
 def _slice(visitor: Visitor, node: Node) -> Value:
-    x = layout_of(visitor, node.args[0])
+    x = visitor.solid(node.args[0])
     dim = dimension(node, 1, 0, len(x.shape))
     index = _numbers(x.shape[dim])[_slice_of(node, 2)]
     return x if len(index) == x.shape[dim] else pick(visitor.demands, x, dim, index)
@@ -180,7 +175,7 @@ def _slice_of(node: Node, position: int) -> slice:
 
 @rule("split_with_sizes", "split", "chunk", "unbind")
 def _split(visitor: Visitor, node: Node) -> Value:
-    x = layout_of(visitor, node.args[0])
+    x = visitor.solid(node.args[0])
     name = operation_name(node)
     dim = dimension(node, 1 if name == "unbind" else 2, 0, len(x.shape))
     shapes = [tuple(v.shape) for v in node.meta["val"]]
@@ -198,7 +193,7 @@ def _split(visitor: Visitor, node: Node) -> Value:
 
 @rule("flip")
 def _flip(visitor: Visitor, node: Node) -> Value:
-    x = layout_of(visitor, node.args[0])
+    x = visitor.solid(node.args[0])
     for d in cast(Sequence[int], node.args[1]):
         x = pick(visitor.demands, x, d % len(x.shape), np.arange(x.shape[d])[::-1].copy())
     return x
@@ -206,11 +201,11 @@ def _flip(visitor: Visitor, node: Node) -> Value:
 
 @rule("roll")
 def _roll(visitor: Visitor, node: Node) -> Value:
-    x = layout_of(visitor, node.args[0])
+    x = visitor.solid(node.args[0])
     shifts = cast(Sequence[int], argument(node, 1, "shifts", []))
     dims = cast(Sequence[int], argument(node, 2, "dims", []))
     if not dims:
-        raise not_covered()
+        raise NotCovered
     for shift, d in zip(shifts, dims, strict=True):
         x = pick(visitor.demands, x, d % len(x.shape), np.roll(np.arange(x.shape[d]), shift))
     return x
@@ -222,7 +217,7 @@ def _roll(visitor: Visitor, node: Node) -> Value:
 @rule("cat")
 def _cat(visitor: Visitor, node: Node) -> Value:
     demands = visitor.demands
-    parts = [p for a in cast(Sequence[Node], node.args[0]) if 0 not in (p := layout_of(visitor, a)).shape]
+    parts = [p for a in cast(Sequence[Node], node.args[0]) if 0 not in (p := visitor.solid(a)).shape]
     dim = dimension(node, 1, 0, len(parts[0].shape))
     shape = result_shape(node)
     if len(parts) == 1:
@@ -243,7 +238,7 @@ def _cat(visitor: Visitor, node: Node) -> Value:
 
 
 def _distinct(demands: Demands, parts: list[Nodes]) -> list[Nodes]:
-    """The parts of a concatenation; where a node arrives in two of them, each part gets nodes of its own."""
+    """Return the parts of a concatenation; where a node arrives in two of them, each part gets nodes of its own."""
     if len(np.unique(np.concatenate([p.ravel() for p in parts]))) < sum(p.size for p in parts):
         copies = [demands.fresh(p.shape) for p in parts]
         for k, (copy, part) in enumerate(zip(copies, parts, strict=True)):
@@ -266,12 +261,12 @@ def _part_nodes(demands: Demands, part: Layout, dim: int) -> Nodes:
 
 
 def _cat_joint(visitor: Visitor, parts: list[Layout], dim: int, shape: tuple[int, ...]) -> Value:
-    """Parts whose joined dimension moves together with others: all parts must agree on those others."""
+    """Join parts whose joined dimension moves together with others: all parts must agree on those others."""
     demands = visitor.demands
     over = tuple(sorted({d for p in parts for f in p.touching([dim]) for d in f.dims}))
     others = tuple(d for d in over if d != dim)
     if any(f.nodes is None or f.dims != over for p in parts for f in p.touching(over)):
-        raise not_covered()
+        raise NotCovered
     rest = [Layout(_with(p.shape, dim, 1), tuple(f for f in p.fields if dim not in f.dims)) for p in parts]
     across = combine(demands, rest, _with(shape, dim, 1))
     parents = demands.fresh([shape[d] for d in others])
@@ -292,7 +287,7 @@ def _with(shape: tuple[int, ...], dim: int, size: int) -> tuple[int, ...]:
 
 @rule("constant_pad_nd")
 def _pad(visitor: Visitor, node: Node) -> Value:
-    x = layout_of(visitor, node.args[0])
+    x = visitor.solid(node.args[0])
     pads = cast(Sequence[int], node.args[1])
     for i in range(0, len(pads), 2):
         dim, low, high = len(x.shape) - 1 - i // 2, pads[i], pads[i + 1]
@@ -317,7 +312,7 @@ def _pad(visitor: Visitor, node: Node) -> Value:
 @rule("slice_scatter", "select_scatter")
 def _scatter(visitor: Visitor, node: Node) -> Value:
     demands = visitor.demands
-    x, source = layout_of(visitor, node.args[0]), layout_of(visitor, node.args[1])
+    x, source = visitor.solid(node.args[0]), visitor.solid(node.args[1])
     dim = dimension(node, 2, 0, len(x.shape))
     if operation_name(node) == "select_scatter":
         index = _numbers(x.shape[dim])[[cast(int, node.args[3])]]
@@ -328,7 +323,7 @@ def _scatter(visitor: Visitor, node: Node) -> Value:
         return source
     for part in (x, source):
         if any(len(f.dims) > 1 for f in part.touching([dim])):
-            raise not_covered()
+            raise NotCovered
     rest = [Layout(_with(p.shape, dim, 1), tuple(f for f in p.fields if dim not in f.dims)) for p in (x, source)]
     across = combine(demands, rest, _with(x.shape, dim, 1))
     target = x.touching([dim])

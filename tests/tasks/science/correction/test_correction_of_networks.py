@@ -183,7 +183,7 @@ def test_corrections_keep_the_keys_where_the_table_says_so(pair: Pair):
     goal = goal_moments(a.moments, b.moments, ALPHA)
     for correction in defined(pair.architecture, pair.normalization):
         result = correct(pair.network, a.layout, state, correction, goal, pair.images, predicted=goal)
-        kept = CORRECTIONS[correction].keeps_architecture(pair.normalization)
+        kept = pair.normalization not in CORRECTIONS[correction].extra_layers
         assert (result.network is pair.network) == kept, correction
         assert (result.state.keys() == state.keys()) == kept, correction
         assert set(result.extra) == result.state.keys() - state.keys()

@@ -9,11 +9,7 @@ from tasks.science.data.augmentation import Views, draw_views, pad, statistics_i
 from tasks.science.data.examples import Dataset, half
 from tasks.science.specs.identity import stream
 from tasks.science.specs.measurement import Samples
-from tasks.science.specs.recipe import Recipe
-
-
-def augmented(recipe: Recipe, **changes) -> Recipe:
-    return dataclasses.replace(recipe, **changes)
+from tasks.science.specs.recipe import NO_AUGMENTATION, Augmentation
 
 
 def seen_plainly(image: torch.Tensor, dy: int, dx: int, mirrored: bool, translate: int, black: float) -> torch.Tensor:
@@ -42,16 +38,16 @@ def plain_batch(images: torch.Tensor, views: Views, translate: int, black: float
     return torch.stack([seen_plainly(image, dy, dx, m, translate, black) for image, (dy, dx), m in rows])
 
 
-def test_a_batch_is_what_one_image_after_another_would_be(recipe: Recipe):
+def test_a_batch_is_what_one_image_after_another_would_be():
     images = torch.randn(30, 3, 7, 5, generator=torch.Generator().manual_seed(0))
-    views = draw_views(stream("test"), 30, (7, 5), augmented(recipe, translate=2))
+    views = draw_views(stream("test"), 30, (7, 5), Augmentation(translate=2))
     assert torch.equal(take(pad(images, 2, -9.0), torch.arange(30), views, 2), plain_batch(images, views, 2, -9.0))
 
 
-def test_a_cutout_is_what_one_image_after_another_would_be(recipe: Recipe):
+def test_a_cutout_is_what_one_image_after_another_would_be():
     images = torch.randn(40, 3, 7, 5, generator=torch.Generator().manual_seed(0))
     for changes in ({}, {"translate": 2, "flip": True}):
-        chosen = augmented(recipe, cutout=3, **changes)
+        chosen = Augmentation(cutout=3, **changes)
         views = draw_views(stream("test"), 40, (7, 5), chosen)
         seen = take(pad(images, chosen.translate, -9.0), torch.arange(40), views, chosen.translate, 3)
         whole = plain_batch(images, views, chosen.translate, -9.0)
@@ -59,8 +55,8 @@ def test_a_cutout_is_what_one_image_after_another_would_be(recipe: Recipe):
         assert torch.equal(seen, torch.stack([cut_out_plainly(image, *corner, 3) for image, corner in rows]))
 
 
-def test_a_cutout_lies_within_the_image_and_covers_every_place(recipe: Recipe):
-    views = draw_views(stream("test"), 500, (6, 5), augmented(recipe, cutout=3))
+def test_a_cutout_lies_within_the_image_and_covers_every_place():
+    views = draw_views(stream("test"), 500, (6, 5), Augmentation(cutout=3))
     assert {tuple(corner) for corner in views.corners.tolist()} == {(y, x) for y in range(4) for x in range(3)}
     images = torch.ones(500, 2, 6, 5)
     seen = take(images, torch.arange(500), views, 0, 3)
@@ -68,21 +64,23 @@ def test_a_cutout_lies_within_the_image_and_covers_every_place(recipe: Recipe):
     assert torch.equal(images, torch.ones(500, 2, 6, 5))
 
 
-def test_a_cutout_as_large_as_the_image_leaves_the_mean_alone(recipe: Recipe):
-    views = draw_views(stream("test"), 10, (4, 4), augmented(recipe, cutout=4))
+def test_a_cutout_as_large_as_the_image_leaves_the_mean_alone():
+    views = draw_views(stream("test"), 10, (4, 4), Augmentation(cutout=4))
     assert not take(torch.ones(10, 1, 4, 4), torch.arange(10), views, 0, 4).any()
 
 
-def test_a_cutout_changes_neither_the_shifts_nor_the_flips(recipe: Recipe):
-    moved = augmented(recipe, translate=2, flip=True)
-    without, cut = (draw_views(stream("test"), 50, (7, 5), r) for r in (moved, augmented(moved, cutout=2)))
+def test_a_cutout_changes_neither_the_shifts_nor_the_flips():
+    moved = Augmentation(translate=2, flip=True)
+    without, cut = (
+        draw_views(stream("test"), 50, (7, 5), one) for one in (moved, dataclasses.replace(moved, cutout=2))
+    )
     assert torch.equal(without.offsets, cut.offsets)
     assert torch.equal(without.mirrored, cut.mirrored)
 
 
-def test_black_may_differ_between_channels(recipe: Recipe):
+def test_black_may_differ_between_channels():
     images = torch.randn(30, 3, 7, 5, generator=torch.Generator().manual_seed(0))
-    views = draw_views(stream("test"), 30, (7, 5), augmented(recipe, flip=True, translate=2))
+    views = draw_views(stream("test"), 30, (7, 5), Augmentation(flip=True, translate=2))
     seen = take(pad(images, 2, (-1.0, 0.5, 2.0)), torch.arange(30), views, 2)
     for channel, black in enumerate((-1.0, 0.5, 2.0)):
         alone = images[:, channel : channel + 1]
@@ -90,16 +88,16 @@ def test_black_may_differ_between_channels(recipe: Recipe):
     assert torch.equal(pad(images, 2, (0.5,) * 3), pad(images, 2, 0.5))
 
 
-def test_flips_without_translation_mirror_the_columns(recipe: Recipe):
+def test_flips_without_translation_mirror_the_columns():
     images = torch.randn(20, 1, 4, 6, generator=torch.Generator().manual_seed(0))
-    views = draw_views(stream("test"), 20, (4, 6), augmented(recipe, flip=True))
+    views = draw_views(stream("test"), 20, (4, 6), Augmentation(flip=True))
     assert 0 < views.mirrored.sum() < 20
     assert torch.equal(take(images, torch.arange(20), views, 0), plain_batch(images, views, 0, 0.0))
 
 
-def test_flip_and_translation_are_both_there_and_cover_their_range(recipe: Recipe):
+def test_flip_and_translation_are_both_there_and_cover_their_range():
     images = torch.randn(200, 1, 5, 5, generator=torch.Generator().manual_seed(0))
-    views = draw_views(stream("test"), 200, (5, 5), augmented(recipe, flip=True, translate=1))
+    views = draw_views(stream("test"), 200, (5, 5), Augmentation(flip=True, translate=1))
     assert {tuple(offset) for offset in views.offsets.tolist()} == {(y, x) for y in range(3) for x in range(3)}
     assert 60 < views.mirrored.sum() < 140
     seen = take(pad(images, 1, 0.5), torch.arange(200), views, 1)
@@ -114,18 +112,18 @@ def test_images_are_taken_in_the_order_and_shape_of_their_indices():
     assert seen[:, :, 0, 0, 0].tolist() == [[4, 0, 2], [1, 1, 3]]
 
 
-def test_statistics_come_from_the_train_split_as_the_recipe_augments_it(blobs: Dataset, recipe: Recipe):
-    assert statistics_images(blobs, recipe) is blobs.train.images
-    moved = dataclasses.replace(recipe, translate=1)
+def test_statistics_come_from_the_train_split_as_the_recipe_augments_it(blobs: Dataset):
+    assert statistics_images(blobs, NO_AUGMENTATION) is blobs.train.images
+    moved = Augmentation(translate=1)
     first = statistics_images(blobs, moved)
     assert first.shape == blobs.train.images.shape
-    assert torch.equal(first, statistics_images(blobs, dataclasses.replace(moved, learning_rate=1.0, name="other")))
+    assert torch.equal(first, statistics_images(blobs, moved))
     assert not torch.equal(first, blobs.train.images)
 
 
-def test_fewer_statistics_images_are_some_of_more_each_seen_the_same(blobs: Dataset, recipe: Recipe):
-    moved = dataclasses.replace(recipe, translate=1, flip=True)
-    for chosen in (recipe, moved, dataclasses.replace(moved, cutout=2), dataclasses.replace(recipe, cutout=2)):
+def test_fewer_statistics_images_are_some_of_more_each_seen_the_same(blobs: Dataset):
+    moved = Augmentation(translate=1, flip=True)
+    for chosen in (NO_AUGMENTATION, moved, dataclasses.replace(moved, cutout=2), Augmentation(cutout=2)):
         everything, more, fewer = (statistics_images(blobs, chosen, Samples(n)) for n in (None, 50, 20))
         assert (len(more), len(fewer)) == (50, 20)
         assert torch.equal(fewer, more[:20])
@@ -133,13 +131,14 @@ def test_fewer_statistics_images_are_some_of_more_each_seen_the_same(blobs: Data
         assert torch.equal(statistics_images(blobs, chosen, Samples(len(everything))), everything)
 
 
-def test_another_draw_sees_other_images_otherwise(blobs: Dataset, recipe: Recipe):
-    moved = dataclasses.replace(recipe, translate=1)
+def test_another_draw_sees_other_images_otherwise(blobs: Dataset):
+    moved = Augmentation(translate=1)
     assert not torch.equal(
-        statistics_images(blobs, recipe, Samples(20)), statistics_images(blobs, recipe, Samples(20, draw=1))
+        statistics_images(blobs, NO_AUGMENTATION, Samples(20)),
+        statistics_images(blobs, NO_AUGMENTATION, Samples(20, draw=1)),
     )
     assert not torch.equal(statistics_images(blobs, moved), statistics_images(blobs, moved, Samples(draw=1)))
-    assert statistics_images(blobs, recipe, Samples(draw=1)) is blobs.train.images
+    assert statistics_images(blobs, NO_AUGMENTATION, Samples(draw=1)) is blobs.train.images
     assert statistics_images(blobs, moved, Samples(augmented=False)) is blobs.train.images
 
 

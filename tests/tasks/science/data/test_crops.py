@@ -85,7 +85,7 @@ def cropping(recipe: Recipe) -> Recipe:
 
 def test_crops_change_neither_the_shifts_nor_the_flips(cropping: Recipe):
     plain = dataclasses.replace(cropping, resized_crop=0)
-    with_crops, without = (draw_views(stream("test"), 50, (4, 4), recipe) for recipe in (cropping, plain))
+    with_crops, without = (draw_views(stream("test"), 50, (4, 4), recipe.augmentation) for recipe in (cropping, plain))
     assert torch.equal(with_crops.offsets, without.offsets)
     assert torch.equal(with_crops.mirrored, without.mirrored)
     assert without.crops is None
@@ -94,15 +94,16 @@ def test_crops_change_neither_the_shifts_nor_the_flips(cropping: Recipe):
 
 
 def test_statistics_are_crops_at_the_size_of_the_data_shifted_and_mirrored_after(blobs: Dataset, cropping: Recipe):
-    seen = statistics_images(blobs, cropping)
-    views = draw_views(stream("statistics", "blobs-1"), 240, (6, 6), cropping)
+    crops = cropping.augmentation
+    seen = statistics_images(blobs, crops)
+    views = draw_views(stream("statistics", "blobs-1"), 240, (6, 6), crops)
     assert views.crops is not None
     padded = pad(resize_crops(blobs.train.images, views.crops, (6, 6)), 1, blobs.black)
     assert torch.equal(seen, take(padded, torch.arange(240), views, 1))
-    more, fewer = (statistics_images(blobs, cropping, Samples(n)) for n in (150, 120))
+    more, fewer = (statistics_images(blobs, crops, Samples(n)) for n in (150, 120))
     assert torch.equal(fewer, more[:120])
-    assert torch.equal(seen, statistics_images(blobs, dataclasses.replace(cropping, resized_crop=3)))
-    assert statistics_images(blobs, cropping, Samples(augmented=False)) is blobs.train.images
+    assert torch.equal(seen, statistics_images(blobs, dataclasses.replace(crops, resized_crop=3)))
+    assert statistics_images(blobs, crops, Samples(augmented=False)) is blobs.train.images
 
 
 def test_statistics_that_memory_cannot_hold_are_refused_with_the_way_out():
@@ -119,7 +120,7 @@ def test_a_training_on_crops_sees_each_image_of_a_batch_as_drawn(blobs: Dataset,
     crops = dataclasses.replace(crops, recipe=dataclasses.replace(cropping, epochs=1, translate=0))
     (trained,) = train_group(crops, [3], small)
     order = torch.from_numpy(stream("order", 3, 0).permutation(80))
-    views = draw_views(stream("augmentation", 3, 0), 80, (4, 4), crops.recipe)
+    views = draw_views(stream("augmentation", 3, 0), 80, (4, 4), crops.recipe.augmentation)
     assert views.crops is not None
     seen = [
         image.flip(-1) if mirrored else image

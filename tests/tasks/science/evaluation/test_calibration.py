@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tasks.science.data.examples import Dataset, Examples
-from tasks.science.evaluation.calibration import MAX_TEMPERATURE, Halves, calibrate, calibration_halves, fit_temperature
+from tasks.science.evaluation.calibration import MAX_TEMPERATURE, Halves, calibrate, calibration_halves
 from tasks.science.evaluation.metrics import evaluate
 from tasks.science.paths.curves import evaluate_splits
 
@@ -33,13 +33,21 @@ def halves_of(n: int) -> Halves:
     return halves
 
 
+def temperature_of(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
+    """Return the temperature that is fitted to all of these examples."""
+    every = np.arange(len(labels))
+    found = calibrate(logits, labels, (every, every))
+    assert found is not None
+    return found.temperature
+
+
 @pytest.mark.parametrize(("n", "n_out", "temperature"), [(50, 2, 0.3), (300, 10, 1.0), (400, 4, 6.0)])
 def test_the_temperature_is_the_best_of_a_fine_grid(n: int, n_out: int, temperature: float):
     logits, labels = draw(n, n_out, temperature)
     step = 0.002
     grid = np.exp(np.arange(-math.log(MAX_TEMPERATURE), math.log(MAX_TEMPERATURE), step))
     losses = [mean_loss(logits, labels, t) for t in grid]
-    found = fit_temperature(logits, labels)
+    found = temperature_of(logits, labels)
     assert abs(math.log(found / grid[np.argmin(losses)])) <= step
     assert mean_loss(logits, labels, found) <= min(losses) + 1e-14
 
@@ -95,14 +103,14 @@ def test_no_example_is_judged_by_a_temperature_that_has_seen_it():
     first, second = halves_of(100)
     found = calibrate(logits, labels, (first, second))
     assert found is not None
-    of_first, of_second = fit_temperature(logits[first], labels[first]), fit_temperature(logits[second], labels[second])
+    of_first, of_second = temperature_of(logits[first], labels[first]), temperature_of(logits[second], labels[second])
     total = mean_loss(logits[first], labels[first], of_second) + mean_loss(logits[second], labels[second], of_first)
     assert found.loss == pytest.approx(total / 2, rel=1e-12)
     assert found.temperature == pytest.approx(math.sqrt(of_first * of_second), rel=1e-12)
     for kept in (first, second):
         changed = labels.copy()
         changed[np.setdiff1d(np.arange(100), kept)] = 0
-        assert fit_temperature(logits[kept], changed[kept]) == fit_temperature(logits[kept], labels[kept])
+        assert temperature_of(logits[kept], changed[kept]) == temperature_of(logits[kept], labels[kept])
 
 
 @pytest.mark.parametrize("n", [2, 7, 100])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.science.alignment.matching import function_error, match
+from tasks.science.alignment.matching import match
 from tasks.science.correction.correction import preactivation_moments
 from tasks.science.correction.layout import find_layout
 from tasks.science.data.examples import Examples
@@ -22,6 +22,7 @@ from tasks.science.networks.fitting import MergeError
 from tasks.science.networks.user_code import OwnCodeError, build_own_network
 from tasks.science.paths.curves import measure_side
 from tasks.science.specs.state import State
+from tasks.science.symmetry.proof import function_error
 from tasks.science.symmetry.tracing import TraceError, trace_permutation_spec
 
 IMAGES = torch.randn(24, 6, generator=torch.Generator().manual_seed(3))

@@ -8,7 +8,8 @@ from tasks.science.networks import ARCHITECTURES
 from tasks.science.specs.cell import Cell
 from tasks.science.specs.corrections import CORRECTIONS, NORMALIZATIONS, RESIDUAL_ARCHITECTURES, check_correction
 from tasks.science.specs.measurement import Measurement
-from tasks.science.specs.pairing import Member, Pairing, Path
+from tasks.science.specs.pairing import Member, Pairing
+from tasks.science.specs.path import WeightPath
 from tasks.science.specs.request import Request
 
 
@@ -24,7 +25,7 @@ def test_every_correction_says_where_it_is_defined():
     anywhere = {"none", "repair", "repair-closed-form", "repair-block", "rescale", "reshift"}
     assert {name for name, row in CORRECTIONS.items() if row.normalizations == NORMALIZATIONS} == anywhere
     assert {name for name, row in CORRECTIONS.items() if row.normalizations == ("batch",)} == {"reset", "repair/frozen"}
-    assert [name for name, row in CORRECTIONS.items() if not row.keeps_architecture("batch")] == ["repair-block"]
+    assert [name for name, row in CORRECTIONS.items() if "batch" in row.extra_layers] == ["repair-block"]
 
 
 @pytest.mark.parametrize("normalization", ["none", "layer", "fixup", "batch-fused"])
@@ -45,7 +46,7 @@ def test_a_study_that_asks_for_what_is_not_defined_is_refused_when_it_is_asked_f
     a, b = Member(0, "a", "1"), Member(1, "b", "2")
     pairing = Pairing(cell, a, b, "none")
     with pytest.raises(ValueError, match="reset is not defined for normalization none"):
-        Path(pairing, "reset", Measurement("m"))
+        WeightPath(pairing, "reset", Measurement("m"))
     request = Request("test", (cell,), (0, 1), ("none",), ("none", "repair"), (Measurement("m"),))
     with pytest.raises(ValueError, match="reset is not defined for normalization none"):
         dataclasses.replace(request, corrections=("none", "reset"))
@@ -56,4 +57,4 @@ def test_paths_of_different_corrections_are_different(cell: Cell):
         dataclasses.replace(cell, normalization="batch"), Member(0, "a", "1"), Member(1, "b", "2"), "none"
     )
     names = [name for name, row in CORRECTIONS.items() if not row.blocks]
-    assert len({Path(pairing, name, Measurement("m")).id for name in names}) == len(names)
+    assert len({WeightPath(pairing, name, Measurement("m")).id for name in names}) == len(names)

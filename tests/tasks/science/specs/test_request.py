@@ -9,6 +9,7 @@ from tasks.science.specs.cell import Cell
 from tasks.science.specs.identity import safe_name
 from tasks.science.specs.measurement import Measurement
 from tasks.science.specs.pairing import Member, Pairing
+from tasks.science.specs.path import JointPath
 from tasks.science.specs.request import Request
 
 
@@ -110,7 +111,8 @@ def test_joint_training_is_set_beside_those_pairs_whose_seeds_both_learned_on_wh
     joint = [Member(seed, f"j{seed}", f"j{seed}") for seed in (0, 1, 3)]
     pairings = request.pairings(halved, members)
     beside = [path for path in request.paths(pairings, joint) if path.method == "joint"]
-    assert [[member.endpoint_id for member in path.joint] for path in beside] == [["j0", "j1"], ["j0", "j3"]]
+    ends = [path.ends for path in beside if isinstance(path, JointPath)]
+    assert [[member.endpoint_id for member in each] for each in ends] == [["j0", "j1"], ["j0", "j3"]]
     assert all(path.method != "joint" for path in request.paths(pairings))
     assert make_request(halved).trained_cells == (halved,)
     # A cell of whole data is the joint cell of the halved one.

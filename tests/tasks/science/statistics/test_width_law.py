@@ -5,7 +5,15 @@ import pytest
 from numpy.typing import ArrayLike
 from scipy import optimize
 
-from tasks.science.statistics.width_law import EXPONENTS, Barriers, answer, describe, fit, fit_width_law, n_saturated
+from tasks.science.statistics.width_law import (
+    EXPONENTS,
+    Barriers,
+    answer,
+    answer_sentence,
+    fit,
+    fit_width_law,
+    n_saturated,
+)
 
 WIDTHS = np.array([16, 32, 64, 128, 256, 512], dtype=np.float64)
 
@@ -79,57 +87,54 @@ def test_intervals_hold_the_true_exponent_and_floor_as_often_as_they_say():
 def test_where_widths_on_both_sides_were_measured_the_answer_lies_between_them():
     barriers = made(law(1, 1, 0), 2e-4)  # .0156 at width 64, .0078 at 128
     found = answer(barriers, 0.01, fit_width_law(barriers, 0.01, rng()))
-    assert (found.word, found.low, found.high) == ("between", 64, 128)
-    sentence = describe(found, "The barrier", "1 %", 512)
+    assert (found.kind, found.low, found.high) == ("between", 64, 128)
+    sentence = answer_sentence(found, "The barrier", "1 %", 512)
     assert sentence == "The barrier falls below 1 % between widths 64 and 128, both measured."
 
 
 def test_between_needs_no_law():
     barriers = made([0.2, 0.005])
     assert fit_width_law(barriers, 0.01, rng()) is None
-    assert answer(barriers, 0.01, None).word == "between"
+    assert answer(barriers, 0.01, None).kind == "between"
 
 
 def test_beyond_the_widest_the_law_says_how_far():
     barriers = made(law(10, 1, 0), 0.01 * law(10, 1, 0))  # meets .01 at width 1000
     found = answer(barriers, 0.01, fit_width_law(barriers, 0.01, rng()))
-    assert found.word == "beyond"
+    assert found.kind == "beyond"
     assert found.low < found.width < found.high
     assert found.width == pytest.approx(1000, rel=0.01)
-    assert "of width 512; the law that it follows puts the fall below 1 % at width 1" in describe(
-        found, "B", "1 %", 512
-    )
+    assert "of width 512; the fitted law falls below 1 % at width 1" in answer_sentence(found, "B", "1 %", 512)
 
 
 def test_a_floor_above_the_threshold_is_never():
     barriers = made(law(20, 1, 0.05), 1e-3)
     found = answer(barriers, 0.01, fit_width_law(barriers, 0.01, rng()))
-    assert found.word == "never"
-    assert describe(found, "B", "1 %", 512).startswith("B does not fall below 1 % at any width, if the law")
+    assert found.kind == "never"
+    assert answer_sentence(found, "B", "1 %", 512).startswith("B does not fall below 1 % at any width")
 
 
 def test_a_barrier_that_is_below_everywhere_is_at_most_the_narrowest():
     found = answer(made([0.002, 0.001, 0.0005]), 0.01, None)
-    assert (found.word, found.high) == ("at most", 16)
+    assert (found.kind, found.high) == ("at most", 16)
     assert np.isnan(found.low)
 
 
 def test_an_interval_around_the_threshold_leaves_it_unsettled():
     found = answer(made([0.2, 0.1, 0.011], [1e-3, 1e-3, 5e-3]), 0.01, None)
-    assert (found.word, found.low) == ("unsettled", 32)
-    assert "more seeds there would tell" in describe(found, "The barrier", "1 %", 64)
+    assert (found.kind, found.low) == ("unsettled", 32)
+    assert "more seeds there would tell" in answer_sentence(found, "The barrier", "1 %", 64)
 
 
 def test_too_few_widths_identify_nothing():
     barriers = made([0.4, 0.2, 0.1])
     assert fit_width_law(barriers, 0.01, rng()) is None
     found = answer(barriers, 0.01, None)
-    assert found.word == "not identifiable"
-    assert describe(found, "The barrier", "1 %", 64) == (
-        "How wide a network must be for the barrier below 1 % cannot be told: 3 of 3 widths are below saturation, "
-        "and the law needs 4."
+    assert found.kind == "not identifiable"
+    assert answer_sentence(found, "The barrier", "1 %", 64).endswith(
+        "cannot be told: 3 of 3 widths are below saturation, and the law needs 4."
     )
-    assert answer(made([]), 0.01, None).word == "not identifiable"
+    assert answer(made([]), 0.01, None).kind == "not identifiable"
 
 
 def test_noise_identifies_nothing():
@@ -137,13 +142,13 @@ def test_noise_identifies_nothing():
         of = np.random.default_rng(seed)
         barriers = made(0.3 + 0.05 * of.normal(size=6), 0.05)
         found = answer(barriers, 0.01, fit_width_law(barriers, 0.01, of))
-        assert found.word == "not identifiable"
+        assert found.kind == "not identifiable"
 
 
 def test_an_exponent_or_a_floor_that_may_be_anything_identifies_nothing():
     barriers = made(law(2, 0.5, 0.0)[:4], 0.005)
     found = answer(barriers, 0.01, fit_width_law(barriers, 0.01, rng()))
-    assert found.word == "not identifiable"
+    assert found.kind == "not identifiable"
     assert "may be anything from" in found.reason
 
 

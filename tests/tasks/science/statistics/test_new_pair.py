@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from tasks.science.statistics.jackknife import mean_interval, samples_of
-from tasks.science.statistics.prediction import Components, new_pair_interval, variance_components
+from tasks.science.statistics.new_pair import Components, new_pair_interval, variance_components
 
 
 def pairs_of(n_seeds: int) -> list[tuple[int, int]]:

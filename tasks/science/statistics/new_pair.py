@@ -1,13 +1,15 @@
-"""Where one new pair of two new seeds would fall: what a published figure, which is one pair, is judged by.
+"""Prediction intervals for one new pair of two new seeds.
 
-A pair's value is taken as y_ij = m + a_i + a_j + e_ij: a mean, a share of either seed, and what is the pair's own. Over
-n seeds, a new pair differs from the estimated mean by the error of that mean, two new seeds' shares and a new pair's
-own, so its 95 % prediction interval is m +- t(n - 1) sqrt(se^2 + 2 s_a^2 + s_e^2). `se` is the delete-one-seed
-jackknife of `statistics`. In simulation it holds the new pair in .94-.97 of cases at 4 to 8 seeds where
-seeds differ, and in up to .99 where only pairs do.
+A published figure is one pair, so it is judged by where a new pair would fall, not by the interval of a mean.
 
-Where every pair lies across two halves of the seeds, y_ij = m + a_i + b_j + e_ij: the halves have variances of their
-own, s_a^2 + s_b^2 stands for 2 s_a^2, and n - 2 degrees of freedom are left.
+A pair's value is modelled as y_ij = m + a_i + a_j + e_ij: a mean, an effect of each seed, and a residual of the pair.
+Over n seeds, a new pair differs from the estimated mean by the error of that mean, the effects of two new seeds and a
+new residual, so its 95 % prediction interval is m +- t(n - 1) sqrt(se^2 + 2 s_a^2 + s_e^2), where `se` is the
+delete-one-seed jackknife's. In simulation it holds the new pair in .94-.97 of cases at 4 to 8 seeds if seeds differ,
+and in up to .99 if only pairs do.
+
+If every pair has one seed from each of two disjoint halves, y_ij = m + a_i + b_j + e_ij: each half has its own
+variance, s_a^2 + s_b^2 replaces 2 s_a^2, and n - 2 degrees of freedom are left.
 """
 
 from __future__ import annotations
@@ -21,30 +23,30 @@ from numpy.typing import NDArray
 from tasks.science.statistics.jackknife import Interval, interval_of, mean_estimate, samples_of
 
 MIN_SEEDS_TO_PREDICT = 4
-"""Three seeds make three pairs, whose seeds' shares explain all there is: nothing tells a pair's own from them."""
+"""Fewest seeds with a prediction interval: three make three pairs, which the effects of the seeds explain fully."""
 
 
 @dataclass(frozen=True)
 class Components:
-    """What values of pairs vary by, as variances in the square of their unit."""
+    """Variance components of the values of pairs."""
 
     of_seeds: tuple[float, ...]
-    """Of a seed's share: of any seed, or of A's and of B's where these are two samples."""
+    """Variance of the effect of a seed: one, or one for A and one for B if these are two samples."""
     of_pair: float
-    """Of what is the pair's own."""
+    """Variance of the residual of a pair."""
 
     @property
     def of_new_pair(self) -> float:
-        """Of a pair of two new seeds about the mean."""
+        """The variance of a pair of two new seeds about the mean."""
         return sum(self.of_seeds) * (2 / len(self.of_seeds)) + self.of_pair
 
 
 def new_pair_interval(seed_pairs: Sequence[tuple[int, int]], values: Sequence[float]) -> Interval:
-    """Mean over pairs, with the 95 % prediction interval of one more pair of two new seeds.
+    """Return the mean over pairs with the 95 % prediction interval of a pair of two new seeds.
 
-    `seed_pairs[i]` are the two seeds that `values[i]` belongs to; pairs may be missing. NaN below four seeds, and where
-    the pairs there are cannot tell the seeds' shares from the pairs' own. It is not cut off at what a value can be.
-    Raises ValueError where the lengths differ.
+    `seed_pairs[i]` are the two seeds of `values[i]`; pairs may be missing. The ends are NaN below four seeds, and if
+    the effects of seeds and the residuals of pairs cannot be separated. They are not clipped to the range of the value.
+    Raises ValueError if the lengths differ.
     """
     estimate = mean_estimate(seed_pairs, values)
     unknown = Interval(estimate.mean, float("nan"), float("nan"))
@@ -57,13 +59,13 @@ def new_pair_interval(seed_pairs: Sequence[tuple[int, int]], values: Sequence[fl
 
 
 def variance_components(seed_pairs: Sequence[tuple[int, int]], values: Sequence[float]) -> Components | None:
-    """The variances of seeds' shares and of pairs' own, by fitting constants; None where the pairs cannot tell them.
+    """Return the variance components by fitting constants, None if the pairs cannot separate them.
 
-    s_e^2 is the residual mean square of the least-squares fit of one constant per seed. s_a^2 comes from how much of
-    the sum of squares those constants explain beyond the mean (and beyond the other side's, for two samples): its
-    expectation is s_a^2 tr(Z' D Z) + rank(D) s_e^2, where D projects on what they alone explain and Z tells which
-    seeds a pair has. Both are unbiased whichever pairs are missing, before a negative one is set to 0; with no pair
-    missing they are the textbook's. Source: Henderson 1953, method 3.
+    s_e^2 is the residual mean square of the least-squares fit of one constant per seed. s_a^2 comes from the sum of
+    squares that those constants explain beyond the mean (and beyond the other side's, for two samples), whose
+    expectation is s_a^2 tr(Z' D Z) + rank(D) s_e^2, where D projects on what they alone explain and Z is the incidence
+    of seeds in pairs. Both are unbiased whichever pairs are missing, before negative ones are set to 0; with no pair
+    missing they are the textbook estimates. Source: Henderson 1953, method 3.
     """
     y = np.asarray(values, dtype=np.float64) - np.mean(values)  # Sums of squares of small differences stay exact.
     incidences = [_incidence(seed_pairs, seeds) for seeds in samples_of(seed_pairs)]
@@ -87,11 +89,11 @@ def variance_components(seed_pairs: Sequence[tuple[int, int]], values: Sequence[
 
 
 def _incidence(seed_pairs: Sequence[tuple[int, int]], seeds: Sequence[int]) -> NDArray[np.float64]:
-    """Shape (n_pairs, n_seeds): 1 where a pair has the seed."""
+    """Return the incidence of seeds in pairs, shape (n_pairs, n_seeds): 1 where a pair has the seed."""
     return (np.asarray(seed_pairs)[:, :, None] == np.asarray(seeds)).sum(1).astype(np.float64)
 
 
 def _basis(blocks: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """An orthonormal basis of what the columns of the blocks span, shape (n_pairs, rank)."""
+    """Return an orthonormal basis of the span of the blocks' columns, shape (n_pairs, rank)."""
     left, singular, _ = np.linalg.svd(np.hstack(blocks), full_matrices=False)
     return left[:, singular > singular[0] * 1e-9]
