@@ -114,7 +114,7 @@ def run_study(words: dict[str, Any], folder: Path) -> None:
     flows.study.make_runner = lambda settings: ProcessPoolTaskRunner(  # pyright: ignore
         max_workers=settings.workers, initializer=begin_timed_worker
     )
-    flows.cli.run("mlp-width", store=str(folder / "store"), dataset=["fashion_mnist"], yes=True, **words)
+    flows.cli.run(study="mlp-width", store=str(folder / "store"), dataset=["fashion_mnist"], yes=True, **words)
 
 
 def read_spans(folder: Path) -> list[Span]:

@@ -19,13 +19,13 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.commands.imports import resolve
 from flows.lasting import Lasting
 from flows.options import StudyOptions
 from flows.plan import TASK_SECONDS, group_size, measuring_seconds, path_seconds, task_seconds, training_seconds
 from flows.progress import show_stages
 from flows.report.page import report
 from flows.report.prefect_page import progress_artifacts, tag_run
+from flows.resolve import resolve
 from flows.work import Submitted, Work
 from infra.runners import Routing, ServerError, check_runner, make_runner, prefect_api, safe_path, telling_of_the_api
 from infra.settings import Settings

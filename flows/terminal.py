@@ -1,4 +1,4 @@
-"""Output on a terminal, where no foreign name can command the terminal or pose as markup."""
+"""Terminal output in which foreign names can neither control the terminal nor act as markup."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from infra.text import one_line, printable
 
 
 class _Printable:
-    """A renderable with all of its text printable; the codes of rich itself stay."""
+    """A renderable whose text is printable; the control codes of rich stay."""
 
     def __init__(self, renderable: ConsoleRenderable) -> None:
         self._renderable = renderable
@@ -28,17 +28,17 @@ class _Printing(RenderHook):
 
 
 def make_console(**options: Any) -> Console:
-    """Return a console that takes no text for markup, and escapes every character that is not printable."""
+    """Return a console that reads no markup and escapes every character that is not printable."""
     console = Console(markup=False, emoji=False, **options)
     console.push_render_hook(_Printing())
     return console
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print lines as they are, with every character that is not printable escaped."""
+    """Print lines with every character that is not printable escaped."""
     typer.echo(printable(text), err=err)
 
 
 def tell(console: Console, sentence: str, *, soft_wrap: bool = False) -> None:
-    """Print a sentence that names what strangers have named, on one line."""
+    """Print a sentence with foreign names on one line."""
     console.print(one_line(sentence), highlight=False, markup=False, soft_wrap=soft_wrap)

@@ -1,4 +1,4 @@
-"""Code that a study's file or a store names: run only where the command at hand names the same place, or trusts all."""
+"""Trust in code that a study's file or a store names: it runs only where the command names it too, or trusts all."""
 
 from __future__ import annotations
 
@@ -36,20 +36,22 @@ def admit_code(preset: Preset, named: Collection[str], *, trusted: bool) -> None
 
 
 def check_cell_code(owner: str, cell: Cell) -> None:
-    """ValueError where a `cell` that a store names has user-defined code. Nothing is imported."""
+    """Raise ValueError where a `cell` of a store has user-defined code. Imports nothing."""
     places = [*_unnamed([cell.architecture], (), "--network"), *_unnamed([cell.data.name], (), "--data")]
     if places:
         raise ValueError(
-            f"{owner} names code, {' and '.join(places)}, which is run only where you say so: trust_code=True runs it"
+            f"{owner} names code, {' and '.join(places)}, which runs only where you trust it: trust_code=True runs it"
         )
 
 
 def check_folder(folder: Path) -> None:
-    """ValueError where Prefect would take settings from a file in `folder`, the current one: they may name code, by a
-    configuration of its log or a server that it is to believe. A study's file may come with such a one beside it."""
+    """Raise ValueError where Prefect reads settings from a file in `folder`, the current one.
+
+    They may name code, by a configuration of its log or by its server, and a study's file may come with such a file.
+    """
     if (name := _settings_file(folder)) is not None:
         raise ValueError(
-            f"{name} in this folder sets Prefect up, which may run code: give the command in another folder, or "
+            f"{name} in this folder configures Prefect, which may run code: give the command in another folder, or "
             "--trust-code where you trust it"
         )
 
@@ -62,12 +64,12 @@ def _settings_file(folder: Path) -> str | None:
     try:
         tools = tomllib.loads(_text(folder / "pyproject.toml")).get("tool", {})
     except tomllib.TOMLDecodeError:
-        return None  # Prefect does not take it either.
+        return None  # Prefect does not read it either.
     return "pyproject.toml" if "prefect" in tools else None
 
 
 def _text(path: Path) -> str:
-    """Return the text of a file; empty where it is not there, or not to be read."""
+    """Return the text of a file; empty for a file that is missing or cannot be read."""
     try:
         return path.read_text(errors="replace")
     except OSError:

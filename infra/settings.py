@@ -22,18 +22,18 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="REPAIRLAB_", extra="ignore")
 
-    store: str = Field(default="./runs", description="Folder or s3:// URL that everything is kept in")
+    store: str = Field(default="./runs", description="Folder or s3:// URL of the store")
     upstream: str | None = Field(
-        default=None, description="Store that is read where `store` lacks something, never written"
+        default=None, description="Store that is read for files that this one lacks, and never written"
     )
-    data_dir: Path = Field(default=Path("~/.cache/repairlab/data"), description="Folder that data sets are found in")
-    runner: Runner = Field(default="processes", description="What carries tasks out")
-    workers: int = Field(default_factory=usable_cores, ge=1, description="How many tasks run at once")
+    data_dir: Path = Field(default=Path("~/.cache/repairlab/data"), description="Folder of the data sets")
+    runner: Runner = Field(default="processes", description="Runner of the tasks: processes, threads or dask")
+    workers: int = Field(default_factory=usable_cores, ge=1, description="Number of tasks that run at once")
     scheduler: str | None = Field(
-        default=None, description="Address of a Dask scheduler; without, dask starts its own workers"
+        default=None, description="Address of a Dask scheduler; without one, dask starts workers of its own"
     )
-    device: Device = Field(default="cpu", description="What networks are trained on")
-    quiet: bool = Field(default=False, description="Whether a run says nothing on its way")
+    device: Device = Field(default="cpu", description="Device that networks are trained on: cpu or cuda")
+    quiet: bool = Field(default=False, description="Print no progress of a run")
 
     def anchored(self) -> Settings:
         """Return these settings with absolute paths, for workers on this machine that run in another folder."""

@@ -339,7 +339,7 @@ def test_every_public_function_has_a_docstring():
     assert lacking == []
 
 
-@pytest.mark.parametrize("name", ["recipes", "tables"])
+@pytest.mark.parametrize("name", ["options", "recipes", "tables"])
 def test_the_page_is_made_from_the_code(name: str):
     module = page_module(name)
     assert module.PAGE.read_text() == module.page(), f"run docs/{name}.py"

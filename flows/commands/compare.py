@@ -1,4 +1,4 @@
-"""A study beside the figures that the authors of REPAIR saved: a table, a verdict on each, and a picture."""
+"""`repairlab compare`: a study beside the figures that the authors of REPAIR saved, with a verdict on each."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ SUMMARY_LEGEND = (
 
 
 def compare(store: Store, study: str, console: Console) -> None:
-    """Prints the comparison and its summary, and draws `figures/comparison.png`.
+    """Print the comparison and its summary, and draw `figures/comparison.png`.
 
-    StoreError where the study has no tables, or has them from before there were comparisons.
+    Raises StoreError for a study without tables, or with tables of a version that made no comparison.
     """
     check_gathered(store, study, ["paper"])
     paper = read_gathered(store, study, "paper")
@@ -51,7 +51,7 @@ def compare(store: Store, study: str, console: Console) -> None:
         _print_points(of_network, console)
         console.print()
     console.print("In short", style="bold")
-    console.print(_as_text(summarise(test), headed="network"))
+    console.print(_as_text(summarise_points(test), headed="network"))
     console.print(f"{LEGEND} {SUMMARY_LEGEND}", style="dim", highlight=False)
     chart = chart_comparison(paper)
     if chart is not None:
@@ -61,7 +61,7 @@ def compare(store: Store, study: str, console: Console) -> None:
 
 
 def _print_points(of_network: pd.DataFrame, console: Console) -> None:
-    """The points of one kind of network: a table for each way ours were trained and measured, and what was not run."""
+    """Print the points of one kind of network: a table for each recipe and measurement, and the points not run."""
     known = of_network["published_recipe_known"]
     for recipe, of_recipe in of_network.groupby(of_network["published_recipe"].fillna("")):
         theirs = f"{recipe}{'' if known[of_recipe.index].all() else ' (a guess)'}" if recipe else "not known"
@@ -85,11 +85,10 @@ def _print_points(of_network: pd.DataFrame, console: Console) -> None:
             tell(console, f"no pair at {where} by {cell['recipe']}: {lost}")
 
 
-def summarise(test: pd.DataFrame) -> pd.DataFrame:
-    """A row per network and method, as text: how many of the published points are inside, how far off ours are, and
-    how many could not be judged.
+def summarise_points(test: pd.DataFrame) -> pd.DataFrame:
+    """Return a row of text per network and method: published points inside, our error, and points without a verdict.
 
-    `test` are the accuracies of one split. A point that several cells or measurements speak of counts once: by one
+    `test` are the accuracies of one split. A point with several cells or measurements counts once: by one that was
     trained and measured alike where there is one, with most pairs.
     """
     rank = test["verdict"].map(lambda verdict: 0 if verdict in ALIKE else 2 if verdict == NOT_RUN else 1)
@@ -118,7 +117,7 @@ def _in_points(values: pd.Series, form: str) -> str:
 
 
 def _at_sizes(rows: pd.DataFrame, among: pd.DataFrame) -> str:
-    """At which of the sizes in `among` the rows are, in words; empty where at all of them."""
+    """Return the sizes of the rows in words; empty where they are all of the sizes in `among`."""
     factors = sizes_varied(among)
     of_rows, of_all = (frame[factors].drop_duplicates().sort_values(factors) for frame in (rows, among))
     if len(of_rows) == len(of_all):
@@ -128,7 +127,7 @@ def _at_sizes(rows: pd.DataFrame, among: pd.DataFrame) -> str:
 
 
 def _as_text(frame: pd.DataFrame, headed: str = "") -> TextTable:
-    """A table without lines; of the column `headed`, every value stands once, above its rows."""
+    """Return a table without lines; every value of the column `headed` stands once, above its rows."""
     text = TextTable(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     left = {"method", "verdict"}
     for name in frame.columns.drop(headed or []):

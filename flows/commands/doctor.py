@@ -1,4 +1,4 @@
-"""`repairlab doctor`: what this machine, its store and its servers have to offer, before a study is asked of them."""
+"""`repairlab doctor`: a check of this machine, its store and its servers before a study."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ PACKAGES = ("torch", "torchvision", "prefect", "numpy", "scipy", "pandas", "pyar
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, what is so, and whether a study of these settings can be run with it."""
+    """One line: the thing examined, its state, and whether a study with these settings can use it."""
 
     what: str
     found: str
     is_well: bool = True
 
 
-def examine(settings: Settings) -> list[Finding]:
-    """Looks at everything, and changes nothing: a file is written to the store and removed again."""
+def examine_machine(settings: Settings) -> list[Finding]:
+    """Return all findings. Nothing is changed: a file is written to the store and removed again."""
     store = _try("store", lambda: _look_at_store(settings))
     return [*_versions(), *_devices(settings), store, *_data(settings), _runner(settings), _server()]
 
 
 def print_findings(findings: list[Finding], console: Console, *, as_json: bool) -> None:
-    """In 80 columns, what is wrong marked; or as JSON, a list of objects."""
+    """Print the findings in 80 columns, problems marked, or as a JSON list of objects."""
     if as_json:
         console.print_json(json.dumps([dataclasses.asdict(finding) for finding in findings]))
         return
@@ -99,8 +99,8 @@ def _data(settings: Settings) -> Iterator[Finding]:
             missing.append(name)
     yield Finding("data sets", ", ".join(found))
     if missing:
-        told = f"{', '.join(missing)}: fetched when first asked for, into {settings.data_dir}"
-        yield Finding("not here", f"{told}; ImageNet has to be put there" if "imagenet" in missing else told)
+        told = f"{', '.join(missing)}: fetched on first use into {settings.data_dir}"
+        yield Finding("not here", f"{told}; put ImageNet there yourself" if "imagenet" in missing else told)
 
 
 def _runner(settings: Settings) -> Finding:
@@ -116,7 +116,7 @@ def _server() -> Finding:
     def look() -> str:
         url = get_current_settings().api.url
         if url is None:
-            return "none is named in PREFECT_API_URL: every run starts one of its own, and ends it"
+            return "PREFECT_API_URL names none: every run starts one of its own, and ends it"
         with get_client(sync_client=True) as client:
             if (error := client.api_healthcheck()) is not None:
                 reason = str(error) or type(error).__name__
@@ -127,7 +127,7 @@ def _server() -> Finding:
 
 
 def _try(what: str, look: Callable[[], str]) -> Finding:
-    """What `look` says; or the sentence it is refused with."""
+    """Return the result of `look` as a finding, or the sentence of its error."""
     try:
         return Finding(what, look())
     except (StoreError, ServerError) as error:

@@ -1,4 +1,4 @@
-"""`repairlab du`, `gc` and `check`: what a store holds, what for, what may go, and what is damaged."""
+"""`repairlab du`, `gc` and `check`: the usage of a store, its garbage, and its damaged files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DRAWN = ("report", "figures")
 
 
 def print_usage(store: Store, console: Console) -> None:
-    """What a person reads: bytes by kind and by study, in 80 columns."""
+    """Print the bytes of a store by kind and by study, in 80 columns."""
     inventory = take_inventory(store)
     table = _table("kind", "files", "size")
     for kind, (n_files, n_bytes) in inventory.count_kinds().items():
@@ -54,16 +54,16 @@ def print_usage(store: Store, console: Console) -> None:
 
 
 def collect_garbage(store: Store, console: Console, *, dry_run: bool) -> None:
-    """Removes what no study refers to, or says what would be removed."""
+    """Remove the files that no study refers to, or print them in a dry run."""
     inventory = take_inventory(store)
     _tell_kept(inventory, console)
     garbage = inventory.garbage()
     for entry in garbage:
         if not dry_run:
-            # Whoever has begun since may refer to it.
+            # A study that began since may refer to it.
             if list_declarations(store) != inventory.requests:
                 raise StoreError(
-                    "a study has begun on this store in the meantime, so nothing more is removed: call gc again once "
+                    "a study has begun on this store in the meantime, so nothing more is removed: run gc again once "
                     "it has ended"
                 )
             store.remove(entry.key)
@@ -111,9 +111,9 @@ def check_files(store: Store, console: Console, *, delete: bool, seal: bool) -> 
 
 
 def _settle(store: Store, key: str, found: StoreError, console: Console, *, delete: bool, seal: bool) -> _State:
-    """Do what was asked for with a file that was `found` not to be whole, and say what is wrong with it.
+    """Seal, remove or leave a file that was `found` damaged, print its damage, and return its state.
 
-    Files are read far ahead of this, so it is read again first: somebody may have written it anew.
+    Files are read far ahead of this, so it is read again first: another process may have replaced it.
     """
     if isinstance(found, UnreadableError):
         _say(str(found), console)
@@ -142,7 +142,7 @@ def _settle(store: Store, key: str, found: StoreError, console: Console, *, dele
 
 
 def _describe(store: Store, key: str, error: StoreError, *, seal: bool) -> str:
-    """Say what is wrong with a file, and what makes it anew where running its study does not."""
+    """Return a sentence on the damage of a file, with the command that replaces it unless running its study does."""
     if isinstance(error, UnreadableError):
         return str(error)
     kind, study = kind_of(key), key.split("/")[1]
@@ -159,7 +159,7 @@ def _describe(store: Store, key: str, error: StoreError, *, seal: bool) -> str:
 
 
 def _tell_kept(inventory: Inventory, console: Console) -> None:
-    """Why more is kept than studies refer to."""
+    """Print why files are kept that no study refers to."""
     if inventory.unfinished:
         _say(f"{', '.join(inventory.unfinished)}: not all endpoints are there, so all measured pairs are kept", console)
     if inventory.foreign:

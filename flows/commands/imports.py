@@ -4,126 +4,105 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from flows.commands.declared import ImportOptions
 from flows.commands.merge import naming_notes
-from flows.options import StudyOptions
 from flows.presets import PRESETS
-from flows.presets.preset import Preset
 from flows.terminal import tell
 from infra.paths import imports_prefix, requests_prefix
 from infra.storage import Store
 from infra.text import one_line
 from infra.weights import open_weights, read_weights
-from tasks.data.datasets import UNKNOWN_FINGERPRINT, load_dataset
+from tasks.data.datasets import load_dataset
 from tasks.imports import check_import, imported_digest, save_import
 from tasks.science.networks import build_network, find_architecture
 from tasks.science.networks.architecture import Factors
 from tasks.science.networks.fitting import fit_state, in_float32
 from tasks.science.networks.output_checks import check_classes
 from tasks.science.specs.cell import Cell, Endpoint, Origin
-from tasks.science.specs.checks import check_choice
 from tasks.science.specs.data import DataSpec
-from tasks.science.specs.identity import safe_name, weights_digest
+from tasks.science.specs.identity import weights_digest
 from tasks.science.specs.overrides import override
 from tasks.science.specs.recipe import Recipe
-from tasks.science.specs.request import Request
 from tasks.science.specs.state import State
 from tasks.science.specs.user_code import names_code
 from tasks.science.training.judging import Training
-from tasks.stored.artifacts import read_endpoint
 from tasks.stored.imports import MOST, read_imports
-from tasks.stored.requests import read_requests
 from tasks.tables.columns import RECIPE
 from tasks.tables.sweep import parse_value
 from tasks.user_code import count_layers, import_code
 
-SeedFrom = Literal["order", "name"]
-
 _UNKNOWN = Recipe("imported", batch_size=1, epochs=1, learning_rate=1.0, warmup=0.0)
-"""What stands for a training that nothing is known of."""
+"""Recipe of a training of which nothing is known."""
 
 _FACTORS = ("width", "depth", "normalization")
 
 
-@dataclass(frozen=True)
-class ImportOptions:
-    """What a person asks for. `facts`: fields of the recipe, and factors of the cell, with what is known of them; where
-    the seeds come from: the order of the files' names, or the last number in each name. ValueError for words that
-    cannot be."""
+def check_options(options: ImportOptions) -> None:
+    """Raise ValueError for words that cannot be."""
+    if options.study in PRESETS:
+        raise ValueError(f"{options.study} is the name of a study that comes with repairlab: choose another --study")
+    known = [*_FACTORS, *RECIPE]
+    if lacking := [name for name in options.facts if name not in known]:
+        raise ValueError(f"there is no field {lacking[0]!r} to set; known: {', '.join(known)}")
+    find_architecture(options.network)
+    import_code({"--network": options.network, "--data": options.data})
 
-    patterns: tuple[str, ...]
-    network: str
-    data: str
-    study: str
-    facts: Mapping[str, str] = field(default_factory=dict[str, str])
-    seed_from: str = "order"
 
-    def __post_init__(self) -> None:
-        check_choice("--", "seed-from", self.seed_from, SeedFrom)
-        safe_name(self.study)
-        if self.study in PRESETS:
-            raise ValueError(f"{self.study} is the name of a study that comes with repairlab: choose another --study")
-        known = [*_FACTORS, *RECIPE]
-        if lacking := [name for name in self.facts if name not in known]:
-            raise ValueError(f"there is no field {lacking[0]!r} to set; known: {', '.join(known)}")
-        find_architecture(self.network)
-        import_code({"--network": self.network, "--data": self.data})
+def find_files(options: ImportOptions) -> dict[int, Path]:
+    """Return the files by their seeds. ValueError where there are none, or two have one seed."""
+    paths: dict[Path, None] = {}
+    for pattern in options.files:
+        whole = Path(pattern)
+        folder = Path(whole.anchor or ".")
+        try:
+            # A name with a bracket may be just that.
+            found = [whole] if whole.exists() else sorted(folder.glob(str(whole.relative_to(whole.anchor))))
+        except OSError as error:
+            raise ValueError(f"{pattern} cannot be looked for ({error.strerror})") from error
+        if not found:
+            raise ValueError(f"there is no file {pattern}")
+        paths |= dict.fromkeys(found)
+    if options.seed_from == "order":
+        return dict(enumerate(paths))
+    by_seed: dict[int, Path] = {}
+    for path in paths:
+        numbers = re.findall(r"\d+", path.stem)
+        if not numbers:
+            raise ValueError(f"{path} has no number in its name: --seed-from order counts the files instead")
+        seed = int(numbers[-1])
+        if seed > MOST:
+            raise ValueError(f"{path} has {seed} as the last number in its name, and seeds are at most {MOST}")
+        if seed in by_seed:
+            raise ValueError(
+                f"{by_seed[seed]} and {path} both have seed {seed}, the last number in their names: --seed-from "
+                "order counts the files instead"
+            )
+        by_seed[seed] = path
+    return by_seed
 
-    @property
-    def files(self) -> dict[int, Path]:
-        """The files by their seeds. ValueError where there are none, or two have one seed."""
-        paths: dict[Path, None] = {}
-        for pattern in self.patterns:
-            whole = Path(pattern)
-            folder = Path(whole.anchor or ".")
-            try:
-                # A name with a bracket may be just that.
-                found = [whole] if whole.exists() else sorted(folder.glob(str(whole.relative_to(whole.anchor))))
-            except OSError as error:
-                raise ValueError(f"{pattern} cannot be looked for ({error.strerror})") from error
-            if not found:
-                raise ValueError(f"there is no file {pattern}")
-            paths |= dict.fromkeys(found)
-        if self.seed_from == "order":
-            return dict(enumerate(paths))
-        by_seed: dict[int, Path] = {}
-        for path in paths:
-            numbers = re.findall(r"\d+", path.stem)
-            if not numbers:
-                raise ValueError(f"{path} has no number in its name: --seed-from order counts the files instead")
-            seed = int(numbers[-1])
-            if seed > MOST:
-                raise ValueError(f"{path} has {seed} as the last number in its name, and seeds are at most {MOST}")
-            if seed in by_seed:
-                raise ValueError(
-                    f"{by_seed[seed]} and {path} both have seed {seed}, the last number in their names: --seed-from "
-                    "order counts the files instead"
-                )
-            by_seed[seed] = path
-        return by_seed
 
-    def cell(self, data: DataSpec) -> Cell:
-        """Return the cell that all files are endpoints of. ValueError for impossible facts, and as `describe`."""
-        facts = {name: parse_value(name, value) for name, value in self.facts.items() if name not in _FACTORS}
-        for name, value in facts.items():
-            if isinstance(value, int) and value > MOST:
-                raise ValueError(f"{name} must be at most {MOST}, got {value}")
-        size = {name: _positive(name, self.facts[name]) for name in ("width", "depth") if name in self.facts}
-        word = self.facts.get("normalization")
-        if word == "batch-fused":
-            raise ValueError("networks whose BatchNorm was folded away have none: set normalization=none")
-        wanted = Factors(size.get("width"), size.get("depth"), word)
-        fields = find_architecture(self.network).describe(data, wanted, count_layers)
-        recipe = override(_UNKNOWN, **facts)
-        return Cell(data, recipe=recipe, origin=Origin(self.study, tuple(facts)), **fields)
+def make_cell(options: ImportOptions, data: DataSpec) -> Cell:
+    """Return the cell of all files. ValueError for impossible facts, and as `Architecture.describe`."""
+    facts = {name: parse_value(name, value) for name, value in options.facts.items() if name not in _FACTORS}
+    for name, value in facts.items():
+        if isinstance(value, int) and value > MOST:
+            raise ValueError(f"{name} must be at most {MOST}, got {value}")
+    size = {name: _positive(name, options.facts[name]) for name in ("width", "depth") if name in options.facts}
+    word = options.facts.get("normalization")
+    if word == "batch-fused":
+        raise ValueError("networks whose BatchNorm was folded away have none: set normalization=none")
+    wanted = Factors(size.get("width"), size.get("depth"), word)
+    fields = find_architecture(options.network).describe(data, wanted, count_layers)
+    recipe = override(_UNKNOWN, **facts)
+    return Cell(data, recipe=recipe, origin=Origin(options.study, tuple(facts)), **fields)
 
 
 def _positive(name: str, word: str) -> int:
@@ -135,16 +114,19 @@ def _positive(name: str, word: str) -> int:
 def import_files(
     options: ImportOptions, store: Store, data_dir: Path, tell: Callable[[str], None]
 ) -> dict[int, Training]:
-    """Stores every file as an endpoint, by seed, measured on both splits; every one is read and fits the network before
-    any is stored. What the store has of them already stays, and is replaced where it is damaged. What a file holds
-    beside the weights that are taken, `tell` is told.
+    """Store every file as an endpoint, by seed, measured on both splits, and return the endpoints' trainings.
+
+    `options` have passed `check_options`.
+
+    Every file is read and fits the network before any is stored. Endpoints that the store has already stay, and are
+    replaced where they are damaged. `tell` receives a sentence for parts of a file that are not used.
 
     Raises ValueError for words that cannot be, WeightsError for files, MergeError for weights that do not fit,
-    UserCodeError and TraceError for user-defined code, StoreError where a seed is there with other weights.
+    UserCodeError and TraceError for user-defined code, StoreError where the store has other weights of a seed.
     """
-    files = options.files
+    files = find_files(options)
     dataset = load_dataset(options.data, data_dir)
-    cell = options.cell(dataset.spec)
+    cell = make_cell(options, dataset.spec)
     endpoints = {seed: Endpoint(cell, seed) for seed in files}
     known = read_imports(store, options.study, {endpoint.id for endpoint in endpoints.values()})
     _check_company(cell, store, options.study, known)
@@ -169,9 +151,9 @@ def import_files(
 
 
 def _check_company(cell: Cell, store: Store, study: str, known: Sequence[Endpoint]) -> None:
-    """Raise ValueError where `cell` cannot be of one study with those that are `known` under its name.
+    """Raise ValueError where `cell` cannot be of one study with those `known` under its name.
 
-    One command names one user-defined network and data set, and a network at one place is the same throughout.
+    A command names one user-defined network and one such data set, and a network is the same throughout a study.
     """
     others = list(dict.fromkeys(endpoint.cell for endpoint in known))
     if not store.names(imports_prefix(study)) and store.names(requests_prefix(study)):
@@ -199,62 +181,14 @@ def _read(network: nn.Module, path: Path) -> State:
     return in_float32(fit_state(network, read_weights(path), str(path)))
 
 
-def imported_preset(store: Store, study: str) -> Preset | None:
-    """The study of all that was brought into the store under its name, which trains nothing; None where nothing was.
-    ValueError where some of it is no longer there."""
-    endpoints = read_imports(store, study)
-    if not endpoints:
-        return None
-    if n_missing := sum(read_endpoint(store, endpoint) is None for endpoint in endpoints):
-        raise ValueError(
-            f"{n_missing} of the {len(endpoints)} endpoints that were imported as {study} are not in {store.url}: "
-            "import them again"
-        )
-    return Preset(
-        name=study,
-        question=f"How large is the barrier between the networks that were imported as {study}?",
-        grids=(),
-        n_seeds=len({endpoint.seed for endpoint in endpoints}),
-        controls=True,
-        imported=tuple(endpoints),
-    )
-
-
-def resolve(options: StudyOptions, store: Store, describe: Callable[[str], DataSpec]) -> Request:
-    """The request that `options` make on `store`, which may hold what was imported under the study's name.
-
-    Raises ValueError for words that cannot be, and where a network or data are no longer those that were imported; and
-    StoreError where what was requested or imported before cannot be read: all of it is gathered at the end.
-    """
-    request = options.resolve(describe, lambda study: imported_preset(store, study))
-    read_requests(store, request.study)
-    for cell in request.cells:
-        if cell.origin is not None:
-            _check_unchanged(request.study, cell, describe)
-    return request
-
-
-def _check_unchanged(study: str, cell: Cell, describe: Callable[[str], DataSpec]) -> None:
-    data = describe(cell.data.name)
-    if data.fingerprint not in (cell.data.fingerprint, UNKNOWN_FINGERPRINT):
-        raise ValueError(f"{cell.data.name} holds other data than when {study} was imported: import under another name")
-    if cell.user_defined:
-        wanted = Factors(cell.width, cell.depth, cell.normalization)
-        now = find_architecture(cell.architecture).describe(cell.data, wanted, count_layers)
-        if now["graph"] != cell.graph:
-            raise ValueError(
-                f"{cell.architecture} makes another network than when {study} was imported: import under another name"
-            )
-
-
 def print_imports(trained: Mapping[int, Training], options: ImportOptions, console: Console) -> None:
-    """What a person reads, in 80 columns."""
+    """Print the imported endpoints in 80 columns."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("file", overflow="fold")
     for name in ("seed", "train, %", "test, %"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
-    for seed, path in options.files.items():
+    for seed, path in find_files(options).items():
         found = trained[seed]
         problem = "" if found.status == "trained" else f"{found.status}: {found.message}"
         table.add_row(

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from flows.commands.declared import MergeOptions
 from flows.commands.merge_notes import explain, explain_correction
 from flows.terminal import tell
-from infra.weights import SUFFIX, WeightsFile, check_target, open_weights, write_weights
+from infra.weights import WeightsFile, check_target, open_weights, write_weights
 from tasks.data.datasets import load_dataset
 from tasks.science.correction.sites import LeftOut
 from tasks.science.data.examples import Dataset, subset
@@ -25,62 +26,36 @@ from tasks.science.merging import Merged, merge_networks
 from tasks.science.networks.fitting import fit_state, in_float32, renamed
 from tasks.science.networks.output_checks import check_classes
 from tasks.science.networks.user_defined import call_builder
-from tasks.science.specs.corrections import find_correction
 from tasks.science.specs.identity import weights_digest
 from tasks.science.specs.matchers import parse_matcher
 from tasks.science.specs.user_code import find_function, names_code
 from tasks.user_code import import_code
 
 MOST_REASONS = 4
-"""How many of the reasons why units stay are told."""
-
-
-@dataclass(frozen=True)
-class MergeOptions:
-    """What a person asks for. ValueError for words that cannot be."""
-
-    a: Path
-    b: Path
-    network: str
-    data: str
-    out: Path
-    alpha: float = 0.5
-    matcher: str = "activation"
-    correction: str = "repair"
-    statistics: int = 5000
-    allow_extra_layers: bool = False
-
-    def __post_init__(self) -> None:
-        parse_matcher(self.matcher)
-        find_correction(self.correction)
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"--alpha must lie between 0 (A) and 1 (B), got {self.alpha:g}")
-        if self.statistics < 2:
-            raise ValueError(f"--statistics must be at least 2 images, got {self.statistics}")
-        if self.out.suffix != SUFFIX:
-            raise ValueError(f"--out must end in {SUFFIX}, the format that is written, got {self.out}")
-
-    def find(self, data_dir: Path) -> Sources:
-        """The functions and data that the words name. ValueError where there are none."""
-        import_code({"--network": self.network, "--data": self.data})
-        build = find_function(self.network, "--network")
-        if names_code(self.data):
-            return Sources(build, lambda: load_dataset(self.data, data_dir))
-        data = load_dataset(self.data, data_dir)
-        return Sources(build, lambda: data)
+"""Number of reasons for units that stay which are printed one by one."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What makes the network, and what loads the data."""
+    """Functions that build the network and load the data."""
 
     build: Callable[[], Any]
     load: Callable[[], Dataset]
 
 
+def find_sources(options: MergeOptions, data_dir: Path) -> Sources:
+    """Return the functions that the options name. ValueError where there are none."""
+    import_code({"--network": options.network, "--data": options.data})
+    build = find_function(options.network, "--network")
+    if names_code(options.data):
+        return Sources(build, lambda: load_dataset(options.data, data_dir))
+    data = load_dataset(options.data, data_dir)
+    return Sources(build, lambda: data)
+
+
 @dataclass(frozen=True)
 class MergeReport:
-    """What came of a merge: `evaluations` on the test split by what they are of; `notes` on the files."""
+    """A merged network with `evaluations` on the test split, by the weights they are of, and `notes` on the files."""
 
     merged: Merged
     evaluations: dict[str, Evaluation]
@@ -90,10 +65,10 @@ class MergeReport:
 
 
 def merge_files(options: MergeOptions, sources: Sources) -> MergeReport:
-    """Reads, merges, evaluates and writes.
+    """Read both networks, merge and evaluate them, and write the merged weights.
 
-    Raises WeightsError for files, UserCodeError for what user-defined functions return, MergeError and TraceError for
-    networks and weights that do not go together.
+    Raises WeightsError for files, UserCodeError for the values that user-defined functions return, MergeError and
+    TraceError for networks and weights that do not go together.
     """
     check_target(options.out)
     files = {path: open_weights(path) for path in (options.a, options.b)}
@@ -140,13 +115,13 @@ def merge_files(options: MergeOptions, sources: Sources) -> MergeReport:
 
 
 def naming_notes(network: nn.Module, path: Path, file: WeightsFile) -> tuple[str, ...]:
-    """Return the sentences about a weights file: what was left out of it, and how its names were made to fit."""
+    """Return sentences about a weights file: its parts that were left out, and the change of its names."""
     _, how = renamed(network, file.weights)
     return (*file.notes, f"{path}: {how}") if how else file.notes
 
 
 def print_merge(report: MergeReport, options: MergeOptions, console: Console) -> None:
-    """What a person reads, in 80 columns."""
+    """Print the merge in 80 columns."""
     title = f"{len(report.data.test)} test examples of {report.data.spec.name}, alpha {options.alpha:g}"
     tell(console, title)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
@@ -206,7 +181,7 @@ def _sentences(report: MergeReport, options: MergeOptions) -> list[str]:
 
 
 def _by_reason(left_out: Sequence[LeftOut]) -> list[str]:
-    """The layers that were left out, those of one reason together."""
+    """Return a sentence for every reason, with the layers that were left out for it."""
     names: dict[str, list[str]] = {}
     for one in left_out:
         names.setdefault(one.reason, []).append(one.name)

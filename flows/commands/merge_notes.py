@@ -1,4 +1,4 @@
-"""Known reasons why a merge did not work, for the person who asked for it."""
+"""Known reasons for a merge that did not work."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CORRECTION = (
 
 
 def explain(merged: Merged, ends: Sequence[Evaluation], direct: Evaluation, aligned: Evaluation) -> list[str]:
-    """Return what is known where alignment won back less than a quarter of what the direct path loses; else nothing.
+    """Return the known reasons where alignment wins back under a quarter of the direct path's loss; else nothing.
 
     `ends`, `direct` and `aligned` are evaluations on the same examples.
     """
@@ -58,5 +58,5 @@ def explain(merged: Merged, ends: Sequence[Evaluation], direct: Evaluation, alig
 
 
 def explain_correction(aligned: Evaluation, corrected: Evaluation) -> list[str]:
-    """Return what is known where a correction lowered the accuracy of the aligned network; else nothing."""
+    """Return the known reason where a correction lowered the accuracy of the aligned network; else nothing."""
     return [_CORRECTION] if corrected.accuracy < aligned.accuracy - LOST else []

@@ -45,7 +45,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def find_preset(name: str) -> Preset:
-    """ValueError, naming those there are, for an unknown study."""
+    """Return a study by its name. Raises ValueError, naming the known ones, for an unknown study."""
     if name not in PRESETS:
         raise ValueError(f"there is no study {shown(name)}; known: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -6,16 +6,15 @@ from flows.presets.grids import R18_CIFAR, R20_WIDTH, VGG_DEPTH
 from flows.presets.preset import Preset
 from flows.presets.sizes import smoke
 
-GRIDS = (*R20_WIDTH, VGG_DEPTH, R18_CIFAR)
+_GRIDS = (*R20_WIDTH, VGG_DEPTH, R18_CIFAR)
 
 PRESET = Preset(
     name="acc-vs-barrier",
     question="Do networks of smaller error have smaller barriers?",
     figure="acc_vs_barrier",
-    grids=GRIDS,
+    grids=_GRIDS,
     n_seeds=5,
-    controls=True,
     corrections=("none", "repair", "reset"),
-    sizes={"smoke": smoke(GRIDS)},
+    sizes={"smoke": smoke(_GRIDS)},
     ran="at --size smoke, on a stand-in",
 )

@@ -11,7 +11,6 @@ PRESET = Preset(
     question="When in training does the barrier arise, and when do alignment and REPAIR begin to remove it?",
     grids=OVER_TIME,
     n_seeds=5,
-    controls=True,
     checkpoints=(0, 1, 2, 5, 10, 20, 50, None),
     sizes={"smoke": smoke(OVER_TIME)},
     ran="at --size smoke, on a stand-in",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from flows.declaration import Extras
 from flows.presets.grids import IMAGENET
 from flows.presets.preset import DEFAULT_MEASUREMENT, Preset
 from flows.presets.sizes import smoke
@@ -15,8 +16,7 @@ PRESET = Preset(
     figure="resnet50_repair, imagenet_3resnets2, imagenet_vsrebasin, resnet50_filters",
     grids=IMAGENET,
     n_seeds=5,
-    controls=True,
-    ensembles=True,
+    extras=Extras(ensembles=True),
     matchers=("none", "activation", "weight"),
     corrections=("none", "repair", "reset", "repair-block"),
     measurement=override(DEFAULT_MEASUREMENT, alphas=51, statistics=5_000, evaluation=5_000, flip_averaged=True),

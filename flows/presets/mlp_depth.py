@@ -6,18 +6,17 @@ from flows.presets.grids import mlp_depth
 from flows.presets.preset import DEFAULT_MEASUREMENT, Preset, Size
 from flows.presets.sizes import smoke
 
-GRID = mlp_depth(2, 6, 11, 16, 21, 26, 31, 36, 41, 46, 51)
+_GRID = mlp_depth(2, 6, 11, 16, 21, 26, 31, 36, 41, 46, 51)
 
 PRESET = Preset(
     name="mlp-depth",
     question="How does the barrier of BatchNorm-trained, folded MLPs of width 128 grow with depth?",
     figure="mlp_50layer, mlp_50layer_forward, mlp_layerwise",
-    grids=(GRID,),
+    grids=(_GRID,),
     n_seeds=5,
-    controls=True,
     corrections=("none", "repair", "repair-closed-form"),
     sizes={
-        "smoke": smoke([GRID], n_seeds=3),
+        "smoke": smoke([_GRID], n_seeds=3),
         "paper": Size((mlp_depth(*range(2, 52)),), 5, DEFAULT_MEASUREMENT),
     },
     ran="five depths on Fashion-MNIST, with its whole recipe; else at --size smoke",

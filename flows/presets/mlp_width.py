@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from flows.declaration import Extras
 from flows.presets.grids import MLP_WIDTH
 from flows.presets.preset import DEFAULT_MEASUREMENT, Preset, Size
 from flows.presets.sizes import smoke
@@ -16,8 +17,7 @@ PRESET = Preset(
     figure="mlp_datasets2",
     grids=MLP_WIDTH,
     n_seeds=5,
-    controls=True,
-    ensembles=True,
+    extras=Extras(ensembles=True),
     sizes={"smoke": smoke(MLP_WIDTH, n_seeds=3), "small": Size(_SMALL, 4, DEFAULT_MEASUREMENT)},
     ran="widths 32 to 256 on Fashion-MNIST, with its whole recipe; else at --size smoke",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flows.declaration import Extras
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
 from tasks.science.networks import ARCHITECTURES
 from tasks.science.specs.corrections import CORRECTIONS
@@ -20,6 +21,7 @@ PRESET = Preset(
         if architecture != "mlp"
     ),
     n_seeds=2,
+    extras=Extras(controls=False),
     corrections=tuple(CORRECTIONS),
     measurement=override(DEFAULT_MEASUREMENT, alphas=3, statistics=64, evaluation=64),
     ran="whole, on its data",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from flows.declaration import Extras
 from flows.presets.grids import MLP_WIDTH, r20
 from flows.presets.preset import Grid, Preset
 from flows.presets.sizes import small, smoke
 
 R20 = tuple(r20(normalization, 4) for normalization in ("batch", "layer", "fixup"))
 
-GRIDS = (
+_GRIDS = (
     *R20,
     Grid(
         ("fashion_mnist",), (("mlp", "none"), ("mlp", "batch"), ("mlp", "batch-fused")), (128,), MLP_WIDTH[0].recipes,
@@ -19,11 +20,10 @@ GRIDS = (
 PRESET = Preset(
     name="normalization",
     question="How does the barrier depend on normalization?",
-    grids=GRIDS,
+    grids=_GRIDS,
     n_seeds=8,
-    controls=True,
-    ensembles=True,
+    extras=Extras(ensembles=True),
     corrections=("none", "repair", "reset"),
-    sizes={"smoke": smoke(GRIDS), "small": small(R20)},
+    sizes={"smoke": smoke(_GRIDS), "small": small(R20)},
     ran="at --size smoke, on a stand-in",
 )

@@ -13,7 +13,6 @@ PRESET = Preset(
     figure="resnet18_barrier2, resnet18_stats",
     grids=(R18_CIFAR,),
     n_seeds=5,
-    controls=True,
     corrections=("none", "repair", "reset"),
     measurement=override(DEFAULT_MEASUREMENT, alphas=101),
     sizes={"smoke": smoke([R18_CIFAR]), "small": small([R18_CIFAR])},

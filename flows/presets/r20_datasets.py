@@ -12,7 +12,6 @@ PRESET = Preset(
     figure="resnet20_datasets2",
     grids=R20_DATASETS,
     n_seeds=5,
-    controls=True,
     corrections=("none", "repair", "reset"),
     sizes={"smoke": smoke(R20_DATASETS), "small": small(R20_DATASETS[:1], widths=(1, 2))},
     ran="at --size smoke, on a stand-in",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flows.declaration import Extras
 from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
 from tasks.science.specs.overrides import override
 from tasks.science.specs.recipe import Recipe
@@ -17,6 +18,7 @@ PRESET = Preset(
     question="How much of the aligned barrier of ResNet20 does a correction remove under BatchNorm and LayerNorm?",
     grids=(_grid("batch", R20_SHORT), _grid("layer", R20_SHORT_LAYER)),
     n_seeds=4,
+    extras=Extras(controls=False),
     measurement=override(DEFAULT_MEASUREMENT, alphas=3, statistics=5_000, evaluation=10_000),
     ran="whole, on its data",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flows.declaration import Extras
 from flows.presets.grids import R20_WIDTH
 from flows.presets.preset import Preset
 from flows.presets.sizes import small, smoke
@@ -12,8 +13,7 @@ PRESET = Preset(
     figure="cifar10_resnet20_barrier2, cifar10_resnet20_testloss",
     grids=R20_WIDTH,
     n_seeds=5,
-    controls=True,
-    ensembles=True,
+    extras=Extras(ensembles=True),
     corrections=("none", "repair", "reset"),
     sizes={"smoke": smoke(R20_WIDTH), "small": small(R20_WIDTH)},
     ran="at --size smoke, on a stand-in",

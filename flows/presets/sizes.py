@@ -1,4 +1,4 @@
-"""The sizes that studies share: what shows that everything runs, and what a laptop can carry."""
+"""Sizes that studies share: one that shows that everything runs, and one for a laptop."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ SMOKE_MLP_TRAINING = {"optimizer": "adam", "learning_rate": 0.002, "batch_size":
 
 
 def small(grids: Sequence[Grid], widths: Sequence[int] = (1,), n_seeds: int = 4) -> Size:
-    """The networks of `grids` at these widths on Fashion-MNIST, for ten epochs in bfloat16, LayerNorm's and Fixup's
-    rate rising over five of them: hours on a laptop, and no verdict."""
+    """Return the networks of `grids` at these widths on Fashion-MNIST: hours on a laptop, and no verdict.
+
+    They train for ten epochs in bfloat16; the learning rate of LayerNorm and Fixup rises over five of them.
+    """
     reduced = [
         dataclasses.replace(
             grid,
@@ -58,7 +60,7 @@ def small(grids: Sequence[Grid], widths: Sequence[int] = (1,), n_seeds: int = 4)
 
 
 def _retrained(recipes: Mapping[str, Recipe], changes: Mapping[str, Any], size: str) -> dict[str, Recipe]:
-    """`recipes` with these fields changed: too many to stand in the name, which tells the size instead."""
+    """Return `recipes` with these fields changed, named by the size, since the fields are too many for a name."""
     return {
         word: dataclasses.replace(override(recipe, **changes), name=f"{recipe.name}/{size}")
         for word, recipe in recipes.items()
@@ -69,7 +71,7 @@ _STOOD_FOR = ("vgg16", "vgg19", "wide-resnet50-2")
 
 
 def smoke(grids: Sequence[Grid], n_seeds: int = 2, sweep: Mapping[str, tuple[Any, ...]] | None = None) -> Size:
-    """Every kind of network of `grids` at its smallest, on few images: shows that a study runs, not what is true.
+    """Return every kind of network of `grids` at its smallest, on few images: shows that a study runs, no result.
 
     Data are 5,000 images of Fashion-MNIST, in halves where the study's are; for networks that take longer,
     scikit-learn's digits, enlarged. Of the VGGs the two smaller ones stand for all, and ResNet50 for its wide form.

@@ -7,6 +7,7 @@ Source: Frankle et al. 2020 (arXiv 1912.05671), instability analysis.
 
 from __future__ import annotations
 
+from flows.declaration import Extras
 from flows.presets.grids import OVER_TIME
 from flows.presets.preset import Preset
 from flows.presets.sizes import smoke
@@ -16,6 +17,7 @@ PRESET = Preset(
     question="From which epoch on do two trainings that part end in one basin, and does alignment help before?",
     grids=OVER_TIME,
     n_seeds=5,
+    extras=Extras(controls=False),
     corrections=("none",),
     spawns=tuple((0, epoch) for epoch in (0, 1, 2, 5, 10, 20, 50)),
     sizes={"smoke": smoke(OVER_TIME)},

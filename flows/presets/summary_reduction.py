@@ -13,7 +13,7 @@ def _without_fashion(grid: Grid) -> Grid:
     return dataclasses.replace(grid, datasets=tuple(name for name in grid.datasets if name != "fashion_mnist"))
 
 
-GRIDS = (
+_GRIDS = (
     *R20_WIDTH,
     *map(_without_fashion, (*R20_DATASETS, *MLP_WIDTH)),
     mlp_depth(2, 6, 11, 16, 21, 26, 31, 36, 41),
@@ -26,10 +26,9 @@ PRESET = Preset(
     name="summary-reduction",
     question="What share of the aligned barrier does a correction remove, over every network of the paper?",
     figure="relative_twtr2, relative_reductions",
-    grids=GRIDS,
+    grids=_GRIDS,
     n_seeds=5,
-    controls=True,
     corrections=("none", "repair", "reset"),
-    sizes={"smoke": smoke(GRIDS)},
+    sizes={"smoke": smoke(_GRIDS)},
     ran="at --size smoke, on a stand-in",
 )

@@ -9,7 +9,7 @@ from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
 from flows.presets.sizes import smoke
 from tasks.science.specs.overrides import override
 
-GRIDS = (
+_GRIDS = (
     mlp_depth(36),
     Grid(("cifar10",), (("vgg11", "none"),), (1,), VGG_RECIPES),
     dataclasses.replace(IMAGENET[1], networks=(("resnet50", "batch"),)),
@@ -19,10 +19,9 @@ PRESET = Preset(
     name="variance-layers",
     question="By how much does the variance of each layer collapse, and does REPAIR bring it back?",
     figure="layerwise_allthree, resnet50_layerwise",
-    grids=GRIDS,
+    grids=_GRIDS,
     n_seeds=5,
-    controls=True,
     measurement=override(DEFAULT_MEASUREMENT, alphas=3),
-    sizes={"smoke": smoke(GRIDS)},
+    sizes={"smoke": smoke(_GRIDS)},
     ran="at --size smoke, on a stand-in",
 )

@@ -7,7 +7,7 @@ from flows.presets.preset import DEFAULT_MEASUREMENT, Grid, Preset
 from flows.presets.sizes import smoke
 from tasks.science.specs.overrides import override
 
-GRID = Grid(
+_GRID = Grid(
     ("cifar10",), (("vgg11", "none"),), (2,),
     {"vgg-demo": VGG_RECIPES["vgg-demo"], "table1": VGG_RECIPES["table1"]},
 )  # fmt: skip
@@ -16,11 +16,10 @@ PRESET = Preset(
     name="vgg11-curve",
     question="What does the error of VGG11 without a norm do along the path?",
     figure="vgg_twtr2",
-    grids=(GRID,),
+    grids=(_GRID,),
     n_seeds=5,
-    controls=True,
     measurement=override(DEFAULT_MEASUREMENT, alphas=25),
     corrections=("none", "repair", "repair-closed-form"),
-    sizes={"smoke": smoke([GRID])},
+    sizes={"smoke": smoke([_GRID])},
     ran="at --size smoke, on a stand-in",
 )

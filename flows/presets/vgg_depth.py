@@ -12,7 +12,6 @@ PRESET = Preset(
     figure="vgg_cifar_barrier2, vgg_cifar_loss_barrier, vgg_layerwise",
     grids=(VGG_DEPTH,),
     n_seeds=5,
-    controls=True,
     corrections=("none", "repair", "reset"),
     sizes={"smoke": smoke([VGG_DEPTH]), "small": small([VGG_DEPTH])},
     ran="at --size smoke, on a stand-in",

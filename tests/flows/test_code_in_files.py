@@ -108,8 +108,8 @@ def test_code_that_only_a_file_names_is_not_imported(call: Call, module: str, fo
     code, out, err = call("run", file, *words)
     assert (code, out) == (2, "")
     assert err == (
-        f"repairlab: stranger names code, which is run only where you name it too: give "
-        f"{options.replace('MODULE', module)}, or --trust-code to run whatever it names\n"
+        f"repairlab: stranger names code, which runs only where you name it too: give "
+        f"{options.replace('MODULE', module)}, or --trust-code to run all code that it names\n"
     )
     assert not Path("MARK").exists()
     assert module not in sys.modules
@@ -131,7 +131,7 @@ def test_code_that_only_a_file_names_is_not_imported(call: Call, module: str, fo
         ({"dataset": '"../MODULE"'}, "there is no data set '../MODULE'"),
         ({"dataset": '"/etc"'}, "there is no data set '/etc'"),
         ({"dataset": '{place = "MODULE:load"}'}, "dataset cannot be {'place': 'MODULE:load'}"),
-        ({"dataset": '[["MODULE:load"]]'}, "dataset cannot be [['MODULE:load']]"),
+        ({"dataset": '[["MODULE:load"]]'}, "dataset cannot be ['MODULE:load']"),
         ({"architecture": '"MODULE.build"'}, "there is no architecture 'MODULE.build'"),
         ({"normalization": '"MODULE:build"'}, "mlp has no normalization 'MODULE:build'"),
         ({"recipe": '"MODULE:build"'}, "there is no recipe 'MODULE:build'"),
@@ -203,10 +203,10 @@ def test_the_options_that_name_a_place_are_those_that_take_one(fields: dict[str,
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--data", "os:getcwd"], "--data os:getcwd is not what the file of stranger names: digits, MODULE:load"),
-        (["--network", "MODULE:build"], "--network MODULE:build is not what the file of stranger names: mlp"),
-        (["--data", "digits"], "stranger names code, which is run only where you name it too: give --data MODULE:load"),
-        (["--network", "mlp"], "stranger names code, which is run only where you name it too: give --data MODULE:load"),
+        (["--data", "os:getcwd"], "--data os:getcwd is not in the file of stranger, which names digits, MODULE:load"),
+        (["--network", "MODULE:build"], "--network MODULE:build is not in the file of stranger, which names mlp"),
+        (["--data", "digits"], "stranger names code, which runs only where you name it too: give --data MODULE:load"),
+        (["--network", "mlp"], "stranger names code, which runs only where you name it too: give --data MODULE:load"),
     ],
 )
 def test_another_place_than_the_files_is_no_leave_to_run_it(call: Call, module: str, words: list[str], sentence: str):
@@ -248,7 +248,7 @@ def test_a_file_beside_a_studys_that_sets_prefect_up_is_refused(call: Call, file
         code, out, err = call("run", study, *words)
         assert (code, out) == (2, "")
         assert err == (
-            f"repairlab: {file} in this folder sets Prefect up, which may run code: give the command in another "
+            f"repairlab: {file} in this folder configures Prefect, which may run code: give the command in another "
             "folder, or --trust-code where you trust it\n"
         )
     assert call("run", study, "--trust-code", "--dry-run")[0] == 0
@@ -319,7 +319,7 @@ def test_the_network_of_a_point_is_made_by_stored_code_only_where_that_is_truste
     cell = dataclasses.replace(path.pairing.cell, architecture=f"{module}:build", graph="0" * 64)
     theirs = dataclasses.replace(path, pairing=dataclasses.replace(path.pairing, cell=cell))
     monkeypatch.setitem(study.__dict__, "_paths", [theirs])
-    with pytest.raises(ValueError, match=f"test names code, {module}:build, which is run only where you say so: trust"):
+    with pytest.raises(ValueError, match=f"test names code, {module}:build, which runs only where you trust it: trust"):
         study.network(theirs.pairing.id, 0.5)
     assert not Path("MARK").exists()
     with pytest.raises(TraceError, match="cannot be traced"):  # It is for other images.

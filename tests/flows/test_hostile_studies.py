@@ -64,7 +64,7 @@ def refused(make: Callable[[], object]) -> str:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"seeds": 10**9}, "seeds must be at least 2, so that there is a pair to interpolate, and at most 10000, got"),
+        ({"seeds": 10**9}, "seeds must be at most 10000, got 1000000000"),
         ({"seeds": 10_000}, "a study has at most 1,000,000 pairs, got 49995000"),
         ({"width": 2**70}, "width must be at most 65536, got 1180591620717411303424"),
         ({"width": 10**12}, "width must be at most 65536, got 1000000000000"),
@@ -102,7 +102,7 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_made_of_it(changes: 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"seeds": 10**9}, "and at most 10000, got 1000000000"),
+        ({"seeds": 10**9}, "seeds must be at most 10000, got 1000000000"),
         ({"width": [2**70]}, "width must be at most 65536"),
         ({"width": [1] * 10**5, "depth": [10**6]}, "depth must be at most 1000"),
         ({"alphas": 10**7 + 1}, "alphas must be at most 10001"),
@@ -255,14 +255,14 @@ def test_long_examples_are_taken(shape: tuple[int, ...]):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (b"#" * (MAX_STUDY_BYTES + 1), "own.toml has more than 262,144 bytes, which no study needs"),
+        (b"#" * (MAX_STUDY_BYTES + 1), "own.toml has more than 262,144 bytes"),
         (b"a = " + b"[" * 100_000, "own.toml is not TOML: "),
         (b"a = " + b"9" * 100_000, "own.toml is not TOML: Exceeds the limit"),
         (b".".join([b"a"] * 100_000) + b" = 1", "is a name of too many parts"),
         (b"[" + b".".join([b"'a b'"] * 40_000) + b"]", "is a name of too many parts"),
         (b"a = {" + b" . ".join([b'"a"'] * 40_000) + b" = 1}", "is a name of too many parts"),
         (b"name = '\xff'", "own.toml is not text in UTF-8"),
-        (b"width = 0x" + b"f" * 50_000, "the field name is missing"),
+        (b"width = 0x" + b"f" * 50_000, "width must be at most 65536, got a number of 200000 bits"),
         (b"seeds = '\\\\\x1b[31m'", "own.toml is not TOML: "),
     ],
     ids=range(9),
@@ -275,9 +275,9 @@ def test_a_file_that_would_fill_the_memory_is_one_sentence(tmp_path: Path, text:
 
 def test_a_file_that_never_ends_is_not_read(tmp_path: Path):
     os.mkfifo(tmp_path / "own.toml")
-    assert refused(lambda: read_study(tmp_path / "own.toml")).endswith("own.toml is no file")
+    assert refused(lambda: read_study(tmp_path / "own.toml")).endswith("own.toml is not a file")
     (tmp_path / "zero.toml").symlink_to("/dev/zero")
-    assert refused(lambda: read_study(tmp_path / "zero.toml")).endswith("zero.toml is no file")
+    assert refused(lambda: read_study(tmp_path / "zero.toml")).endswith("zero.toml is not a file")
 
 
 def test_pairs_are_counted_without_a_list_of_them():

@@ -74,7 +74,12 @@ def test_the_study_runs_on_a_small_folder_to_its_tables(tmp_path: Path, store: S
     )
     grids = (dataclasses.replace(grid, recipes={"r18-imagenet": quick}),)
     small = dataclasses.replace(
-        preset, grids=grids, n_seeds=2, corrections=("none", "reset"), matchers=("none", "activation"), controls=False
+        preset,
+        grids=grids,
+        n_seeds=2,
+        corrections=("none", "reset"),
+        matchers=("none", "activation"),
+        extras=preset.extras.model_copy(update={"controls": False}),
     )
     monkeypatch.setitem(PRESETS, "imagenet-curves", small)
     options = StudyOptions(**ONE_NETWORK | {"epochs": 8}, alphas=3, statistics=4, evaluation=3)

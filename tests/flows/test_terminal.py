@@ -14,7 +14,8 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli import WrongWordsError, app, main
+from flows.cli import app, main
+from flows.refusals import WrongWordsError
 from flows.report.figures.chart import Chart, Line, Panel, PanelAxis
 from flows.report.figures.drawing import draw_png
 from flows.report.prefect_page import as_markdown

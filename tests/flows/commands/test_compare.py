@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from flows.cli import WrongWordsError, app
-from flows.commands.compare import compare, summarise
+from flows.cli import app
+from flows.commands.compare import compare, summarise_points
+from flows.refusals import WrongWordsError
 from flows.report.figures.published import chart_comparison
 from flows.report.paper_points import tabulate_points
 from infra.storage import Store, StoreError
@@ -88,7 +89,7 @@ def test_the_terminal_shows_theirs_ours_and_the_verdict_in_80_columns(store: Sto
 
 def test_every_network_and_method_is_summed_up(paper: pd.DataFrame):
     test = paper[(paper["split"] == "test") & paper["metric"].str.endswith("accuracy")]
-    rows = summarise(test).set_index("method")
+    rows = summarise_points(test).set_index("method")
     assert rows.index.tolist() == ["endpoints", "direct", "aligned", "aligned+repair"]
     assert rows.loc["aligned"].to_dict() == {
         "network": "fashion_mnist mlp none", "inside": "2 of 2", "wide": "0", "error": "-1.0", "reach": "5.0",
@@ -105,7 +106,7 @@ def test_a_point_outside_and_one_of_another_recipe_are_told_apart():
     other = make_paper("mnist", "batch-fused", [(128, 16)], override(MLP_BATCH, epochs=5))
     both = pd.concat([off[off["depth"] == 11], other[other["depth"] == 16]])
     test = both[(both["split"] == "test") & both["metric"].str.endswith("accuracy")]
-    rows = summarise(test).set_index("method")
+    rows = summarise_points(test).set_index("method")
     assert rows.loc["aligned"][["inside", "other", "not run"]].tolist() == ["0 of 1", "1", "0"]
     assert rows.loc["endpoints"][["inside", "other", "not run"]].tolist() == ["1 of 1", "1", "0"]
     assert rows.loc["aligned+repair_closed_form"][["inside", "other", "not run"]].tolist() == ["-", "0", "2"]
@@ -116,14 +117,14 @@ def test_a_point_that_two_cells_speak_of_counts_once(paper: pd.DataFrame):
     other = make_paper("fashion_mnist", "none", [(32, 11)], override(MLP_SAVED, epochs=5))
     all_rows = pd.concat([more, paper, other], ignore_index=True)
     test = all_rows[(all_rows["split"] == "test") & all_rows["metric"].str.endswith("accuracy")]
-    assert summarise(test).set_index("method").loc["aligned", "inside"] == "2 of 2"
+    assert summarise_points(test).set_index("method").loc["aligned", "inside"] == "2 of 2"
 
 
 def test_without_an_interval_there_is_a_mean_and_no_brackets(paper: pd.DataFrame):
     few = paper.assign(new_pair_low=np.nan, new_pair_high=np.nan, verdict="uninformative")
     test = few[(few["split"] == "test") & few["metric"].str.endswith("accuracy") & (few["width"] == 32)]
     assert tabulate_points(test)["ours [a new pair]"].tolist()[0] == "82.7"
-    rows = summarise(test).set_index("method")
+    rows = summarise_points(test).set_index("method")
     assert rows.loc["aligned", ["error", "reach"]].tolist() == ["-1.0", "-"]
 
 

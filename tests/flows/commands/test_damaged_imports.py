@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
-from flows.commands.imports import ImportOptions, import_files
+from flows.commands.declared import ImportOptions
+from flows.commands.imports import import_files, make_cell
 from infra.paths import endpoint_key, import_key
 from infra.sealing import NO_DIGEST
 from infra.storage import DamagedError, Store, StoreError
@@ -30,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("imports")
     options = options_of(folder)
     store = Store(str(folder / "whole"))
-    cell = options.cell(load_dataset("digits", folder).spec)
+    cell = make_cell(options, load_dataset("digits", folder).spec)
     for seed in range(2):
         state = initial_state(build_network(cell), stream("test", seed))
         safetensors.torch.save_file(state, folder / f"w{seed}.safetensors")
@@ -39,7 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options_of(folder: Path, pattern: str = "w?.safetensors", seed_from: str = "name") -> ImportOptions:
-    return ImportOptions((str(folder / pattern),), "mlp", "digits", "theirs", FACTS, seed_from)
+    files = [str(folder / pattern)]
+    return ImportOptions(files=files, network="mlp", data="digits", study="theirs", facts=FACTS, seed_from=seed_from)
 
 
 @pytest.fixture

@@ -239,7 +239,7 @@ def test_code_that_only_a_store_names_is_never_run(own: str, call):
     code, _, err = call("run", "mine", "--dry-run")
     assert code == 2
     named = f"--network {own}:build --data {own}:load"
-    assert f"mine names code, which is run only where you name it too: give {named}, or --trust-code to run" in err
+    assert f"mine names code, which runs only where you name it too: give {named}, or --trust-code to run" in err
     module = sys.modules.pop(own)
     assert call("run", "mine", "--network", f"{own}:build", "--dry-run")[0] == 2
     assert own not in sys.modules
@@ -374,7 +374,7 @@ def test_nothing_is_overwritten_by_other_weights(own: str, call):
         (["a" * 300 + ".pt"], "cannot be looked for"),
         (["run_10.pt", "--set", "width=7"], "conv has shape"),
         (["run_10.pt", "--set", "normalization=layer"], "whose normalization is batch, not layer"),
-        (["run_10.pt", "--seed-from", "hash"], "--seed-from must be one of order, name, got 'hash'"),
+        (["run_10.pt", "--seed-from", "hash"], "seed_from must be order or name, got 'hash'"),
         (["run_10.pt", "copy_10.pt", "--seed-from", "name"], "both have seed 10"),
         (["plain.pt", "--seed-from", "name"], "plain.pt has no number in its name"),
         (["run_10.pt", "--study", "mlp-width"], "mlp-width is the name of a study that comes with repairlab"),
@@ -397,7 +397,7 @@ def test_what_cannot_be_imported_is_one_sentence_and_nothing_is_stored(own: str,
 @pytest.mark.parametrize(
     ("function", "given", "sentence"),
     [
-        ("build", [], "to train"),
+        ("build", [], "needs a recipe: give --recipe"),
         ("build", ["--recipe", "small/nothing"], "there is no recipe 'nothing' of small"),
         ("dropping", ["--recipe", "small/digits"], "takes a width, and has no positive whole number for its default"),
         ("narrow", ["--recipe", "small/digits"], "has at least 4 classes"),
@@ -420,7 +420,7 @@ def test_what_cannot_be_trained_is_one_sentence(own: str, call, function: str, g
 
 def test_a_network_needs_data_and_a_name_of_its_own(own: str, call):
     assert "go together" in call("run", "mine", "--network", f"{own}:build", "--dry-run")[2]
-    assert "is another" in call("run", "mlp-width", *words(own), "--dry-run")[2]
+    assert "choose another name" in call("run", "mlp-width", *words(own), "--dry-run")[2]
     assert "there is no study 'own'" in call("run", "--dry-run")[2]
 
 

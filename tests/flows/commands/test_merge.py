@@ -277,7 +277,8 @@ def test_networks_of_token_ids_are_merged_and_told_which_casts_the_proof_left_ou
 def test_merging_brings_in_no_prefect(own: str, tmp_path: Path):
     code = (
         "import sys; from flows.cli import merge; from pathlib import Path\n"
-        f"merge(Path('a.safetensors'), Path('b.pt'), '{own}:build', '{own}:load', Path('out.safetensors'))\n"
+        f"words = {{'network': '{own}:build', 'data': '{own}:load', 'out': Path('out.safetensors')}}\n"
+        "merge(a=Path('a.safetensors'), b=Path('b.pt'), **words)\n"
         "print('prefect' in sys.modules)"
     )
     called = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -384,12 +385,12 @@ def test_without_a_correction_there_is_no_corrected_row(own: str, call):
             1,
             "the network puts out shape (16, 4) for 16 images, and digits has 10 classes",
         ),
-        ({"alpha": "1.5"}, 2, "--alpha must lie between 0 (A) and 1 (B), got 1.5"),
-        ({"alpha": "nan"}, 2, "--alpha must lie between 0 (A) and 1 (B), got nan"),
+        ({"alpha": "1.5"}, 2, "alpha must be at most 1.0, got 1.5"),
+        ({"alpha": "nan"}, 2, "alpha must be at most 1.0, got nan"),
         ({"matcher": "magic"}, 2, "there is no matcher 'magic'; known: none, activation"),
         ({"correction": "magic"}, 2, "there is no correction 'magic'; known: none, repair"),
         ({"correction": "repair-block"}, 1, "correction repair-block needs residual blocks, and this network has none"),
-        ({"statistics": "1"}, 2, "--statistics must be at least 2 images, got 1"),
+        ({"statistics": "1"}, 2, "statistics must be at least 2, got 1"),
         ({"out": "out.pt"}, 2, "--out must end in .safetensors, the format that is written, got out.pt"),
         ({"out": "no/out.safetensors"}, 1, "no/out.safetensors cannot be written: there is no folder no"),
         ({"out": "a.safetensors"}, 1, "a.safetensors is there already and is not overwritten: name another file"),
