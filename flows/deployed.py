@@ -74,7 +74,7 @@ StoreUrl = Annotated[str, AfterValidator(_check_store), WithJsonSchema({"type": 
 
 
 def _in_order(schema: dict[str, Any]) -> None:
-    """Number the fields, study and size first and store last: PostgreSQL sorts them by the length of their names."""
+    """Set the order of the fields, the store last, since PostgreSQL sorts them by the length of their names."""
     fields = schema["properties"]
     first = [name for name in ("study", "size") if name in fields]
     others = [name for name in fields if name not in (*first, "store")]

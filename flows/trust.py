@@ -77,8 +77,7 @@ def _text(path: Path) -> str:
 
 
 def _unnamed(words: Iterable[str], named: Collection[str], option: str) -> list[str]:
-    """The places among `words` that are not `named`, each once; `option` names them. ValueError for a word that can be
-    no place."""
+    """Return the places of code among `words` that are not `named`, each once. ValueError for a malformed place."""
     places = [word for word in dict.fromkeys(words) if names_code(word) and word not in named]
     for place in places:
         split_place(place, option)

@@ -23,8 +23,8 @@ _HOST = "127.0.0.1"
 _CONNECT_SECONDS = 10
 
 _LOST_WORKER = "24h"
-"""How long a worker of our own may be gone before the cluster gives it up for good. Its nanny starts another at once,
-which on a busy machine takes longer than Dask's 15 s; without any worker a study would wait for ever."""
+"""Time that a worker of the own cluster may be gone before the cluster gives it up. Its nanny starts another at once,
+which takes longer than Dask's 15 s on a busy machine; without any worker a study would wait for ever."""
 
 
 def make_dask_runner(scheduler: str | None, n_workers: int, n_gpus: int) -> TaskRunner[Any]:
@@ -64,6 +64,7 @@ def on_gpu() -> AbstractContextManager[Any]:
 
 
 def n_gpus_here() -> int:
+    """Return the number of GPUs of this machine."""
     return torch.cuda.device_count()
 
 

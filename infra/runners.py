@@ -282,7 +282,7 @@ TASK_OPTIONS: dict[str, Any] = {
     "cache_policy": NO_CACHE,
     "persist_result": False,
 }
-"""What every task of the project is declared with."""
+"""Options of every task of the project."""
 
 
 def run_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:

@@ -37,21 +37,21 @@ _WAYS_OUT = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "raise the limit on open files (ulimit -n)",
 }
-"""What helps where space and permissions do not."""
+"""Ways out other than more space or permissions."""
 
 PATIENCE_SECONDS = 60.0
 """For how long a store that does not answer is asked again before a task fails: a server that starts anew is back."""
 
 PROTOCOLS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
-"""What a store's URL may begin with: object storage, of which s3 is the one that is tested."""
+"""Schemes of a store's URL: object storage, of which s3 is tested."""
 
 _WAITS_SECONDS = (0.2, 0.5, 1.0, 2.0)
 
 _VERSION = ("ETag", "etag", "LastModified", "last_modified", "ino", "mtime", "size")
-"""What file systems tell of a file that changes when it is written again."""
+"""Facts of a file that change when it is written again, as file systems name them."""
 
 RUN_AGAIN = "run the study again to make it anew"
-"""What makes a file anew that was deleted."""
+"""Remedy that makes a deleted file anew."""
 
 T = TypeVar("T")
 

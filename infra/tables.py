@@ -25,7 +25,7 @@ _PART = 2**16
 """Rows that are turned from pandas' form into Arrow's together."""
 
 N_READERS = 16
-"""How many files are asked for at once of a store that is not a folder."""
+"""Files read at once from a store that is not a folder."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ line around, or a line break that lets it pose as a message.
 from __future__ import annotations
 
 MOST_CHARACTERS = 2_000
-"""How much of a line is shown."""
+"""Characters of a line that are shown."""
 
 
 def one_line(text: object) -> str:

@@ -52,7 +52,7 @@ _PICKLE = b"\x80"
 _LENGTH_BYTES = 8
 _LONGEST_HEADER_BYTES = 2**24
 _MOST_LEVELS = 8
-"""How deep in a checkpoint its state dict is looked for."""
+"""Depth in a checkpoint at which its state dict is still looked for."""
 
 
 class WeightsError(Exception):

@@ -22,7 +22,7 @@ MOST_TENSORS = 20_000
 """Tensors in a file, those beside the weights included."""
 
 MOST_PICKLED_BYTES = 2**24
-"""What a torch file may hold beside the numbers of its tensors."""
+"""Bytes of a torch file beside the numbers of its tensors."""
 
 MOST_STEPS = 3_000_000
 """Steps of the pickle that a torch file is."""
@@ -36,7 +36,7 @@ _ZIP_END_BYTES = 22 + 2**16
 """The end of a zip archive, with the longest comment."""
 
 _LEGACY_PICKLES = 4
-"""Of a file of torch's old format: a number, a version, the writer's system, and the tensors without their numbers."""
+"""Pickles of torch's old format: a number, a version, the writer's system, the tensors without their numbers."""
 
 
 class CostlyError(Exception):

@@ -1,4 +1,4 @@
-"""How many statistics images a correction needs, and whether they should be augmented."""
+"""Number of statistics images that a correction needs, with and without augmentation."""
 
 from __future__ import annotations
 

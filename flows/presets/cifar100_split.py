@@ -9,7 +9,7 @@ from flows.presets.sizes import smoke
 from tasks.science.specs.overrides import override
 
 _GRID = Grid(("cifar100_split",), (("resnet20", "batch"),), (16,), R20_RECIPES["batch"])
-"""Which network made the saved points was not published: a wide ResNet20 is ours."""
+"""A wide ResNet20 is our choice: the network of the saved points was not published."""
 
 PRESET = Preset(
     name="cifar100-split",

@@ -21,6 +21,7 @@ _WRITING_SECONDS = 20.0
 
 
 def has_tables(store: Store, study: str) -> bool:
+    """Return whether the study has tables in the store."""
     return store.exists(table_key(study, "ablation"))
 
 

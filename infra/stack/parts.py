@@ -31,7 +31,7 @@ BUCKET = "repairlab"
 N_DASK_WORKERS = 2
 
 HEARTBEAT_SECONDS = 30
-"""How often a flow run tells that it lives. Prefect takes no less."""
+"""Seconds between the heartbeats of a flow run; Prefect takes no fewer."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def _dask_workers(folder: Folder, state: StackState, environment: dict[str, str]
 
 
 def count_dask_workers(state: StackState) -> int | None:
-    """How many workers the scheduler has; None where it does not answer."""
+    """Return the number of workers of the scheduler, or None if it does not answer."""
     answer = get(state.host, state.ports["dask_page"], "/json/counts.json")
     return None if answer is None else int(json.loads(answer)["workers"])
 

@@ -56,8 +56,11 @@ class UnitCorrelations:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Images per forward pass and, by family, the activations `seen` of one image, the bytes of those of a batch in one
-    endpoint, and of the sums of products of one pair."""
+    """Sizes of one pass over the images.
+
+    `batch_size` counts images per forward pass. By family: the activations `seen` of one image, the bytes of the
+    activations of a batch in one endpoint, and the bytes of the sums of products of one pair.
+    """
 
     batch_size: int
     seen: Mapping[str, Tensor]
@@ -191,8 +194,10 @@ def _correlate(
     b: Moments,
     epsilon: float | None = None,
 ) -> UnitCorrelations:
-    """Return correlations, written over the covariances `found` (n_each, n_units, n_units); `epsilon` is added to the
-    product of standard deviations."""
+    """Return correlations, written over the covariances `found` (n_each, n_units, n_units).
+
+    `epsilon` is added to the product of standard deviations.
+    """
     (dead_a, dead_b), (sds_a, sds_b) = (
         [of_one.view(-1, family.n_each) for of_one in of_both] for of_both in ((a.dead(), b.dead()), (a.sd, b.sd))
     )

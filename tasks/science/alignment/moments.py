@@ -47,7 +47,7 @@ WEIGHT_BYTES = 2**25
 """Forward passes grow with the weights, which each reads once, until their activations have this size."""
 
 MEMORY_BYTES = 2**30
-"""What one pass may hold in sums of products and activations; what needs more is spread over several passes."""
+"""Bytes of the sums of products and activations of one pass; more are spread over several passes."""
 
 
 def observed_families(
@@ -196,8 +196,11 @@ def _passes(
 def read_activations(
     network: nn.Module, state: State, images: Tensor, families: Sequence[ObservedFamily]
 ) -> dict[str, Tensor]:
-    """Return the activations of each family by name, (n_samples, n_units), or (n_samples, n_units, n_each) where units
-    have several channels; all of `images` in one pass. `network` is left as it was."""
+    """Return the activations of each family by name, all of `images` in one pass.
+
+    Shapes are (n_samples, n_units), or (n_samples, n_units, n_each) if units have several channels. `network` is left
+    as it was.
+    """
     if not families:
         return {}
     reader = make_reader(network, [r for family in families for r in family.readings])

@@ -66,8 +66,10 @@ def keyed_readings(families: Iterable[ObservedFamily]) -> list[tuple[Key, Readin
 
 
 class MisreadError(ValueError):
-    """A tensor that lacks the units of `reading`, in a batch of another size than the traced one, or is complex, for
-    which no correlation is defined here."""
+    """Error of a tensor without the traced units of `reading`.
+
+    Its batch has another size than the traced one, or its values are complex, for which no correlation is defined.
+    """
 
     def __init__(self, reading: Reading) -> None:
         super().__init__(f"{reading.node} does not carry the units that were traced there, as real numbers")

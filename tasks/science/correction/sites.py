@@ -247,8 +247,10 @@ class _Finder:
         return len(others) == len(readers) - 1 and not any(_overlap(part, other) for other in others)
 
     def _readers(self) -> tuple[dict[str, set[Node]], dict[str, int]]:
-        """Return, by entry of the state dict, the operations on the way from the input that read it in whatever form,
-        and the number of entries that share its memory."""
+        """Return the operations that read each entry of the state dict, and how many entries share its memory.
+
+        Operations on the way from the input count, in whatever form they read the entry.
+        """
         tensors = self.network.state_dict(keep_vars=True)
         # Parameters may share memory without being one.
         same = {key: id(t) if t.is_meta else t.untyped_storage().data_ptr() for key, t in tensors.items()}

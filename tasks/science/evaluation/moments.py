@@ -113,8 +113,11 @@ class RunningMoments:
         self._n += sum(counts)
 
     def center(self, values: Tensor, into: Tensor | None = None, scratch: Tensor | None = None) -> Tensor:
-        """Count in `values` (n_samples, n_units) and return them less the origin, written `into` a tensor that the
-        caller keeps, with `scratch` (any length of at least n_units) as room for work."""
+        """Count in `values` (n_samples, n_units) and return them less the origin.
+
+        The result is written `into` a tensor that the caller keeps, if given. `scratch`, of at least n_units values, is
+        room for work.
+        """
         n_units = values.shape[1]
         into = torch.empty_like(values) if into is None else into
         scratch = values.new_empty(max(CENTERED_VALUES, n_units)) if scratch is None else scratch
@@ -233,8 +236,10 @@ class RunningProducts:
 
 
 def covariances(products: Tensor, offset_a: Tensor, offset_b: Tensor) -> Tensor:
-    """Return the covariances of A's units with B's, written over their mean `products` (n_each, n_units, n_units), from
-    the offsets (n_units * n_each,) of their means."""
+    """Return the covariances of A's units with B's, written over their mean `products` (n_each, n_units, n_units).
+
+    The offsets (n_units * n_each,) are those of the means from the origins.
+    """
     offsets_a, offsets_b = (offset.view(-1, len(products)) for offset in (offset_a, offset_b))
     for channel, product in enumerate(products):
         # An outer product of a wide axis in one piece takes as much memory as its covariances.

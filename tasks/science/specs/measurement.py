@@ -36,7 +36,7 @@ EvaluationPrecision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Viewing:
-    """How a network is evaluated on an image; the fields are those of `Measurement`."""
+    """Evaluation of a network on an image; the fields are those of `Measurement`."""
 
     flip_averaged: bool = False
     evaluated_in: EvaluationPrecision = "float32"

@@ -36,7 +36,7 @@ class Augmentation:
 
     @cached_property
     def at_full_size(self) -> Augmentation:
-        """This augmentation with crops seen at the size of the data set's own images, as statistics see them."""
+        """Augmentation with crops seen at the size of the data set's own images, as statistics see them."""
         return dataclasses.replace(self, resized_crop=self.resized_crop > 0)
 
 

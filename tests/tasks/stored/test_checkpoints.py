@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import struct
 
 import pytest
@@ -56,7 +57,7 @@ class Payload:
         struct.pack("<Q", 2) + b"{}",
         struct.pack("<Q", 2) + b"[]",
         struct.pack("<Q", 40) + b'{"__metadata__":{"repairlab":"not json"}}'[:40],
-        os.urandom(500),
+        random.Random(0).randbytes(500),
     ],
 )
 def test_a_hostile_file_is_refused_and_nothing_in_it_runs(store: Store, data: bytes, tmp_path, monkeypatch):

@@ -52,7 +52,7 @@ TRACING = threading.RLock()
 
 
 class TraceError(ValueError):
-    """This network cannot be traced; the message names the operation and its place."""
+    """Error of a network that cannot be traced; the message names the operation and its place."""
 
 
 @dataclass(frozen=True, eq=False)
