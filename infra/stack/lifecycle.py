@@ -25,7 +25,7 @@ from infra.stack.place import (
     is_free,
     write_private,
 )
-from infra.stack.processes import end, family, identify, marked, start
+from infra.stack.processes import end, family, identify, marked, start_detached
 
 _POLL_SECONDS = 0.2
 
@@ -103,7 +103,7 @@ def _start_stage(stage: Sequence[Part], begun: list[Part], folder: Folder, state
         _check_ports(part, state)
         if part.prepare is not None:
             part.prepare()
-        process = start(part.command, part.environment, folder.log(part.name), part.folder, part.user)
+        process = start_detached(part.command, part.environment, folder.log(part.name), part.folder, part.user)
         waiting.append((part, process))
         if started := identify(process):
             begun.append(part)

@@ -53,7 +53,7 @@ def birth_of(pid: int) -> str | None:
     return None if fields[0] in "ZX" else f"{boot}/{fields[19]}"
 
 
-def start(
+def start_detached(
     command: Sequence[str],
     environment: Mapping[str, str],
     log: Path,

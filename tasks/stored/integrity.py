@@ -52,7 +52,7 @@ def list_files(store: Store) -> tuple[list[Entry], list[UnreadableError]]:
     entries, unlisted, seen = list[Entry](), list[UnreadableError](), set[Path]()
 
     def leads_on(path: Path) -> bool:
-        """Whether a link leads out of the store, to what no other link has led to: else it is read where it lies."""
+        """Return whether to read `path` here: no link, or the first link to a place outside the store."""
         target = path.resolve()
         if not path.is_symlink() or target in seen or target.is_relative_to(root.resolve()):
             return not path.is_symlink()
