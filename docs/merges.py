@@ -1,9 +1,9 @@
-"""Writes docs/merges.md: what `repairlab merge` makes of six kinds of user-defined networks.
+"""Write docs/merges.md: the merges of six kinds of user-defined networks by `repairlab merge`.
 
     python docs/merges.py
 
-Each network is trained twice on scikit-learn's digits, from other starts, and merged: aligned by activations, corrected
-by REPAIR. It takes some ten minutes on one core.
+Each network is trained twice on scikit-learn's digits, from different initial weights, and merged: aligned by
+activations and corrected by REPAIR. The script takes some ten minutes on one core.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writes docs/recipes.md, every training recipe with its source, from tasks/science/specs/recipes.py.
+"""Write docs/recipes.md, every training recipe with its source, from tasks/science/specs/recipes.py.
 
 python docs/recipes.py
 """
@@ -39,7 +39,7 @@ skips steps with a non-finite gradient, as a gradient scaler does, and counts th
 
 
 def page() -> str:
-    """The text of docs/recipes.md."""
+    """Return the text of docs/recipes.md."""
     sections = [_INTRODUCTION]
     for family, recipes in RECIPES.items():
         lines = [
@@ -82,7 +82,7 @@ def _augmentation(recipe: Recipe) -> str:
 
 
 def _rest(recipe: Recipe) -> str:
-    """Every field without a column of its own that is not at its default."""
+    """Return every field without a column of its own that is not at its default."""
     fields = [field for field in dataclasses.fields(recipe) if field.name not in _OWN_COLUMN]
     changed = [f for f in fields if getattr(recipe, f.name) != f.default]
     return ", ".join(f"`{f.name}={getattr(recipe, f.name)}`" for f in changed) or "-"
