@@ -1,9 +1,9 @@
-"""Executes docs/analysis.ipynb on the study of docs/factors.toml, and saves it with what its cells show.
+"""Execute docs/analysis.ipynb on the study of docs/factors.toml, and save it with the output of its cells.
 
     repairlab run docs/factors.toml
     python docs/analysis.py [to]
 
-The study is sought where the notebook seeks it: in REPAIRLAB_STORE, or in `runs` beside the README.
+The study is read from the same place as in the notebook: REPAIRLAB_STORE, or `runs` in the folder of the README.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ ROOT = NOTEBOOK.parents[1]
 
 
 def execute(to: Path) -> None:
-    """Writes the executed notebook to `to`; raises what a cell raised."""
+    """Write the executed notebook to `to`, and raise the error of a cell."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     metadata = notebook.metadata.copy()
     with tempfile.TemporaryDirectory() as folder:
-        # What Jupyter would leave in a person's home.
+        # Files that Jupyter would leave in the user's home.
         homes = dict.fromkeys(("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"), folder)
         os.environ.update(homes, JUPYTER_PLATFORM_DIRS="1")
         # Of all kernels that may be installed, the Python that runs this; over sockets in that folder, no ports.

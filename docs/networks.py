@@ -1,15 +1,16 @@
-"""Writes docs/networks.md: for every torchvision classification network, and for networks of timm and transformers
-(zoo.py), the axes that should move and those that do.
+"""Write docs/networks.md: the expected and the found axes of networks of torchvision, timm and transformers.
 
     python docs/networks.py [--all] [--zoo] [--fresh] [name ...]
 
-Each network is examined in a process of its own, which returns its memory, the smallest first. Its row is written to
-networks.json as soon as it is done, and what has a row is not examined again: a run that was stopped goes on where it
-was. The page is made from the rows. A row names the state of the tracer that made it; `--fresh` examines again what
-another state has examined.
+All classification networks of torchvision are known, and those of timm and transformers in zoo.py.
 
-`expected` says from each architecture's definition alone which axes should move; it knows nothing of the tracer. An
-axis is expected at the rows (dimension 0, unless stated) of one entry of the state dict, with its size; where an entry
+Each network is examined in a separate process, to free its memory, the smallest network first. Its row is written to
+networks.json as soon as it is done, and a network with a row is not examined again, so an interrupted run resumes. The
+page is generated from the rows. A row names the state of the tracer that made it; `--fresh` examines networks again
+that another state has examined.
+
+`expected` derives the axes that should move from each architecture's definition alone, independently of the tracer. An
+axis is expected at the rows (dimension 0, unless stated) of one entry of the state dict, with its size. If an entry
 holds several nested axes, one per head or group, each counts.
 """
 
@@ -114,7 +115,7 @@ RULES = {
 
 
 def expected(network: nn.Module) -> list[Expected]:
-    """The axes that should move in a network of torchvision, from the architecture alone."""
+    """Yield the axes that should move in a network of torchvision, from the architecture alone."""
     return list(_WALKERS[type(network).__name__](network))
 
 
@@ -138,7 +139,7 @@ def _plain(network: nn.Module) -> Iterator[Expected]:
 
 
 def _grouped(conv: nn.Conv2d, before: str, key: str) -> Iterator[Expected]:
-    """Inner axes around a grouped convolution: groups, then inputs and outputs within each group."""
+    """Yield the inner axes around a grouped convolution: groups, then inputs and outputs within each group."""
     g = conv.groups
     if g > 1 and conv.in_channels > g:
         yield Expected("groups", f"{key}.weight", g)
@@ -187,7 +188,7 @@ def _squeeze(network: nn.Module, block: nn.Module, prefix: str) -> Iterator[Expe
 
 
 def _mobile(network: nn.Module) -> Iterator[Expected]:
-    """Inverted residual networks: blocks in order, whatever wraps them."""
+    """Yield the axes of inverted residual networks: blocks in order, independent of their containers."""
     blocks = (mobilenetv2.InvertedResidual, mobilenetv3.InvertedResidual, efficientnet.MBConv, efficientnet.FusedMBConv,
               mnasnet._InvertedResidual)  # fmt: skip
     inside: list[str] = []
@@ -307,19 +308,19 @@ _WALKERS: dict[str, Callable[[Any], Iterator[Expected]]] = {
 
 
 def every_network() -> list[str]:
-    """Names of all classification networks of torchvision."""
+    """Return the names of all classification networks of torchvision."""
     return list(models.list_models(module=models))
 
 
 def n_parameters(name: str) -> int:
-    """How large a network is, without building it; 0 where torchvision does not say."""
+    """Return the size of a network without building it; 0 if torchvision does not state it."""
     if name in ZOO:
         return 0
     return models.get_model_weights(name)["DEFAULT"].meta.get("num_params", 0)
 
 
 def missing(spec: PermutationSpec, wanted: list[Expected]) -> list[Expected]:
-    """Expected axes that the spec lacks, each with the number of copies that are missing."""
+    """Return the expected axes that the spec lacks, each with the number of missing copies."""
     have = Counter((s.key, s.dim, a.size) for a in spec.axes for s in _distinct(a.slots))
     # Two expectations of one kind (query-key and value channels) each need axes of their own.
     out: list[Expected] = []
@@ -337,7 +338,7 @@ def _distinct(slots: Any) -> list[Any]:
 
 
 def build(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-    """A network at random initialisation and a batch of two examples, as small as it allows."""
+    """Return a network at random initialisation and a batch of two examples, as small as it allows."""
     if name in ZOO:
         return build_zoo(name)
     options: dict[str, Any] = {}
@@ -359,9 +360,11 @@ def build(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
 
 @dataclass(frozen=True)
 class Row:
-    """What was found for one network, or why it could not be examined (`failure`); a refusal by the tracer is a
-    finding. `held`: the tracer's reasons for what it misses. `tracer` and `torch` say what examined it; `peak_gb` is
-    the memory that its process took."""
+    """The axes found in one network, or the reason why it could not be examined (`failure`).
+
+    A refusal by the tracer is a finding. `held` has the tracer's reasons for missed axes, `tracer` and `torch` the
+    versions that examined the network, and `peak_gb` the peak memory of the process.
+    """
 
     name: str
     rule: str = ""
@@ -381,7 +384,7 @@ class Row:
 
 
 def tracer_state() -> str:
-    """Digest of the tracer's sources: rows of another state say nothing certain about this one."""
+    """Return the digest of the tracer's sources, which rows of another state may not hold for."""
     science = Path(__file__).resolve().parents[1] / "tasks" / "science"
     sources = [
         science / f"{name}.py"
@@ -392,7 +395,7 @@ def tracer_state() -> str:
 
 
 def read_rows(path: Path) -> dict[str, Row]:
-    """The rows of a file that `write_rows` wrote, by network; none where there is no file."""
+    """Return the rows of a file that `write_rows` wrote, by network; none if there is no file."""
     if not path.exists():
         return {}
     rows: dict[str, Row] = {}
@@ -404,7 +407,7 @@ def read_rows(path: Path) -> dict[str, Row]:
 
 
 def write_rows(path: Path, rows: Mapping[str, Row]) -> None:
-    """Whole or not at all; a network per line, in the order of their names."""
+    """Write the file whole or not at all, with a network per line, in the order of their names."""
     lines: list[str] = []
     for name in sorted(rows):
         values = dataclasses.asdict(rows[name])
@@ -449,7 +452,7 @@ def examine(name: str) -> Row:
 
 
 def examine_apart(name: str, memory_gb: float | None = None) -> Row:
-    """`examine` in a process of its own, of at most so much memory. A failure is a row too, with what it took."""
+    """Return the row of `examine` in a separate process of limited memory; a failure is a row too, with its cost."""
     start = time.perf_counter()
     limit = [] if memory_gb is None else ["--memory", str(memory_gb)]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as said:
@@ -472,7 +475,7 @@ def examine_apart(name: str, memory_gb: float | None = None) -> Row:
 
 
 def page(rows: Mapping[str, Row]) -> str:
-    """The text of docs/networks.md."""
+    """Return the text of docs/networks.md."""
     done = [rows[name] for name in sorted(rows) if not rows[name].failure]
     known = [*every_network(), *ZOO]
     left = [name for name in known if name not in rows or rows[name].failure]
@@ -481,32 +484,32 @@ def page(rows: Mapping[str, Row]) -> str:
     zoo = [r for r in done if r.name in ZOO]
     others = [r for r in done if r.name not in ZOO]
     lines = [
-        "# Networks whose permutations are found",
+        "# Permutations found in published networks",
         "",
-        "Generated by `docs/networks.py`. Each network is built at random initialisation and traced; its parameters",
+        "Generated by `docs/networks.py`. Each network is built at random initialisation and traced. Its parameters",
         "and float buffers are then all drawn at random, a random permutation of all axes is applied, and the outputs",
-        "are compared in float64, without the casts that some networks make to float32: *error* is the largest",
-        "difference over the largest output. *Caught* counts axes that the numerical check at the end of tracing had",
-        "to take back. *Seconds*: one CPU thread, from network to checked spec, on two cores shared with other work",
-        "(quiet, a third to a tenth of it). *GB*: the most memory that the process took, where it was measured.",
+        "are compared in float64, without the casts that some networks make to float32. *Error* is the largest",
+        "difference divided by the largest output. *Caught* counts axes that the numerical check at the end of tracing",
+        "rejected. *Seconds*: one CPU thread, from network to checked spec, on two cores shared with other work (a",
+        "third to a tenth of it on an idle machine). *GB*: the peak memory of the process, if it was measured.",
         "",
         f"PyTorch {', '.join(versions) or 'unknown'}. Digest of the tracer's sources when a network was examined: "
         f"{', '.join(f'{state} ({n})' for state, n in states.most_common())}.",
         "",
-        "## What is expected",
+        "## Expected axes",
         "",
         *(f"- **{k}**: {rule}." for k, rule in rules().items() if any(r.rule == k for r in done)),
         "",
         "An axis counts once per head or group that it is nested in. Inputs, logits and kernel positions never move.",
         "",
-        "## What is found in torchvision",
+        "## Axes found in torchvision",
         "",
         *_found(others, len(every_network())),
         "",
-        "## What is found in timm and transformers",
+        "## Axes found in timm and transformers",
         "",
-        "Networks of timm as they are, or with fewer blocks; those of transformers with two blocks of 32 channels, the",
-        "causal ones with their cache, on token ids. Both packages come with `pip install 'repairlab[zoo]'`.",
+        "Networks of timm are unchanged, or have fewer blocks; those of transformers have two blocks of 32 channels,",
+        "the causal ones with their cache, on token ids. `pip install 'repairlab[zoo]'` installs both packages.",
         "",
         *_found(zoo, len(ZOO)),
         "",
@@ -543,7 +546,7 @@ def _found(done: list[Row], n_known: int) -> list[str]:
 
 
 def main() -> None:
-    """Examine the named networks; or of one per family, or of all, those that were not examined before."""
+    """Examine the named networks, or those of one per family, or of all, that have no row yet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", help="examined whether they have a row or not")
     parser.add_argument("--all", action="store_true", help="every classification network of torchvision")

@@ -1,6 +1,6 @@
 """Networks of timm and transformers, built small at random initialisation, and the axes that should move in them.
 
-As in networks.py, what is expected comes from the definition of the architecture alone. Both packages are an extra:
+As in networks.py, the expected axes come from the definition of the architecture alone. Both packages are an extra:
 `pip install 'repairlab[zoo]'`.
 """
 
@@ -32,14 +32,14 @@ Walker = Callable[[Any], Iterator[Expected]]
 
 @dataclass(frozen=True)
 class Family:
-    """Networks of one architecture: what should move, in words and as a walker."""
+    """Networks of one architecture: the axes that should move, in words and as a walker."""
 
     rule: str
     walk: Walker
 
 
 def rows(network: nn.Module, pattern: str, what: str, dim: int = 0) -> Iterator[Expected]:
-    """One axis at each entry whose whole name matches."""
+    """Yield one axis at each entry whose whole name matches."""
     for key, tensor in network.state_dict().items():
         if re.fullmatch(pattern, key):
             yield Expected(what, key, tensor.shape[dim], 1, dim)
@@ -57,8 +57,11 @@ def attention(
     heads: bool = True,
     dim: int = 0,
 ) -> Iterator[Expected]:
-    """Heads of `size` channels. `groups` of heads share keys and values; the first `rotary` channels of queries and
-    keys are turned by angles of their own, and stay."""
+    """Yield the axes of attention heads of `size` channels.
+
+    `groups` of heads share keys and values. The first `rotary` channels of queries and keys are rotated by angles of
+    their own, and stay.
+    """
     n_groups = groups or n_heads
     if heads:
         yield Expected("heads" if n_groups == n_heads else "groups of heads", key, n_groups, 1, dim)
@@ -70,7 +73,7 @@ def attention(
 
 
 def _decoder(network: Any) -> Iterator[Expected]:
-    """Llama and what follows it: all query-key channels are rotary."""
+    """Yield the axes of Llama and its successors: all query-key channels are rotary."""
     config = network.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     yield Expected("stream", "model.embed_tokens.weight", config.hidden_size, 1, 1)
@@ -132,7 +135,7 @@ def _phi(network: Any) -> Iterator[Expected]:
 
 
 def _encoder(network: Any) -> Iterator[Expected]:
-    """BERT and its kin, under whatever names: queries, keys and values apart, biases throughout."""
+    """Yield the axes of BERT and its variants, under any names: separate queries, keys and values, all with biases."""
     config = network.config
     stream = r".*embeddings\.(position_embeddings\.weight|cls_token)"
     for key, tensor in network.state_dict().items():
@@ -455,7 +458,7 @@ ZOO = [*(f"timm/{name}" for name in _TIMM), *(f"transformers/{name}" for name in
 
 
 def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A network of the zoo at random initialisation, and a batch of two images or rows of token ids."""
+    """Return a network of the zoo at random initialisation, and a batch of two images or rows of token ids."""
     package, _, model = name.partition("/")
     library: Any = importlib.import_module(package)
     torch.manual_seed(0)
@@ -471,6 +474,6 @@ def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 def family_of(name: str) -> str:
-    """The key in `FAMILIES` of a network of the zoo."""
+    """Return the key in `FAMILIES` of a network of the zoo."""
     package, _, model = name.partition("/")
     return (_TIMM if package == "timm" else _TRANSFORMERS)[model][0]

@@ -179,7 +179,7 @@ def test_every_command_of_the_docs_is_understood(words: tuple[str, ...], request
         arguments = [*arguments, "--dry-run"]
     called = CliRunner().invoke(app, arguments)
     if arguments[0] in ("report", "compare"):
-        # A study of one's own that was not run is no name that is known.
+        # A user-defined study that was not run has no known name.
         refusal = "has no tables of" if arguments[1] in PRESETS else "there is no study"
         assert refusal in str(called.exception)
     elif arguments[0] == "doctor" and "cuda" in arguments:
@@ -244,9 +244,9 @@ def test_tables_on_s3_open_as_the_page_says(tables: Path, s3_credentials: None, 
     assert len(study["study"].ablation) == 2  # type: ignore[attr-defined]
 
 
-def test_the_five_lines_that_merge_two_networks_merge_them(here: Path):
+def test_the_four_lines_that_merge_two_networks_merge_them(here: Path):
     (code,) = blocks("python", _text("docs/howto/merge.md"))
-    assert len([line for line in code.splitlines() if line]) == 5
+    assert len([line for line in code.splitlines() if line]) == 4
     ran = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     _network().load_state_dict(safetensors.torch.load_file(here / "merged.safetensors"), strict=True)
@@ -323,7 +323,7 @@ def test_the_reference_is_built_without_a_warning_and_needs_no_network(tmp_path:
     built = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (built.returncode, built.stderr) == (0, "")
     page = (tmp_path / "flows/results.html").read_text()
-    assert "How much larger" in page
+    assert "Return how much larger" in page
     assert not re.findall(r"(?:src|@import)[=( ]*[\"']?https?:", page)
 
 
