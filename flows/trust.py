@@ -28,8 +28,8 @@ def admit_code(preset: Preset, named: Collection[str], *, trusted: bool) -> None
         options = [f"{option} {','.join(places)}" for option, places in unnamed.items() if places]
         if options:
             raise ValueError(
-                f"{preset.name} names code, which is run only where you name it too: give {' '.join(options)}, or "
-                "--trust-code to run whatever it names"
+                f"{preset.name} names code, which runs only where you name it too: give {' '.join(options)}, or "
+                "--trust-code to run all code that it names"
             )
     if any(names_code(word) for of_option in words.values() for word in of_option):
         search_current_folder()

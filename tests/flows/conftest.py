@@ -38,6 +38,27 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
     return write
 
 
+Call = Callable[..., tuple[int, str, str]]
+"""Runs `repairlab` with these words; returns exit code, standard output and standard error."""
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """The command in this process, with the runner `threads` where it has one."""
+    from flows.cli import main
+
+    monkeypatch.setenv("REPAIRLAB_RUNNER", "threads")
+
+    def repairlab(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["repairlab", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return repairlab
+
+
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """One temporary Prefect server and database for all flow runs of a test session: it takes seconds to start."""

@@ -14,7 +14,6 @@ import pytest
 from pipeline import make_request, run_all
 from processes import Process
 
-from flows.cli import main
 from flows.options import StudyOptions, read_study
 from flows.results import open_study
 from infra.storage import Store
@@ -59,18 +58,6 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return name
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    def repairlab(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["repairlab", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return repairlab
 
 
 def write(folder: Path = Path(), **fields: str) -> str:

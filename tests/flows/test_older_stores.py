@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +14,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows.cli import main
 from flows.report.gathered import TABLES_BY_NAME
 from flows.results import open_study
 
+Call = Callable[..., tuple[int, str, str]]
 STORES = Path(__file__).parents[1] / "stores"
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -31,21 +30,6 @@ def older(tmp_path: Path) -> Path:
     for path in tmp_path.rglob("*"):
         os.utime(path, (0, 0))  # `gc` keeps the files of the last day.
     return tmp_path
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    monkeypatch.setenv("REPAIRLAB_RUNNER", "threads")
-
-    def repairlab(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["repairlab", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        assert not ended.value.code, captured.err
-        return captured.out
-
-    return repairlab
 
 
 def digests(store: Path) -> dict[str, str]:
@@ -62,18 +46,18 @@ def tables_of(store: Path) -> dict[str, pd.DataFrame]:
     return {name: study.table(name) for name in TABLES_BY_NAME}
 
 
-def test_every_file_is_whole_and_none_is_garbage(older: Path, call: Callable[..., str]):
-    call("check", "--store", str(older))
+def test_every_file_is_whole_and_none_is_garbage(older: Path, call: Call):
+    assert call("check", "--store", str(older))[0] == 0
     before = digests(older)
-    call("gc", "--store", str(older))
+    assert call("gc", "--store", str(older))[0] == 0
     assert digests(older) == before
 
 
-def test_the_same_study_makes_nothing_again_and_its_tables_say_the_same(older: Path, call: Callable[..., str]):
+def test_the_same_study_makes_nothing_again_and_its_tables_say_the_same(older: Path, call: Call):
     files, tables = digests(older), tables_of(older)
     assert len(files) > 150
     assert all(len(table) for name, table in tables.items() if name not in ("paper", "width_laws"))
-    call("run", str(STORES / "before.toml"), "--store", str(older))
+    assert call("run", str(STORES / "before.toml"), "--store", str(older))[0] == 0
     assert digests(older) == files
     assert (older / "studies/before/report.html").is_file()
     for name, table in tables_of(older).items():

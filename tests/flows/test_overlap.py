@@ -189,7 +189,7 @@ def test_tables_of_a_run_that_was_killed_as_it_wrote_them_are_told(
         _ = study.barriers
     store.replace(table_key("test", "barriers"), older)
     monkeypatch.setattr("flows.report.gathered._WRITING_SECONDS", 0)
-    mixed = "come from more than one run, one of which was stopped as it wrote them: the same"
+    mixed = "come from more than one run, one of which was stopped while it wrote them"
     with pytest.raises(StoreError, match=mixed):
         write_report(store, "test")
     with pytest.raises(StoreError, match=mixed):

@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from object_storage import BUCKET, KEY, SECRET, ObjectStorage
 from s3fs import S3FileSystem
 
-from infra import storage
+from infra import files
 from infra.faults import is_transient
 from infra.storage import Store, StoreError, UnreachableError
 
@@ -162,7 +162,7 @@ def test_a_write_that_is_interrupted_leaves_what_was_there(folder: Store, monkey
     def die(_descriptor: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(storage.os, "fsync", die)
+    monkeypatch.setattr(files.os, "fsync", die)
     with pytest.raises(KeyboardInterrupt):
         (folder.replace if overwrite else folder.create)("x" if overwrite else "y", b"new")
     assert folder.read("x") == b"old"
@@ -188,7 +188,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(folder: Store, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     folder.create("a", b"1")
-    monkeypatch.setattr(storage.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(StoreError, match="No space left on device"):
         folder.create("b", b"2")
     assert files_under(folder) == ["a"]
@@ -220,7 +220,7 @@ def test_a_file_system_without_hard_links_is_written_whole_too(folder: Store, mo
     def refuse(*_paths: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(storage.os, "link", refuse)
+    monkeypatch.setattr(files.os, "link", refuse)
     assert folder.create("x", b"1")
     assert not folder.create("x", b"2")
     assert folder.read("x") == b"1"

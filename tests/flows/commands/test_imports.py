@@ -14,7 +14,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from flows.cli import main
 from infra.paths import import_key, table_key
 from infra.sealing import pack_document
 from infra.storage import DamagedError, Store
@@ -143,20 +142,6 @@ def trained(own: str, weights: dict[str, bytes]) -> None:
     assert Path(f"{own}.py").exists()
     for name, data in weights.items():
         Path(name).write_bytes(data)
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
-    monkeypatch.setenv("REPAIRLAB_RUNNER", "threads")
-
-    def repairlab(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["repairlab", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return repairlab
 
 
 def words(own: str, function: str = "build") -> list[str]:
