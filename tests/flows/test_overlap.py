@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pipeline import align_all, make_request, measure_all, train_all
@@ -216,7 +218,8 @@ def test_tables_that_are_still_being_written_are_waited_for(
         store.replace(table_key("test", table), newer[table])
 
     monkeypatch.setattr("flows.report.gathered._WRITING_SECONDS", 0)
-    monkeypatch.setattr("flows.report.gathered.time.sleep", write_one_more)
+    # In place of the module, whose `sleep` other threads call too.
+    monkeypatch.setattr("flows.report.gathered.time", SimpleNamespace(sleep=write_one_more, monotonic=time.monotonic))
     read_gathering(store, "test")
     assert len(waits) == 2
 

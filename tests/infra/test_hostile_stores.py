@@ -94,7 +94,8 @@ def test_a_folder_that_cannot_be_read_is_a_sentence_and_not_empty(
         raise fault
 
     for name in ("cat_file", "ls", "size"):
-        monkeypatch.setattr(filesystem, name, fail)
+        # On the class: an instance, which fsspec keeps for all stores, would be left with methods of its own.
+        monkeypatch.setattr(type(filesystem), name, fail)
     monkeypatch.setattr("pathlib.Path.stat", fail)
     with pytest.raises(StoreError, match=way_out):
         use(store)
