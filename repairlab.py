@@ -63,7 +63,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return __all__
 
 
 def _check_packages() -> None:
@@ -71,9 +71,10 @@ def _check_packages() -> None:
     here = Path(__file__).resolve().parent
     for name in _PACKAGES:
         spec = importlib.util.find_spec(name)
-        origin = None if spec is None else spec.origin
-        if origin is None:
+        if spec is None:
             raise ImportError(f"repairlab is installed without its package {name}: install it again")
+        # A folder without an __init__.py has no origin.
+        origin = spec.origin or next(iter(spec.submodule_search_locations or [name]))
         if Path(origin).resolve() != here / name / "__init__.py":
             raise ImportError(
                 f"{origin} hides the package {name} of repairlab: rename it, or start Python from another folder "
@@ -92,7 +93,7 @@ def main() -> None:
     run_command()
 
 
-_IS_COMMAND = Path(sys.argv[0]).stem == "repairlab"
+_IS_COMMAND = Path(next(iter(sys.argv), "")).stem == "repairlab"
 
 if __name__ == "__main__":
     main()

@@ -29,7 +29,7 @@ example, times are seconds. A table holds every request ever made under the stud
 
 Each file describes itself. A column's description is in its field's metadata and the table's in the file's metadata, \
 both under the key `description`; provenance (versions, commit, revisions, requests) is under `repairlab`. \
-`study.describe("barriers")`, with a study of `flows.results.open_study`, returns the descriptions as a data frame, \
+`study.describe("barriers")`, with a study of `repairlab.open_study`, returns the descriptions as a data frame, \
 and pyarrow shows one column:
 
 ```python

@@ -43,7 +43,7 @@ _WHERE = (*_PLACE, "runner", "scheduler", "device")
 
 
 def _open_store(settings: Settings) -> Store:
-    """Return the store for a command that a person waits for, which does not wait long for a server."""
+    """Return the store for a command that a user waits for, which does not wait long for a server."""
     with checking_words():
         return Store(settings.store, settings.upstream, patience_seconds=0)
 

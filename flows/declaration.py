@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -136,13 +136,15 @@ class Design(Options):
     dataset: Annotated[
         Words, OptionInfo(page="Known ones, and user-defined ones as [howto/data.md](howto/data.md) says")
     ] = Field(default=None, description="Data sets")
-    architecture: Annotated[Words, OptionInfo(page="They choose among the networks of a study")] = Field(
-        default=None, description="Architectures of the networks"
+    architecture: Annotated[Words, OptionInfo(page="In a file they define the networks")] = Field(
+        default=None, description="Architectures of the networks; a run takes only these of the study's"
     )
-    normalization: Annotated[Words, OptionInfo(page="They choose among the networks of a study")] = Field(
-        default=None, description="Normalizations of the networks"
+    normalization: Annotated[
+        Words, OptionInfo(page="In a file they define the networks, by default with the architecture's first one")
+    ] = Field(default=None, description="Normalizations of the networks; a run takes only these of the study's")
+    width: Annotated[Widths, OptionInfo(page="In a file 1 by default")] = Field(
+        default=None, description="Widths of the networks"
     )
-    width: Widths = Field(default=None, description="Widths of the networks")
     depth: Depths = Field(default=None, description="Numbers of hidden layers, for MLPs")
     seeds: Annotated[int | None, Field(ge=2, le=MAX_SEEDS), OptionInfo(default=4)] = Field(
         default=None, description="Number of seeds that each cell is trained with; every pair of them is measured"
@@ -154,15 +156,17 @@ class Design(Options):
             page="Known are `activation`, `activation-published`, `weight`, `random` or `none`, with options as in "
             "`weight/restarts=5`. [Adding one](howto/matcher.md) takes two changes",
         ),
-    ] = Field(default=None, description="Matchers that permute network B: activation, weight/restarts=5, none, ...")
+    ] = Field(
+        default=None, description="Matchers that permute network B, such as activation, weight/restarts=5 or none"
+    )
     correction: Annotated[
-        Matchers,
+        Words,
         OptionInfo(
             default=["none", "repair"],
             page="[corrections.md](corrections.md) lists them. One that is not defined for a network is left out "
             "there, and a line says so",
         ),
-    ] = Field(default=None, description="Corrections of the interpolated network: repair, reset, none, ...")
+    ] = Field(default=None, description="Corrections of the interpolated network, such as repair, reset or none")
     sweep: Annotated[
         Sweeps,
         OptionInfo(
@@ -181,17 +185,18 @@ class TrainingFields(Options):
     epochs: Annotated[int | None, Field(ge=1, le=MAX_EPOCHS)] = Field(
         default=None, description="Number of training epochs, in place of the recipe's"
     )
-    precision: Annotated[Precision | None, OptionInfo(page="`float16` needs a GPU")] = Field(
-        default=None, description="Precision of training, in place of the recipe's"
+    precision: Precision | None = Field(
+        default=None,
+        description="Precision of training, not the recipe's: float32, bfloat16, or float16 on a GPU",
     )
 
 
 class MeasurementFields(Options):
     """Fields of every measurement of a study."""
 
-    alphas: Annotated[
-        int | None, Field(ge=3, le=MAX_ALPHAS), OptionInfo(page="An odd number has the midpoint among them")
-    ] = Field(default=None, description="Number of points on each path, an odd number")
+    alphas: Annotated[int | None, Field(ge=3, le=MAX_ALPHAS), OptionInfo(page="The midpoint is then among them")] = (
+        Field(default=None, description="Number of points on each path, odd")
+    )
     statistics: Annotated[int | None, Field(ge=2, le=MAX_NUMBER)] = Field(
         default=None, description="Number of train images that matchers and corrections see (all by default)"
     )
@@ -246,9 +251,14 @@ def study_default(name: str) -> Any:
 
 
 class OneSentence(BaseModel):
-    """A model that is refused with a ValueError of one sentence, where pydantic writes several lines."""
+    """A model that is refused with a ValueError of one sentence, where pydantic writes several lines.
 
-    def __init__(self, **data: Any) -> None:
+    The sentence names fields as options where `names_options` is set.
+    """
+
+    names_options: ClassVar[bool] = False
+
+    def __init__(self, /, **data: Any) -> None:  # A file may have a field `self`.
         try:
             super().__init__(**data)
         except ValidationError as error:
@@ -260,10 +270,11 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     context: Mapping[str, Any] = problem.get("ctx", {})
     if problem["type"] == "value_error":
         return str(context["error"])
-    field, got = str(problem["loc"][0]), shown(problem["input"])
+    name, got = str(problem["loc"][0]), shown(problem["input"])
+    field = f"--{name.replace('_', '-')}" if issubclass(model, OneSentence) and model.names_options else name
     match problem["type"]:
         case "extra_forbidden":
-            return f"there is no field {shown(field)}; known: {', '.join(model.model_fields)}"
+            return f"there is no field {shown(name)}; known: {', '.join(model.model_fields)}"
         case "missing":
             return f"the field {field} is missing"
         case "greater_than_equal":
@@ -273,7 +284,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         case "literal_error":
             return f"{field} must be {context['expected'].replace(chr(39), '')}, got {got}"
         case _:
-            return f"{field} cannot be {got}: {model.model_fields[field].description}"
+            return f"{field} cannot be {got}: {model.model_fields[name].description}"
 
 
 class RunOptions(OneSentence, Choices):

@@ -108,7 +108,7 @@ def _told(name: str) -> Any:
 
 
 class StudyForm(Place, Choices):
-    """A study, and the values that replace its own. It names no code: RunOptions' network, data and trust_code."""
+    """A study, and the values that replace its own; user-defined code cannot be named here."""
 
     study: StudyName = Field(default="digits-depth", description="Name of the study")
     size: SizeName | None = _told("size")

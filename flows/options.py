@@ -1,4 +1,4 @@
-"""Studies that a person asks for: one that comes with repairlab, or one defined in a file."""
+"""Studies that a user asks for: one that ships with repairlab, or one defined in a file."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ class OwnStudy(OneSentence, Extras, Design):
             question=self.question or f"What does {self.name} show?",
             grids=tuple(self._grid(architecture, recipe) for architecture in architectures),
             n_seeds=self.seeds or study_default("seeds"),
-            matchers=tuple(self.matcher or study_default("matcher")),
-            corrections=tuple(self.correction or study_default("correction")),
+            matchers=tuple(study_default("matcher") if self.matcher is None else self.matcher),
+            corrections=tuple(study_default("correction") if self.correction is None else self.correction),
             extras=Extras(**self.given(Extras)),
             measurement=override(DEFAULT_MEASUREMENT, **self.measurement),
             sweep={name: tuple(values) for name, values in (self.sweep or {}).items()},

@@ -85,7 +85,12 @@ def _parameter(model: type[BaseModel], name: str) -> inspect.Parameter:
     flag = f"--{_dashed(model, name)}"
     if kind is bool and default is None:
         flag = f"{flag}/--no-{flag[2:]}"
-    told = f"{field.description} [REPAIRLAB_{name.upper()}]" if is_setting else field.description
+    told = field.description or ""
+    if is_setting:
+        default_place = f", {field.default}" if isinstance(field.default, str) else ""
+        told = f"{told} [REPAIRLAB_{name.upper()}{default_place}]"
+    elif option.read is not None and not option.is_argument:
+        told = f"{told}; repeatable"
     info = typer.Argument(help=told) if option.is_argument else typer.Option(flag, help=told, metavar=option.metavar)
     annotation = Annotated[kind if field.is_required() else kind | None, info]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -1,4 +1,4 @@
-"""The request that a person's options make on a store, imported networks included."""
+"""The request that the user's options make on a store, imported networks included."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A study's results in pandas: its tables, its contrasts, its main figure, and the weights behind every point.
 
-from flows.results import open_study
+from repairlab import open_study
 
 study = open_study("runs", "digits-depth")
 study.ablation

@@ -30,7 +30,7 @@ def reach_code(cell: Cell) -> None:
 
 
 def import_code(words: Mapping[str, str]) -> None:
-    """Import the user-defined code that a person names, from the current folder; `words` are by option.
+    """Import the user-defined code that the user names, from the current folder; `words` are by option.
 
     Other words are left alone. ValueError where there is no such place, UserCodeError where importing it raises.
     """

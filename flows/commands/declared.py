@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
@@ -17,6 +17,7 @@ from tasks.science.specs.matchers import parse_matcher
 class MergeOptions(OneSentence):
     """Two weights files, and what is made of them."""
 
+    names_options: ClassVar[bool] = True
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     a: Annotated[Path, OptionInfo(is_argument=True)] = Field(
@@ -70,6 +71,7 @@ def split_facts(name: str, words: list[str]) -> dict[str, str]:
 class ImportOptions(OneSentence):
     """Weights files, and what is known of them."""
 
+    names_options: ClassVar[bool] = True
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     files: Annotated[list[str], OptionInfo(read=lambda _name, words: words, is_argument=True)] = Field(

@@ -103,7 +103,7 @@ def test_a_cell_is_the_same_whichever_study_asks_for_it(tmp_path: Path):
         ('name = "rates"', 'name = "width"', "width is the name of a study that comes with repairlab: choose another"),
         ("seeds = 3", "seed = 3", "own.toml: there is no field 'seed'; known: dataset, "),
         ("seeds = 3", 'seeds = "many"', "own.toml: seeds cannot be 'many': Number of seeds"),
-        ("depth = 4", "", "an mlp needs its depth, the number of hidden layers: give one"),
+        ("depth = 4", "", "an mlp needs its depth, the number of hidden layers: give --depth N"),
         ('"mlp"', '"alexnet"', "there is no architecture 'alexnet'; known: mlp, "),
         ('"small/digits"', '"digits"', "there is no recipe 'digits': write family/name, with a family of small, mlp"),
         ('"small/digits"', '"small/other"', "there is no recipe 'other' of small; known: digits, "),

@@ -180,7 +180,7 @@ class TestWithAServerAndAWorker:
         # One at a time: what comes while another goes on is cancelled.
         assert sorted(state.name for state in states) in (["Failed", "Failed"], ["Cancelled", "Failed"])
         failed = [state.message for state in states if state.name == "Failed"]
-        assert all("asked for with job variables, which none may set here" in message for message in failed)
+        assert all("asked for with job variables, which are not allowed" in message for message in failed)
         assert not pool.mark.exists()
 
     def test_register_closes_the_pool_and_takes_the_deployments_variables_away(self, pool: Pool):
@@ -221,7 +221,7 @@ class TestWithAServerAndAWorker:
             answer.raise_for_status()
         state = pool.wait_for(answer.json()["id"])
         assert state.name == "Failed"
-        assert "asked for with job variables, which none may set here" in state.message
+        assert "asked for with job variables, which are not allowed" in state.message
         assert not pool.mark.exists()
 
     def test_job_variables_put_into_a_deployment_have_no_effect_and_its_next_run_is_refused(self, pool: Pool):

@@ -129,7 +129,9 @@ class Shipped(Architecture):
         }
         for name, meaning in (("width", "neurons of a hidden layer"), ("depth", "number of hidden layers")):
             if fields[name] is None:
-                raise ValueError(f"an {self.word} needs its {name}, the {meaning}: give one")
+                raise ValueError(
+                    f"an {self.word} needs its {name}, the {meaning}: give --{name} N, or --set {name}=N to import"
+                )
         return fields
 
     def check(self, cell: Cell) -> None:

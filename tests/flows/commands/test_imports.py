@@ -359,7 +359,7 @@ def test_nothing_is_overwritten_by_other_weights(own: str, call):
         (["a" * 300 + ".pt"], "cannot be looked for"),
         (["run_10.pt", "--set", "width=7"], "conv has shape"),
         (["run_10.pt", "--set", "normalization=layer"], "whose normalization is batch, not layer"),
-        (["run_10.pt", "--seed-from", "hash"], "seed_from must be order or name, got 'hash'"),
+        (["run_10.pt", "--seed-from", "hash"], "--seed-from must be order or name, got 'hash'"),
         (["run_10.pt", "copy_10.pt", "--seed-from", "name"], "both have seed 10"),
         (["plain.pt", "--seed-from", "name"], "plain.pt has no number in its name"),
         (["run_10.pt", "--study", "mlp-width"], "mlp-width is the name of a study that comes with repairlab"),
