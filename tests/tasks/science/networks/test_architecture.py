@@ -101,9 +101,9 @@ def test_defaults_of_a_shipped_architecture_are_its_first_normalization_and_publ
     assert found == {"architecture": "resnet20", "normalization": "batch", "width": 1, "depth": 20}
     mlp = find_architecture("mlp")
     assert mlp.describe(DATA, Factors(8, 2), never)["normalization"] == "none"
-    with pytest.raises(ValueError, match="an mlp needs its width, the neurons of a hidden layer: give one"):
+    with pytest.raises(ValueError, match="an mlp needs its width, the neurons of a hidden layer: give --width N"):
         mlp.describe(DATA, Factors(depth=2), never)
-    with pytest.raises(ValueError, match="an mlp needs its depth, the number of hidden layers: give one"):
+    with pytest.raises(ValueError, match="an mlp needs its depth, the number of hidden layers: give --depth N"):
         mlp.describe_grid(DATA, [8], [], "", never)
 
 
