@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Writes a module of a person's own into a folder that becomes the current one; returns its name."""
+    """Write a user-defined module into a folder that becomes the current one; returns its name."""
 
     def write(text: str) -> str:
         name = re.sub(r"\W", "_", f"own_{tmp_path.name}")  # no two tests import the same

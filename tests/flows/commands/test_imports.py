@@ -1,4 +1,4 @@
-"""Networks, data and checkpoints of a person's own, in studies, as that person calls them."""
+"""User-defined networks and data, and imported checkpoints, in studies."""
 
 from __future__ import annotations
 
